@@ -1,0 +1,76 @@
+"""What methods, merges and losses say about themselves, as JSON facts, a table, and a page."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from vtzoo.registry import Card, Kind
+
+from ._blocks import Block, Line, Table
+
+
+def facts(card: Card, kind: Kind) -> dict[str, Any]:
+    """One card as plain facts, the form `--json` prints."""
+    common = {
+        "name": card.name,
+        "summary": card.summary,
+        "paper": card.paper,
+        "knobs": [{"name": k.name, "type": k.type, "default": k.default} for k in card.knobs],
+        "doc": card.doc,
+    }
+    if kind != "methods":
+        return common
+    return {**common, "group": card.group, "folds": folds(card.folds), "families": families().get(card.name, [])}
+
+
+def folds(text: str) -> str:
+    """`yes`, `no` or `partly`, from the sentence a method's docstring has after "Folds:"."""
+    first = text.lower().replace(",", " ").replace(";", " ").replace(":", " ").split()[:1]
+    if not first or first[0] in ("no", "never", "not"):
+        return "no"
+    return "yes" if first[0] in ("yes", "exactly", "always", "exact") else "partly"
+
+
+@cache
+def families() -> dict[str, list[str]]:
+    """Which backbone families each method is tested on; empty before that table was generated."""
+    import yaml
+
+    source = files("vtzoo.methods").joinpath("_support.yaml")
+    if not source.is_file():
+        return {}
+    support = yaml.safe_load(source.read_text(encoding="utf-8"))
+    return {name: sorted(f for f, ok in _pairs(found) if ok) for name, found in support.items()}
+
+
+def table(found: list[dict[str, Any]]) -> list[Block]:
+    """All of a kind, one a row."""
+    if not found or "group" not in found[0]:
+        return [Table(("name", "paper", "what it is"), [(c["name"], c["paper"], _what(c)) for c in found])]
+    rows = [(c["name"], c["group"], c["folds"], c["paper"], _what(c)) for c in found]
+    return [Table(("name", "group", "folds", "paper", "what it is"), rows)]
+
+
+def page(card: dict[str, Any]) -> list[Block]:
+    """One's whole documentation and its knobs."""
+    blocks: list[Block] = [Line(card["doc"]), Line("")]
+    blocks += [Line(f"{key}: {card[key]}") for key in ("group", "paper", "folds") if card.get(key)]
+    if card.get("families"):
+        blocks.append(Line(f"tested on: {', '.join(card['families'])}"))
+    rows = [(k["name"], k["default"] or "(required)", k["type"]) for k in card["knobs"]]
+    return [*blocks, Line(""), Table(("knob", "default", "type"), rows)] if rows else [*blocks, Line("knobs: none")]
+
+
+def _what(card: dict[str, Any]) -> str:
+    """The summary without the name it starts with and the citation it ends with."""
+    _, colon, rest = str(card["summary"]).partition(": ")
+    return (rest if colon else card["summary"]).partition(" (")[0].rstrip(".")
+
+
+def _pairs(found: Any) -> list[tuple[str, bool]]:
+    """A list of families, or a mapping of families to yes or a reason for no."""
+    return (
+        [(f, v is True or v == "yes") for f, v in found.items()]
+        if isinstance(found, dict)
+        else [(f, True) for f in found]
+    )

@@ -1,0 +1,104 @@
+"""Every refusal as a message, a hint and an exit code; what is not a refusal keeps its traceback."""
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from vtzoo.errors import VtzooError, did_you_mean
+
+from ._argv import GLOBAL_OPTIONS
+
+INTERRUPTED = 130
+_RESOURCES = 7
+_OS_CODES = {
+    errno.ENOSPC: _RESOURCES,
+    errno.EDQUOT: _RESOURCES,
+    errno.ENOMEM: _RESOURCES,
+    errno.EMFILE: _RESOURCES,
+    errno.EACCES: 1,
+    errno.EPERM: 1,
+    errno.EROFS: 1,
+    errno.ENAMETOOLONG: 2,
+}
+_OS_HINTS = {
+    _RESOURCES: "free some space, or choose another place with --zoo or --out",
+    1: "check who may write there, or choose another place with --zoo or --out",
+    2: "choose a shorter name",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What an error tells the user."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+
+def interrupted() -> Refusal:
+    """Say that Ctrl-C was pressed where nothing had to be kept."""
+    return Refusal("interrupted", "nothing was added to the zoo; run it again when ready", INTERRUPTED)
+
+
+def explain(error: BaseException) -> Refusal | None:
+    """Turn an exception into a refusal; None when it is a bug whose traceback is wanted."""
+    if isinstance(error, VtzooError):
+        return Refusal(str(error), error.hint or "vtzoo --help", error.exit_code)
+    if isinstance(error, typer.TyperException):
+        return _usage(error)
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted()
+    if _out_of_memory(error):
+        hint = "lower --batch-size or --image-size, or choose a smaller backbone"
+        return Refusal(f"out of memory ({_first_line(error)})", hint, _RESOURCES)
+    if isinstance(error, OSError) and error.errno in _OS_CODES:
+        code = _OS_CODES[error.errno]
+        where = f": {error.filename}" if error.filename else ""
+        return Refusal(f"{(error.strerror or str(error)).lower()}{where}", _OS_HINTS[code], code)
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Recognise Python's, torch's and its allocator's ways of saying it, without importing torch."""
+    names = {c.__name__ for c in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _usage(error: typer.TyperException) -> Refusal:
+    """Typer's own usage errors, in the house's two lines."""
+    ctx: Any = getattr(error, "ctx", None)
+    path = ctx.command_path if ctx is not None else "vtzoo"
+    hint = f"{path} --help"
+    message = error.format_message()
+    option = getattr(error, "option_name", None)
+    if option is not None and message.startswith("No such option"):
+        message = f"no such option: {option}"
+        hint = _suggest(str(option), [*_options(ctx), *GLOBAL_OPTIONS], hint)
+    elif message.startswith("No such command"):
+        word = message.split("'")[1]
+        message = f"no such command: {word}"
+        hint = _suggest(word, getattr(ctx.command, "commands", {}), hint)
+    return Refusal(_lower_first(message.rstrip(".")), hint, error.exit_code)
+
+
+def _options(ctx: Any) -> list[str]:
+    return [name for param in ctx.command.params for name in param.opts if name.startswith("-")]
+
+
+def _suggest(word: str, known: Iterable[str], otherwise: str) -> str:
+    nearest = did_you_mean(word, known)
+    return f"{nearest} ({otherwise})" if nearest.startswith("did you mean") else otherwise
+
+
+def _lower_first(words: str) -> str:
+    return words[:1].lower() + words[1:]

@@ -1,0 +1,86 @@
+"""Options that several commands share, each declared once; and the training recipe that they add up to."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtzoo.errors import Corrupt, NotFound, UsageError
+
+Ref = Annotated[
+    str, typer.Argument(metavar="REF", help="An entry of the zoo: its name, a unique prefix, name@sha256:…, or a file.")
+]
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="What to call the result in the zoo.")]
+Keep = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Also keep the result in the zoo under this name.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="DATA", help="A folder of images by class, vtzoo:NAME, or a name timm reads (hfds/…, wds/…)."
+    ),
+]
+Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="Whose head to use, where there are several.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken images instead of stopping at the first.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this name.")]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="A recipe: training knobs by name.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One training knob; may be given several times.")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the training images.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", metavar="X", help="Peak learning rate (default: by method).")
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Images per step.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Of initial values, order and augmentation.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", metavar="fp32|bf16|fp16", help="Number format of the forward pass.")
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", metavar="PIXELS", help="Side of the input, if not the backbone's own.")
+]
+
+
+def recipe(config: Path | None, sets: Iterable[str] | None, **flags: Any) -> dict[str, Any]:
+    """Put a recipe together: the file, over it `--set`, over it the flags that were given.
+
+    Raises:
+        NotFound: no such file.
+        UsageError: a `--set` without `=`, or a file that is no mapping.
+    """
+    knobs = _read(config) if config is not None else {}
+    for item in sets or ():
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set '{item}' is not key=value", "for example --set mixup=0.2")
+        knobs[key.strip().replace("-", "_")] = value.strip()
+    return {**knobs, **{k: v for k, v in flags.items() if v is not None}}
+
+
+def numbers(text: str | None, what: str) -> tuple[float, ...] | None:
+    """Split `0.5,0.5,0.5` into numbers.
+
+    Raises:
+        UsageError: something in it is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{what} '{text}' is not a list of numbers", f"for example {what} 0.5,0.5,0.5") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"no recipe file {path}", "write --config FILE.yaml with lines such as epochs: 10") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Corrupt(f"{path} is not YAML: {error}", "write lines such as epochs: 10") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no knobs by name", "write lines such as epochs: 10")
+    return {str(k).replace("-", "_"): v for k, v in content.items()}

@@ -1,0 +1,103 @@
+"""The only file that prints. stdout carries the result; stderr the talk, the progress and the two lines of an error."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vtzoo import talk
+
+from ._blocks import Block, Line, Table, plain
+
+
+@dataclass(slots=True)
+class _Style:
+    color: bool = True
+    quiet: bool = False
+
+
+_style = _Style()
+
+
+def setup(*, quiet: bool, color: bool) -> None:
+    """Take the global options to heart and give the library its voice on stderr."""
+    _style.quiet, _style.color = quiet, color and not os.environ.get("NO_COLOR")
+    if quiet:
+        talk.install(lambda _text: None, lambda items, _label, _total: items)
+    else:
+        talk.install(say, _track)
+
+
+def document(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    print(json.dumps(_jsonable(value), indent=2, default=str))
+
+
+def text(value: str) -> None:
+    """Print text on stdout as it is."""
+    print(value)
+
+
+def blocks(content: Iterable[Block]) -> None:
+    """Print lines and tables on stdout: drawn by rich on a terminal, in plain columns elsewhere."""
+    for block in content:
+        if isinstance(block, Line):
+            print(block.text)
+        elif sys.stdout.isatty():
+            _draw(block)
+        else:
+            print("\n".join(plain(block)))
+
+
+def say(line: str) -> None:
+    """Print one line of talk on stderr."""
+    if not _style.quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def refuse(message: str, hint: str) -> None:
+    """Print an error's two lines on stderr."""
+    red, reset = ("\x1b[31m", "\x1b[0m") if _style.color and sys.stderr.isatty() else ("", "")
+    print(f"{red}error:{reset} {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr, flush=True)
+
+
+def _one_line(words: str) -> str:
+    return " ".join(words.split())
+
+
+def _draw(table: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for name in table.columns:
+        drawn.add_column(name, justify="right" if name in table.right else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
+    Console(no_color=not _style.color, highlight=False).print(drawn)
+
+
+def _track(items: Iterable[object], label: str, total: int) -> Iterable[object]:
+    """Show a progress bar on stderr while items pass, when stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True, no_color=not _style.color)
+    return track(items, description=label, total=total or None, console=console, transient=True)
+
+
+def _jsonable(value: Any) -> Any:
+    """Strict JSON: numbers that are not finite become null, tuples lists, keys text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(v) for v in value]
+    return value

@@ -1,0 +1,115 @@
+"""How each verb's result looks to a person."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ._blocks import Block, Line, Table, number
+
+_SHOWN = ("top1", "top5", "balanced_accuracy", "loss", "ece")
+_RIGHT = frozenset({*_SHOWN, "images", "value", "probability"})
+
+
+def trained(facts: dict[str, Any]) -> list[Block]:
+    """Metrics by split, then what was made."""
+    made = f"{facts['ref']}: {number(facts['params'])} trainable parameters"
+    return [*_metrics("split", facts["metrics"]), Line(made), *_where(facts)]
+
+
+def evaluated(facts: dict[str, Any]) -> list[Block]:
+    """Metrics by task."""
+    return _metrics("task", facts["metrics"])
+
+
+def predicted(facts: dict[str, Any]) -> list[Block]:
+    """The classes of each image, most probable first."""
+    rows = [
+        (
+            str(p["image"]) if i == 0 else "",
+            str(p.get("task", "")) if i == 0 else "",
+            str(t["class"]),
+            f"{t['probability']:.1%}",
+        )
+        for p in facts["predictions"]
+        for i, t in enumerate(p["top"])
+    ]
+    return [Table(("image", "task", "class", "probability"), rows, right=_RIGHT)]
+
+
+def merged(facts: dict[str, Any]) -> list[Block]:
+    """The report, then what was made."""
+    return [*report(facts["report"]), Line(f"merged into {facts['ref']}"), *_where(facts)]
+
+
+def folded(facts: dict[str, Any]) -> list[Block]:
+    """The largest differences, then the folder."""
+    return [*report(facts["report"]), Line(f"folded into {facts['path']}")]
+
+
+def distilled(facts: dict[str, Any]) -> list[Block]:
+    """Metrics, then what was made."""
+    return [*_metrics("who", facts["metrics"]), *report(facts["report"]), Line(f"made {facts['ref']}"), *_where(facts)]
+
+
+def exported(facts: dict[str, Any]) -> list[Block]:
+    """The verification, then the file."""
+    return [*report(facts["report"]), Line(f"wrote {facts['path']}")]
+
+
+def added(facts: dict[str, Any]) -> list[Block]:
+    """The new entry."""
+    return [Line(f"added {facts['ref']}"), *_where(facts)]
+
+
+def demo(facts: dict[str, Any]) -> list[Block]:
+    """The whole main job's table."""
+    return [*report(facts["report"]), Line(f"everything is in {facts['path']}: vtzoo ls --zoo {facts['path']}")]
+
+
+def report(found: Mapping[str, Any]) -> list[Block]:
+    """Any report: single values as one table, a list of records as a table of its own."""
+    single = [(_label(k), _value(v)) for k, v in found.items() if not _is_records(v)]
+    blocks: list[Block] = [Table(("what", "value"), single)] if single else []
+    return blocks + [_records(_label(k), v) for k, v in found.items() if _is_records(v)]
+
+
+def _metrics(what: str, found: Mapping[str, Any]) -> list[Block]:
+    """One row a task or split; flat metrics are one row."""
+    nested = {k: v for k, v in found.items() if isinstance(v, Mapping)} or ({"": found} if found else {})
+    columns = [c for c in _SHOWN if any(c in m for m in nested.values())]
+    rows = [(str(k), *(_metric(c, m.get(c)) for c in columns)) for k, m in nested.items()]
+    return [Table((what, *columns), rows, right=_RIGHT)] if columns else []
+
+
+def _metric(name: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return ""
+    return f"{value:.4f}" if name in ("loss", "ece") else f"{value:.1%}"
+
+
+def _where(facts: Mapping[str, Any]) -> list[Block]:
+    return [Line(f"file: {facts['path']}")] if facts.get("path") else []
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+
+def _records(title: str, rows: list[Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [tuple(_value(row.get(c)) for c in columns) for row in rows]
+    numeric = {_label(c) for c in columns if all(isinstance(row.get(c), int | float | None) for row in rows)}
+    return Table(tuple(_label(c) for c in columns), cells, title=title, right=frozenset(numeric))
+
+
+def _label(key: str) -> str:
+    return str(key).replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(v) for v in value)
+    return "" if value is None else str(value)

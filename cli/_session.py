@@ -1,0 +1,42 @@
+"""What the global options say, and the two things every command needs: the zoo and a place for its result."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import _render
+from ._blocks import Block
+
+if TYPE_CHECKING:
+    from vtzoo.zoo import Zoo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """One run of the program: its global options, and the line that was typed."""
+
+    zoo_path: Path | None = None
+    json: bool = False
+    command: str = ""
+
+    @classmethod
+    def of(cls, ctx: typer.Context) -> "Session":
+        """Give the session that the program's callback left in the context."""
+        return ctx.find_object(cls) or cls()
+
+    def zoo(self) -> "Zoo":
+        """Find the zoo that `--zoo`, the environment or the working folder says."""
+        from vtzoo.zoo import Zoo
+
+        return Zoo.find(self.zoo_path)
+
+    def show(self, result: Any, view: Callable[[Any], list[Block]]) -> None:
+        """Print a result: one JSON document with `--json`, else its human form."""
+        facts = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+        if self.json:
+            _render.document(facts)
+        else:
+            _render.blocks(view(facts))

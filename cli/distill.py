@@ -1,0 +1,55 @@
+"""`vtzoo distill`."""
+
+from typing import Annotated
+
+import typer
+
+from . import _options as o
+from . import _results
+from ._session import Session
+
+EXAMPLES = (
+    "vtzoo distill --teacher fashion/lora --student test_vit --data vtzoo:fashion --loss kd --name fashion/small",
+)
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    teachers: Annotated[
+        list[str], typer.Option("--teacher", metavar="REF", help="Who teaches; may be given several times.")
+    ],
+    student: Annotated[str, typer.Option("--student", metavar="ARCH|REF", help="Any timm architecture, or an entry.")],
+    data: o.Data,
+    name: o.Name,
+    loss: Annotated[str, typer.Option("--loss", metavar="SPEC", help="What is taught (see vtzoo losses).")] = "kd",
+    epochs: o.Epochs = None,
+    lr: o.LearningRate = None,
+    batch_size: o.BatchSize = None,
+    image_size: o.ImageSize = None,
+    precision: o.Precision = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    sets: o.Sets = None,
+    resume: o.Resume = False,
+    skip_bad: o.SkipBad = False,
+) -> None:
+    """Teach a small network what any entry knows."""
+    session = Session.of(ctx)
+    recipe = o.recipe(
+        config,
+        sets,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        image_size=image_size,
+        precision=precision,
+        seed=seed,
+    )
+    from vtzoo.verbs.distill import distill
+
+    result = distill(
+        teachers=teachers, student=student, data=data, loss=loss, name=name, zoo=session.zoo(), recipe=recipe,
+        resume=resume, skip_bad=skip_bad,
+    )  # fmt: skip
+    session.show(result, _results.distilled)

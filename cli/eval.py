@@ -1,0 +1,28 @@
+"""`vtzoo eval`."""
+
+from typing import Annotated
+
+import typer
+
+from . import _results
+from ._options import Data, Ref, SkipBad, Task
+from ._session import Session
+
+EXAMPLES = ("vtzoo eval fashion/lora --data vtzoo:fashion",)
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    data: Data,
+    task: Task = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images per step.")] = 64,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Measure a delta, merge or model on test images."""
+    session = Session.of(ctx)
+    from vtzoo.verbs.evaluate import evaluate
+
+    result = evaluate(ref=ref, data=data, task=task, zoo=session.zoo(), batch_size=batch_size, skip_bad=skip_bad)
+    session.show(result, _results.evaluated)

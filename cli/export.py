@@ -1,0 +1,61 @@
+"""Write a model for another runtime or file format."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _results
+from ._options import Keep, Ref, Task
+from ._session import Session
+
+File = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
+Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")]
+
+
+def onnx(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    out: File,
+    task: Task = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", metavar="N", help="ONNX operator set (default: the exporter's).")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", metavar="X", min=0, help="Largest relative difference allowed, onnxruntime against torch."
+        ),
+    ] = 1e-3,
+    name: Keep = None,
+) -> None:
+    """Write ONNX with a free batch size, checked with onnxruntime before the file appears."""
+    session = Session.of(ctx)
+    from vtzoo.verbs.export.onnx import export_onnx
+
+    result = export_onnx(ref=ref, out=out, opset=opset, tolerance=tolerance, task=task, zoo=session.zoo(), name=name)
+    session.show(result, _results.exported)
+
+
+def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None, name: Keep = None) -> None:
+    """Write a folder that plain timm loads."""
+    session = Session.of(ctx)
+    from vtzoo.verbs.export.timm import export_timm
+
+    session.show(export_timm(ref=ref, out=out, task=task, zoo=session.zoo(), name=name), _results.exported)
+
+
+def safetensors(ctx: typer.Context, *, ref: Ref, out: File, task: Task = None, name: Keep = None) -> None:
+    """Write plain weights as one safetensors file."""
+    session = Session.of(ctx)
+    from vtzoo.verbs.export.safetensors import export_safetensors
+
+    session.show(export_safetensors(ref=ref, out=out, task=task, zoo=session.zoo(), name=name), _results.exported)
+
+
+COMMANDS = (
+    ("onnx", onnx, ("vtzoo export onnx fashion/lora fashion.onnx",)),
+    ("timm", timm, ("vtzoo export timm fashion/lora fashion-timm/",)),
+    ("safetensors", safetensors, ("vtzoo export safetensors fashion/lora fashion.safetensors",)),
+)

@@ -1,0 +1,40 @@
+"""`vtzoo fold`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _results
+from ._options import Keep, Ref, Task
+from ._session import Session
+
+EXAMPLES = ("vtzoo fold fashion/lora --out folded/fashion",)
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="A new folder for config.json and model.safetensors.")
+    ],
+    task: Task = None,
+    headless: Annotated[bool, typer.Option("--headless", help="Leave the classifier out.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="Of the written weights.")] = "float32",
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance", metavar="X", min=0, help="Largest relative difference allowed, fold against attach."
+        ),
+    ] = 1e-5,
+    name: Keep = None,
+) -> None:
+    """Write a delta or merge into plain weights for plain timm."""
+    session = Session.of(ctx)
+    from vtzoo.verbs.fold import fold_ref
+
+    result = fold_ref(
+        ref=ref, out=out, task=task, headless=headless, dtype=dtype, tolerance=tolerance, zoo=session.zoo(), name=name
+    )
+    session.show(result, _results.folded)

@@ -1,0 +1,26 @@
+"""`vtzoo predict`."""
+
+from typing import Annotated
+
+import typer
+
+from . import _results
+from ._options import Ref, Task
+from ._session import Session
+
+EXAMPLES = ("vtzoo predict fashion/lora photo.jpg --top 3",)
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or folders.")],
+    task: Task = None,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many classes to name.")] = 5,
+) -> None:
+    """Name the most probable classes of images."""
+    session = Session.of(ctx)
+    from vtzoo.verbs.predict import predict
+
+    session.show(predict(ref=ref, images=images, task=task, top=top, zoo=session.zoo()), _results.predicted)

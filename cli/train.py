@@ -1,0 +1,57 @@
+"""`vtzoo train`."""
+
+from typing import Annotated
+
+import typer
+
+from . import _options as o
+from . import _results
+from ._session import Session
+
+EXAMPLES = (
+    "vtzoo train --backbone vit-tiny --data vtzoo:fashion --method lora --name fashion/lora",
+    "vtzoo train --backbone REF --data photos/ --method 'lora[rank=8]+bitfit' --name NAME --epochs 20 --set mixup=0.2",
+)
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    backbone: Annotated[str, typer.Option("--backbone", metavar="REF", help="The frozen network under it.")],
+    data: o.Data,
+    name: o.Name,
+    method: Annotated[
+        str, typer.Option("--method", metavar="SPEC", help="What to train (see vtzoo methods).")
+    ] = "linear",
+    head: Annotated[str | None, typer.Option("--head", metavar="SPEC", help="linear, or mlp[…].")] = None,
+    epochs: o.Epochs = None,
+    lr: o.LearningRate = None,
+    batch_size: o.BatchSize = None,
+    image_size: o.ImageSize = None,
+    precision: o.Precision = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    sets: o.Sets = None,
+    resume: o.Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, train nothing.")] = False,
+    skip_bad: o.SkipBad = False,
+) -> None:
+    """Train a delta and its head on a frozen backbone."""
+    session = Session.of(ctx)
+    recipe = o.recipe(
+        config,
+        sets,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        image_size=image_size,
+        precision=precision,
+        seed=seed,
+    )
+    from vtzoo.verbs.train import train
+
+    result = train(
+        backbone=backbone, data=data, method=method, name=name, zoo=session.zoo(), recipe=recipe, head=head,
+        resume=resume, dry_run=dry_run, skip_bad=skip_bad, command=session.command,
+    )  # fmt: skip
+    session.show(result, _results.trained)

@@ -1,0 +1,104 @@
+"""What the contract tests share: which pairs are supported, and one prepared delta per spec and family.
+
+A `Case` is what a perturbed delta gave on one model; every test builds fresh models of its own and compares.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import vtzoo.methods
+from tests import families
+from vtzoo import registry
+from vtzoo.delta import Delta
+from vtzoo.graft import tensors_of
+from vtzoo.live import extract, head_state, inject
+from vtzoo.spec import Task
+
+TASK = Task(name="t", classes=tuple("abcde"[: families.CLASSES]))
+SUPPORT: dict[str, dict[str, str]] = yaml.safe_load(
+    (Path(vtzoo.methods.__file__).parent / "_support.yaml").read_text(encoding="utf-8")
+)
+METHODS = registry.names("methods")
+FAMILIES = families.names()
+
+VARIANTS = {
+    "lora[qkv=qv,rank=3,alpha=5]": ("vit", "beit", "swin", "swinv2", "dinov3", "mobilenetv4"),
+    "lora[targets=conv,rank=2]": ("resnet", "nfnet", "efficientnet", "convnext", "mobilenetv4", "hybrid", "vit"),
+    "ssf[init_std=0.02]": ("vit", "swinv2", "resnet"),
+}
+STACKS = ("lora+ssf+bitfit", "ssf+lora")
+
+
+def pairs(*, works: bool = True) -> list[Any]:
+    """(method, family) that the support table says works, or those that it says are refused."""
+    return [
+        pytest.param(m, f, id=f"{m}-{f}")
+        for m in METHODS
+        for f in FAMILIES
+        if (SUPPORT.get(m, {}).get(f, "") in ("folds", "live")) is works
+    ]
+
+
+def everything() -> list[Any]:
+    """All supported pairs, the variants and the stacks."""
+    more = [(spec, f) for spec, where in VARIANTS.items() for f in where]
+    more += [(spec, f) for spec in STACKS for f in FAMILIES if all(SUPPORT.get(p, {}).get(f) == "folds" for p in spec.split("+"))]
+    return pairs() + [pytest.param(s, f, id=f"{s}-{f}") for s, f in more]
+
+
+def bare(family: str, **changes: Any) -> nn.Module:
+    """A fresh tiny backbone in float64."""
+    return families.build(family, **changes)
+
+
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The output in evaluation mode, without a graph."""
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """max|a - b| / max|a|."""
+    return float((a - b).abs().max() / a.abs().max())
+
+
+def perturbed(spec: str, family: str, **changes: Any) -> nn.Module:
+    """A fresh model with a delta of which no tensor, nor the head, is at its start."""
+    model = inject(bare(family, **changes), spec)
+    families.perturb(tensors_of(model))
+    families.perturb(head_state(model), seed=2)
+    return model
+
+
+def claims_identity(spec: str) -> bool:
+    """Whether every part's docstring says "Identity at init: yes" (of the default knobs)."""
+    if "init_std=0.02" in spec:
+        return False
+    docs = [registry.card("methods", p.partition("[")[0]).doc for p in re.split(r"\+(?![^\[]*\])", spec)]
+    return all(re.search(r"Identity at init:\s*(\w+)", doc)[1].lower() == "yes" for doc in docs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One spec on one family: images, the bare output, the output with the perturbed delta, and the delta."""
+
+    x: Tensor
+    bare: Tensor
+    live: Tensor
+    delta: Delta
+
+
+@lru_cache(maxsize=None)
+def case(spec: str, family: str) -> Case:
+    """The prepared case of a spec on a family (shared, never changed)."""
+    x = families.batch(family)
+    model = perturbed(spec, family)
+    return Case(x, logits(bare(family), x), logits(model, x), extract(model, tasks=[TASK]))

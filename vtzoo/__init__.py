@@ -1,0 +1,78 @@
+"""One frozen vision backbone, many small tasks: train deltas, merge them, fold them, distil them, ship them.
+
+    import vtzoo
+    model = vtzoo.build("vit-s16-dino")                      # frozen, eval
+    vtzoo.inject(model, "lora[rank=8]+bitfit", seed=0)       # a fresh trainable delta, in place
+
+Importing this package loads nothing heavy: a name below is fetched when it is first used (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtzoo.backbone import build
+    from vtzoo.delta import Delta
+    from vtzoo.errors import VtzooError
+    from vtzoo.folding import fold
+    from vtzoo.live import attach, detach, extract, inject
+    from vtzoo.merging import merge
+    from vtzoo.verbs.distill import distill
+    from vtzoo.verbs.evaluate import evaluate
+    from vtzoo.verbs.export.onnx import export_onnx
+    from vtzoo.verbs.predict import predict
+    from vtzoo.verbs.train import train
+    from vtzoo.zoo import Zoo
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Delta",
+    "VtzooError",
+    "Zoo",
+    "__version__",
+    "attach",
+    "build",
+    "detach",
+    "distill",
+    "evaluate",
+    "export_onnx",
+    "extract",
+    "fold",
+    "inject",
+    "merge",
+    "predict",
+    "train",
+]
+
+_HOME = {
+    "Delta": "vtzoo.delta",
+    "VtzooError": "vtzoo.errors",
+    "Zoo": "vtzoo.zoo",
+    "attach": "vtzoo.live",
+    "build": "vtzoo.backbone",
+    "detach": "vtzoo.live",
+    "distill": "vtzoo.verbs.distill",
+    "evaluate": "vtzoo.verbs.evaluate",
+    "export_onnx": "vtzoo.verbs.export.onnx",
+    "extract": "vtzoo.live",
+    "fold": "vtzoo.folding",
+    "inject": "vtzoo.live",
+    "merge": "vtzoo.merging",
+    "predict": "vtzoo.verbs.predict",
+    "train": "vtzoo.verbs.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Fetch a public name from its home on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'vtzoo' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

@@ -1,0 +1,295 @@
+"""Where a method can act: the sites of a backbone, found by module structure and one forward probe.
+
+Duck-typed: nothing of timm is imported; what is used of a model is `get_classifier`, `num_prefix_tokens` and
+`pretrained_cfg` where they exist.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtzoo.errors import UsageError, did_you_mean
+from vtzoo.graft import CONTAINERS, own_parameters
+from vtzoo.spec import plain
+
+QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v", "to_qkv", "in_proj"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """A place in a backbone, with the geometry that fold needs.
+
+    Attributes:
+        name: full module name, "" for the root.
+        kind: linear, conv, norm, module, or params (a bag of parameters of one module).
+        shape: of the weight: [out, in], [out, in/groups, kh, kw], [channels]; of the output for a module.
+        bias: the module has one.
+        called: its forward runs; otherwise only its parameters are read.
+        facts: anything else a method wants at fold time; plain JSON.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    bias: bool = False
+    called: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Site":
+        """From a header's JSON."""
+        return cls(**{**data, "shape": tuple(data.get("shape", ()))})
+
+    def json(self) -> dict[str, Any]:
+        """Plain JSON; defaults left out."""
+        default = asdict(Site(name="", kind=""))
+        return plain({k: v for k, v in asdict(self).items() if k in ("name", "kind") or v != default[k]})
+
+    @property
+    def last(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition(".")[2]
+
+    def key(self, param: str) -> str:
+        """The full name of one of its parameters."""
+        return f"{self.name}.{param}" if self.name else param
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the probe saw of one module: how often it was called, and the shapes of its input and output."""
+
+    calls: int
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The sites of one model, resolved before any graft."""
+
+    model: nn.Module
+    seen: Mapping[str, Seen]
+    head: tuple[str, ...]
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module outside the head, by name."""
+        inside = tuple(h + "." for h in self.head)
+        return {n: m for n, m in self.model.named_modules() if n not in self.head and not n.startswith(inside)}
+
+    @cached_property
+    def linears(self) -> list[Site]:
+        """Every linear layer, and whether it is called or read."""
+        return [self._linear(n, m) for n, m in self.modules.items() if isinstance(m, nn.Linear)]
+
+    @cached_property
+    def convs(self) -> list[Site]:
+        """Every 2-d convolution."""
+        return [self._conv(n, m) for n, m in self.modules.items() if isinstance(m, nn.Conv2d)]
+
+    @cached_property
+    def norms(self) -> list[Site]:
+        """Every normalisation with an affine weight (BatchNorm, LayerNorm, GroupNorm, RMSNorm, with or without act)."""
+        return [self._norm(n, m) for n, m in self.modules.items() if is_norm(m)]
+
+    @cached_property
+    def blocks(self) -> list[Site]:
+        """The repeated units in order: numbered, called once, not nested, shape-keeping or not."""
+        found: list[Site] = []
+        for name, seen in self.seen.items():
+            module = self.modules.get(name)
+            parent, _, last = name.rpartition(".")
+            if module is None or not last.isdigit() or not seen.x or not seen.y or isinstance(module, CONTAINERS):
+                continue
+            if not isinstance(self.model.get_submodule(parent), CONTAINERS) or not any(module.children()):
+                continue
+            found.append(self.module(name))
+        inner = [s for s in found if not any(o.name.startswith(s.name + ".") for o in found)]
+        order = {n: i for i, n in enumerate(self.modules)}
+        return sorted(inner, key=lambda s: order[s.name])
+
+    @cached_property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches (class, registers); 0 for maps."""
+        return int(getattr(self.model, "num_prefix_tokens", 0))
+
+    @cached_property
+    def stem(self) -> str:
+        """The first leaf that sees the pixels."""
+        leaves = (n for n, s in self.seen.items() if n in self.modules and not any(self.modules[n].children()) and s.x)
+        name = next((n for n in leaves if len(self.seen[n].x) == 4), "")
+        if not name:
+            raise UsageError("no layer takes the image directly", "this method does not fit this backbone")
+        return name
+
+    def module(self, name: str, **facts: Any) -> Site:
+        """A called module as a site; facts: channel axis, input and output shapes without the batch."""
+        seen = self.seen[name]
+        return Site(name=name, kind="module", shape=seen.y[1:], facts={"x": list(seen.x[1:]), **facts})
+
+    def within(self, block: str, *names: str) -> str | None:
+        """The first child of a block with one of these names that was called."""
+        return next((f"{block}.{n}" for n in names if f"{block}.{n}" in self.seen), None)
+
+    def params(self, wanted: Iterable[str]) -> list[Site]:
+        """Parameters by full name, gathered by the module that owns them."""
+        names, sites = set(wanted), []
+        for name, module in self.modules.items():
+            own = {p: tuple(t.shape) for p, t in own_parameters(module).items() if _full(name, p) in names}
+            if own:
+                sites.append(Site(name=name, kind="params", facts={"params": {k: list(v) for k, v in own.items()}}))
+        return sites
+
+    @cached_property
+    def parameter_names(self) -> list[str]:
+        """Every parameter outside the head."""
+        return [_full(n, p) for n, m in self.modules.items() for p in own_parameters(m)]
+
+    def select(self, targets: Iterable[str], sites: Iterable[Site] | None = None) -> list[Site]:
+        """The sites that any target names: a role, the last part of a name, or a glob over full names.
+
+        Roles: auto (the linears of the blocks, Swin V2's position MLPs left out; where there are none, the blocks'
+        dense convolutions; all past the stem where there are no blocks), linear, conv, norm,
+        attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample.
+
+        Raises:
+            UsageError: a target names nothing here.
+        """
+        pool = [*self.linears, *self.convs] if sites is None else list(sites)
+        chosen: dict[str, Site] = {}
+        for target in targets:
+            hits = [s for s in pool if self._is(s, target)]
+            if not hits:
+                words = {s.last for s in pool} | {r for s in pool for r in self.roles(s)}
+                raise UsageError(f"target '{target}' names nothing in this backbone", did_you_mean(target, words))
+            chosen.update({s.name: s for s in hits})
+        return [s for s in pool if s.name in chosen]
+
+    def roles(self, site: Site) -> set[str]:
+        """The words by which a site can be targeted beside its name."""
+        parent = site.name.rpartition(".")[0].rpartition(".")[2]
+        found = {site.kind}
+        if any(site.name.startswith(b.name + ".") for b in self.blocks):
+            found.add("blocks")
+        found |= {"attention"} if "attn" in parent or "attention" in parent else set()
+        found |= {"mlp"} if "mlp" in parent or site.last in ("fc1", "fc2", "fc1_g", "fc1_x") else set()
+        found |= {"qkv"} if site.last in QKV else set()
+        found |= {"downsample"} if "downsample" in site.name else set()
+        if site.kind == "conv":
+            groups, (out, _, *kernel) = site.facts["groups"], site.shape
+            depthwise = groups > 1 and groups == out
+            found.add("depthwise" if depthwise else "pointwise" if set(kernel) == {1} else "spatial")
+        return found
+
+    def _is(self, site: Site, target: str) -> bool:
+        if target == "auto":
+            roles, near = self.roles(site), self._near
+            dense = "linear" if any(near(s) for s in self.linears) else "conv"
+            return near(site) and dense in roles and "depthwise" not in roles and "cpb_mlp" not in site.name
+        return target in self.roles(site) or site.last == target or ("*" in target and fnmatchcase(site.name, target))
+
+    def _near(self, site: Site) -> bool:
+        """In a block; on a backbone whose blocks aren't numbered (RegNet), anywhere past the stem."""
+        return "blocks" in self.roles(site) if self.blocks else site.name != self.stem
+
+    def _linear(self, name: str, m: nn.Linear) -> Site:
+        fused = {"fused": 3} if name.endswith("qkv") and m.out_features % 3 == 0 else {}
+        return Site(
+            name=name, kind="linear", shape=(m.out_features, m.in_features), bias=m.bias is not None,
+            called=name in self.seen, facts=fused,
+        )
+
+    def _conv(self, name: str, m: nn.Conv2d) -> Site:
+        facts = {"groups": m.groups, "stride": list(m.stride), "padding": plain(m.padding), "type": type(m).__name__}
+        if "StdConv" in type(m).__name__:  # the weight is standardised as it is read, so its scale has no effect
+            facts["standardised"] = "gain" if "gain" in own_parameters(m) else "bare"
+        return Site(
+            name=name, kind="conv", shape=tuple(m.weight.shape), bias=m.bias is not None, called=name in self.seen, facts=facts
+        )
+
+    def _norm(self, name: str, m: nn.Module) -> Site:
+        own = own_parameters(m)
+        return Site(
+            name=name, kind="norm", shape=tuple(own["weight"].shape), bias="bias" in own, called=name in self.seen,
+            facts={"type": type(m).__name__},
+        )
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A leaf that normalises, then scales by a one-dimensional weight (so not ConvNeXt V2's response norm)."""
+    weight, kind = module._parameters.get("weight"), type(module).__name__.lower()
+    return weight is not None and weight.ndim == 1 and "norm" in kind and "response" not in kind
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the classifier modules: what `num_classes=0` removes."""
+    getter = getattr(model, "get_classifier", None)
+    if getter is None:
+        return ()
+    found = getter()
+    wanted = [m for m in (found if isinstance(found, tuple | list) else [found]) if isinstance(m, nn.Module)]
+    return tuple(n for n, m in model.named_modules() if any(m is w for w in wanted))
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """The size in pixels [channels, height, width] that a probe should have."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    channels, height, width = tuple(config.get("input_size") or (3, 224, 224))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
+    sized = (m.img_size for m in model.modules() if getattr(m, "img_size", None) is not None)  # a patch embedding, often
+    fixed = next(sized, None)
+    if fixed is not None:
+        height, width = (fixed, fixed) if isinstance(fixed, int) else tuple(fixed)
+    elif not config.get("fixed_input_size"):
+        height, width = min(height, 96), min(width, 96)
+    return channels, height, width
+
+
+def survey(model: nn.Module, size: tuple[int, int, int] | None = None) -> Anatomy:
+    """Run one image through the model and note which modules are called, in order, with which shapes."""
+    seen: dict[str, Seen] = {}
+
+    def note(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            calls = seen[name].calls + 1 if name in seen else 1
+            seen[name] = Seen(calls, _shape(x), _shape(y))
+
+        return hook
+
+    handles = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules()]
+    try:
+        probe(model, size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Anatomy(model, {n: seen[n] for n in seen if n}, head_names(model))
+
+
+@torch.no_grad()
+def probe(model: nn.Module, size: tuple[int, int, int] | None = None) -> Tensor:
+    """One forward of one random image in eval mode; the model's modes stay as they were."""
+    modes = {m: m.training for m in model.modules()}
+    like = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *(size or input_size(model)), generator=generator).to(like.device, like.dtype)
+    model.eval()
+    try:
+        return model(x)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _full(module: str, param: str) -> str:
+    return f"{module}.{param}" if module else param

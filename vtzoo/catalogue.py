@@ -1,0 +1,234 @@
+"""Index files as text (read with lines in every complaint, written the same each time) and the built-in one.
+
+The built-in catalogue is the repository's own `zoo_index.yaml`, marked `catalogue: true`: a resource of the installed
+package, or the file next to the package's folder in a checkout. An index is plain data: no tags, no anchors, no
+aliases, no key twice, a few levels deep.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from vtzoo.errors import Corrupt, Mismatch, UsageError, did_you_mean
+from vtzoo.files import reading
+from vtzoo.refs import SECTIONS, Entry, Section, check_facts, check_name, shown
+
+INDEX = "zoo_index.yaml"
+SCHEMA = 1
+
+Facts = dict[str, Any]
+Sections = dict[Section, dict[str, Facts]]
+
+_FAST = hasattr(yaml, "CSafeLoader")
+_Loader: Any = yaml.CSafeLoader if _FAST else yaml.SafeLoader
+_DEPTH_LIMIT = 16
+_WIDTH = 1 << 20  # no folding: one fact, one line
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}
+_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp")}
+
+
+class _Dumper(yaml.CSafeDumper if _FAST else yaml.SafeDumper):  # type: ignore[misc] - either class, chosen once
+    """Writes a value that stands twice twice, instead of an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - yaml's signature
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A zoo's table: entries by section and name; a catalogue is never written to."""
+
+    sections: Sections = field(default_factory=lambda: {s: {} for s in SECTIONS})
+    catalogue: bool = False
+
+
+def parse(data: bytes, where: Path) -> Index:
+    """Read an index.
+
+    Raises:
+        Corrupt: not UTF-8, not YAML, or not an index; the message has the file and the line.
+        Mismatch: written by a newer vtzoo.
+    """
+    try:
+        reader = _Reader(data.decode("utf-8-sig"))
+        return _index(reader.document(), reader.lines)
+    except UnicodeDecodeError as error:
+        reason, line = "not UTF-8", data.count(b"\n", 0, error.start) + 1
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason, line = error.problem or "not YAML", mark.line + 1 if mark else 1
+    except yaml.reader.ReaderError as error:
+        reason, line = error.reason, data.decode("utf-8-sig").count("\n", 0, error.position) + 1
+    except _Wrong as error:
+        reason, line = str(error), error.line
+    hint = "mend the line by hand, or take the file from git or a backup"
+    if b"\n<<<<<<< " in data or data.startswith(b"<<<<<<< "):
+        hint = "git left its conflict marks in it: keep both sides' entries and remove the marks"
+    raise Corrupt(f"{where}, line {line}: {' '.join(reason.split())}", hint)
+
+
+def dump(index: Index) -> str:
+    """Write an index: sorted, one fact a line, the same text for the same content.
+
+    Raises:
+        UsageError: a fact is no plain JSON value.
+    """
+    _check_plain(index.sections)
+    content: dict[str, Any] = {"schema": SCHEMA, **index.sections}
+    if index.catalogue:
+        content["catalogue"] = True
+    return yaml.dump(content, Dumper=_Dumper, default_flow_style=None, allow_unicode=True, width=_WIDTH)
+
+
+@cache
+def builtin_path() -> Path | None:
+    """Where the built-in catalogue is; None when this installation has none."""
+    package = Path(__file__).parent
+    places = (package / INDEX, package.parent / INDEX)
+    return next((p for p in places if p.is_file() and is_catalogue(p)), None)
+
+
+def builtin() -> list[Entry]:
+    """The entries of the built-in catalogue, each a fresh copy."""
+    return [Entry(s, name, deepcopy(f), builtin=True) for s, table in _builtin().items() for name, f in table.items()]
+
+
+@cache
+def _builtin() -> Sections:
+    path = builtin_path()
+    return Index().sections if path is None else parse(path.read_bytes(), path).sections
+
+
+def is_catalogue(path: Path) -> bool:
+    """Whether an index file says `catalogue: true`; read without parsing it."""
+    with reading(path):
+        return bool(re.search(rb"(?m)^catalogue:[ \t]+true[ \t\r]*$", path.read_bytes()))
+
+
+class _Wrong(Exception):
+    """Becomes Corrupt, with the file and the line."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+class _Reader:
+    """Builds plain values from YAML events (composing nodes would crash in C on deep nesting)."""
+
+    def __init__(self, text: str) -> None:
+        self._loader = _Loader(text)
+        self.lines: dict[tuple[str, ...], int] = {(): 1}
+
+    def document(self) -> Any:
+        """Read the one document."""
+        try:
+            self._next()
+            start = self._next()
+            if isinstance(start, yaml.StreamEndEvent):
+                raise _Wrong("it is empty", 1)
+            value = self._value(self._next(), ())
+            self._next()
+            if not isinstance(rest := self._next(), yaml.StreamEndEvent):
+                raise _Wrong("a second document starts here", self._line(rest))
+            return value
+        finally:
+            self._loader.dispose()
+
+    def _next(self) -> Any:
+        return self._loader.get_event()
+
+    def _line(self, event: Any) -> int:
+        return event.start_mark.line + 1
+
+    def _value(self, event: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(event, yaml.AliasEvent):
+            raise _Wrong("an index has no aliases", self._line(event))
+        if event.anchor or event.tag not in (None, "!"):
+            raise _Wrong("an index has no anchors and no tags", self._line(event))
+        if len(path) > _DEPTH_LIMIT:
+            raise _Wrong(f"it is nested more than {_DEPTH_LIMIT} levels deep", self._line(event))
+        if isinstance(event, yaml.ScalarEvent):
+            return self._scalar(event)
+        return self._map(path) if isinstance(event, yaml.MappingStartEvent) else self._list(path)
+
+    def _scalar(self, event: Any) -> Any:
+        tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        if tag in _TEXT:
+            return event.value
+        if tag not in _SCALARS:
+            raise _Wrong(f"{shown(event.value)} must stand in quotes", self._line(event))
+        try:
+            node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
+            return self._loader.construct_object(node)
+        except (ValueError, OverflowError) as error:
+            raise _Wrong(f"{shown(event.value)} is no number", self._line(event)) from error
+
+    def _map(self, path: tuple[str, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            key = self._value(event, path)
+            if not isinstance(key, str):
+                raise _Wrong(f"the key {shown(key)} is no text: put it in quotes", self._line(event))
+            if key in found:
+                raise _Wrong(f"'{key}' stands twice", self._line(event))
+            self.lines[*path, key] = self._line(event)
+            found[key] = self._value(self._next(), (*path, key))
+        return found
+
+    def _list(self, path: tuple[str, ...]) -> list[Any]:
+        found: list[Any] = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            found.append(self._value(event, (*path, "-")))
+        return found
+
+
+def _index(content: Any, lines: Mapping[tuple[str, ...], int]) -> Index:
+    if not isinstance(content, dict):
+        raise _Wrong("a map with schema, backbones, deltas and models is wanted", 1)
+    content = cast("dict[str, Any]", content)
+    schema = content.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise _Wrong(f"the schema is {shown(schema)}; write 'schema: {SCHEMA}'", lines.get(("schema",), 1))
+    if schema > SCHEMA:
+        raise Mismatch(f"the zoo's index has schema {schema}, this vtzoo knows up to {SCHEMA}", "pip install -U vtzoo")
+    index = Index(catalogue=content.get("catalogue") is True)
+    known = ("schema", "catalogue", *SECTIONS)
+    for key, table in content.items():
+        if key not in known:
+            raise _Wrong(f"{shown(key)} is no section ({did_you_mean(key, known)})", lines[key,])
+        if key in SECTIONS:
+            index.sections[key] = _section(key, table, lines)
+    return index
+
+
+def _section(section: Section, table: Any, lines: Mapping[tuple[str, ...], int]) -> dict[str, Facts]:
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        raise _Wrong(f"{section} is no map of names", lines[section,])
+    table = cast("dict[str, Any]", table)
+    for name, facts in table.items():
+        line = lines[section, name]
+        if not isinstance(facts, dict):
+            raise _Wrong(f"{section} {shown(name)} has no map of facts", line)
+        try:
+            check_name(name)
+            check_facts(section, cast("Facts", facts))
+        except UsageError as error:
+            raise _Wrong(f"{section} {shown(name)}: {error.message}; {error.hint}", line) from error
+    return table
+
+
+def _check_plain(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # an unencodable text is a ValueError
+        raise UsageError(f"a fact is no plain JSON value: {error}", "use text, numbers, lists and maps") from error

@@ -1,0 +1,155 @@
+"""A delta: what one task (or a merge of several) adds to a backbone, in one self-describing safetensors file.
+
+Tensors are named `<site>.<graft>.<param>`; heads `@head/<task>/<timm name>`; base tensors that were resized for
+another input size `@base/<name>`. The header's metadata holds one JSON document under `vtzoo`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vtzoo import files, knobs, registry
+from vtzoo.anatomy import Site
+from vtzoo.errors import Corrupt, NotFound, did_you_mean
+from vtzoo.spec import BackboneCard, Task, plain
+from vtzoo.tensors import Lazy, TensorFile, prefixed, write
+
+SCHEMA = 1
+HEAD, BASE = "@head/", "@base/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One method of a stack, resolved: its graft's attribute name, its knobs and its sites."""
+
+    method: str
+    graft: str
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    sites: tuple[Site, ...] = ()
+
+    @property
+    def module(self) -> Any:
+        """The method's module (see methods/__init__ for its protocol)."""
+        return registry.load("methods", self.method)
+
+    @property
+    def config(self) -> Any:
+        """The knobs as the method's own Config."""
+        return knobs.decode(self.module.Config, self.knobs, self.method)
+
+    def json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"method": self.method, "graft": self.graft, "knobs": plain(dict(self.knobs)), "sites": [s.json() for s in self.sites]}
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Part":
+        """From a header's JSON."""
+        return cls(**{**data, "sites": tuple(Site.of(s) for s in data["sites"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """See the module's docstring. `tensors` may be lazy; `method` is the spec as people read it."""
+
+    method: str
+    parts: tuple[Part, ...]
+    backbone: BackboneCard
+    tensors: Mapping[str, Tensor]
+    tasks: tuple[Task, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Delta":
+        """Read a delta; its tensors stay in the file until they are asked for.
+
+        Raises:
+            NotFound: no such file.
+            Corrupt: damaged, or a safetensors file that is no delta.
+        """
+        path = Path(path)
+        doc = read_header(path)
+        try:
+            return cls(
+                method=doc["method"],
+                parts=tuple(Part.of(p) for p in doc["config"]["parts"]),
+                backbone=BackboneCard.of(doc["backbone"]["name"], doc["backbone"]),
+                tensors=TensorFile(path),
+                tasks=tuple(Task.of(t) for t in doc["tasks"]),
+                metrics=doc["metrics"],
+                recipe=doc.get("recipe", {}),
+                lineage=doc["lineage"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corrupt(f"{path}: the delta's header lacks or garbles {error}", "make the delta again, or fetch it again") from error
+
+    def save(self, path: str | Path) -> str:
+        """Write the file atomically; the same tensors and facts give the same bytes. Returns its sha256."""
+        return write(Path(path), self.tensors, {"vtzoo": json.dumps(self.header(), sort_keys=True)})
+
+    def header(self) -> dict[str, Any]:
+        """The JSON document of the file."""
+        return plain({
+            "schema": SCHEMA,
+            "method": self.method,
+            "config": {"parts": [p.json() for p in self.parts]},
+            "backbone": {"name": self.backbone.name, **self.backbone.json()},
+            "tasks": [t.json() for t in self.tasks],
+            "metrics": self.metrics,
+            "recipe": self.recipe,
+            "lineage": self.lineage,
+        })
+
+    def task(self, name: str | None = None) -> Task:
+        """A task by name; without a name the only one.
+
+        Raises:
+            NotFound: no such task, or several and none named.
+        """
+        if name is None and len(self.tasks) == 1:
+            return self.tasks[0]
+        known = [t.name for t in self.tasks]
+        if name is None:
+            raise NotFound(f"this delta has {len(known)} tasks: {', '.join(known)}", f"choose one with --task {known[0] if known else 'NAME'}")
+        if name not in known:
+            raise NotFound(f"this delta has no task '{name}'", did_you_mean(name, known))
+        return next(t for t in self.tasks if t.name == name)
+
+    def head(self, task: str) -> Lazy:
+        """A task's head tensors under their timm names."""
+        return prefixed(self.tensors, f"{HEAD}{task}/")
+
+    @property
+    def overrides(self) -> Lazy:
+        """Base tensors resized for this delta's input size."""
+        return prefixed(self.tensors, BASE)
+
+    def with_(self, **changes: Any) -> "Delta":
+        """A copy with other facts."""
+        return replace(self, **changes)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the delta holds, heads left out."""
+        return sum(t.numel() for n, t in self.tensors.items() if not n.startswith(("@",)))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A delta's JSON document, by the standard library alone.
+
+    Raises:
+        NotFound: no such file.
+        Corrupt: damaged, or not a delta.
+    """
+    text = files.header(path).metadata.get("vtzoo")
+    if text is None:
+        raise Corrupt(f"{path} is a safetensors file but no vtzoo delta", "add it with: vtzoo add delta NAME --backbone REF --weights FILE")
+    doc = json.loads(text)
+    if doc.get("schema") != SCHEMA:
+        raise Corrupt(f"{path} has schema {doc.get('schema')!r}, this vtzoo reads {SCHEMA}", "upgrade vtzoo")
+    return doc

@@ -1,0 +1,199 @@
+"""Fold: write a delta into plain backbone weights. A pure, lazy function of base tensors, delta tensors and config.
+
+Part after part in the order written; per site each edited parameter becomes `Graft.read(name, before)`, the very
+function that a live graft uses where its host's weight is read. A method whose fold changes the architecture brings
+a `fold` of its own and returns `model_args`. Computed in float32 (float64 when given), cast once by whoever writes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtzoo import registry
+from vtzoo.anatomy import Site
+from vtzoo.delta import Delta, Part
+from vtzoo.errors import NotFoldable, ShapeMismatch
+from vtzoo.graft import Before, Graft
+from vtzoo.tensors import shape_of, working
+
+
+@dataclass(frozen=True)
+class Folded(Mapping[str, Tensor]):
+    """A full state dict, computed tensor by tensor on access.
+
+    Attributes:
+        base: what lies underneath.
+        makers: the changed tensors' recipes, and their shapes where they differ from the base's.
+        model_args: keyword arguments that the folded timm model needs beside the base's.
+    """
+
+    base: Mapping[str, Tensor]
+    makers: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        maker = self.makers.get(name)
+        return maker() if maker else self.base[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.base
+        yield from (n for n in self.makers if n not in self.base)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without computing it."""
+        return self.shapes[name] if name in self.shapes else shape_of(self.base, name)
+
+    @property
+    def changed(self) -> set[str]:
+        """Names that may differ from the bare backbone's, all layers of folding together."""
+        below = self.base.changed if isinstance(self.base, Folded) else set[str]()
+        return below | set(self.makers)
+
+    @property
+    def all_args(self) -> dict[str, Any]:
+        """`model_args` of all layers of folding."""
+        below = self.base.all_args if isinstance(self.base, Folded) else {}
+        return {**below, **self.model_args}
+
+
+def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None) -> Folded:
+    """Fold a delta into its backbone's tensors.
+
+    Args:
+        base: the backbone's state dict, timm-named; may be lazy.
+        delta: made for this backbone.
+        task: whose head to put in; None takes the only one, or none where there are several; "" leaves heads out.
+
+    Returns:
+        The full state dict, lazily, with `.model_args`.
+
+    Raises:
+        NotFoldable: a part has no exact form in plain weights, and why.
+        ShapeMismatch: the base is another architecture.
+    """
+    folded = root = grounded(base, delta)
+    for part in delta.parts:
+        folded = fold_part(folded, delta.tensors, part, root)
+    if task == "" or (task is None and len(delta.tasks) != 1):
+        return folded
+    name = delta.task(task).name
+    for part in delta.parts:
+        if hasattr(part.module, "head"):
+            raise NotFoldable(f"{part.method}: {reason(part.method)}", "fold --headless, or export onnx, which keeps the head as it is")
+    head = delta.head(name)
+    return Folded(folded, {n: (lambda n=n: head[n]) for n in head}, {n: shape_of(head, n) for n in head})
+
+
+def grounded(base: Mapping[str, Tensor], delta: Delta) -> Folded:
+    """The base at the delta's input size: resized tensors come from the delta."""
+    resized = delta.overrides
+    return Folded(base, {n: (lambda n=n: resized[n]) for n in resized}, {n: shape_of(resized, n) for n in resized})
+
+
+def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Mapping[str, Tensor]) -> Folded:
+    """Fold one part of a stack over what the earlier ones gave."""
+    module, config = part.module, part.config
+    if hasattr(module, "fold"):
+        return module.fold(base, site_tensors(tensors, part), part.sites, config)
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for site in part.sites:
+        child = rebuild(module, site, config)
+        if not child.edits:
+            raise NotFoldable(f"{part.method}: {reason(part.method)}", "keep it as a delta, or export onnx, which runs it attached")
+        missing = [p for p in child.edits if site.key(p) not in base]
+        if missing:
+            raise ShapeMismatch(f"this backbone has no {site.key(missing[0])}", "fold into the backbone that the delta names")
+        prefix = f"{site.key(part.graft)}."
+        for name in child.edits:
+            makers[site.key(name)] = _maker(module, site, config, name, tensors, prefix, base, root)
+    return Folded(base, makers)
+
+
+def site_tensors(tensors: Mapping[str, Tensor], part: Part) -> dict[str, Mapping[str, Tensor]]:
+    """A part's tensors by site name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for site in part.sites:
+        prefix = f"{site.key(part.graft)}."
+        found[site.name] = {n[len(prefix) :]: tensors[n] for n in tensors if n.startswith(prefix) and "." not in n[len(prefix) :]}
+    return found
+
+
+def rebuild(module: Any, site: Site, config: Any, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> Graft:
+    """A graft as it was saved; without tensors, its shape only (on the meta device)."""
+    with torch.device("meta"):
+        child: Graft = module.Graft(site, config)
+    if tensors is not None:
+        child.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, assign=True)
+        child.requires_grad_(False)
+    return child.eval()
+
+
+def reason(method: str) -> str:
+    """Why a method does not fold, in its own docstring's words."""
+    return registry.card("methods", method).folds or "does not fold"
+
+
+def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
+    """Folded minus base, per tensor, computed when asked for; only the names that the delta touches.
+
+    Raises:
+        NotFoldable: a part does not fold, or its fold changes the architecture, so that there is no difference to take.
+    """
+    folded = fold(base, delta, task="")
+    if folded.all_args:
+        raise NotFoldable(
+            f"{delta.method} changes the architecture when folded ({', '.join(folded.all_args)}), so it has no task vector",
+            "merge deltas that keep the backbone's shapes",
+        )
+    ground = grounded(base, delta)
+    names = sorted(folded.changed - set(ground.makers) | (folded.changed & _edited(delta)))
+
+    def difference(name: str) -> Tensor:
+        after, before = folded[name], ground[name]
+        kind = working(after, before)
+        return after.to(kind) - before.to(kind)
+
+    return Folded({}, {n: (lambda n=n: difference(n)) for n in names}, {n: folded.shape(n) for n in names})
+
+
+def _maker(
+    module: Any, site: Site, config: Any, name: str, tensors: Mapping[str, Tensor], prefix: str,
+    base: Mapping[str, Tensor], root: Mapping[str, Tensor],
+) -> Callable[[], Tensor]:  # fmt: skip
+    names = [n for n in tensors if n.startswith(prefix)]
+
+    @torch.no_grad()
+    def make() -> Tensor:
+        own = {n[len(prefix) :]: tensors[n] for n in names}
+        kind = working(base[site.key(name)], *own.values())
+        cache: dict[tuple[int, str], Tensor] = {}
+
+        def get(source: Mapping[str, Tensor], which: int, param: str) -> Tensor:
+            # one object per value, so that a graft can tell by identity whether an earlier part changed it
+            changed = isinstance(base, Folded) and site.key(param) in base.changed
+            key = (which if changed else 0, param)
+            if key not in cache:
+                cache[key] = source[site.key(param)].to(kind)
+            return cache[key]
+
+        before = Before(lambda n: get(base, 1, n), lambda n: get(root, 0, n))
+        return rebuild(module, site, config, own, kind).read(name, before)
+
+    return make
+
+
+def _edited(delta: Delta) -> set[str]:
+    """Full names of the parameters that the delta's grafts rewrite."""
+    found: set[str] = set()
+    for part in delta.parts:
+        for site in part.sites:
+            found |= {site.key(p) for p in rebuild(part.module, site, part.config).edits}
+    return found
+

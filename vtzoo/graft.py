@@ -1,0 +1,224 @@
+"""Graft and prune: hang a trainable child on a live module without renaming anything, and take it off bit for bit.
+
+The host's class is swapped for a subclass made on the fly. Grafts nest in the order written: each wraps what stands
+before it, so what runs is what folds, part after part:
+
+    call(i, x) = leave_i(x, call(i-1, enter_i(x))),      call(-1, x) = the host's own forward
+
+A graft that works in weight space can also be *read*: for a host whose parameters are read and never called
+(`F.linear(x, self.qkv.weight)`), or whose own forward must see the changed weight (weight-standardised and 'same'
+convolutions, norms), the parameter's name becomes a property returning the stored value passed through the grafts'
+`read`. The stored parameter, its name and its bits stay.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtzoo.errors import UsageError
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+class Before:
+    """A host's parameters as the grafts before the present one leave them; `base` gives the untouched ones."""
+
+    __slots__ = ("_base", "_get")
+
+    def __init__(self, get: Callable[[str], Tensor], base: Callable[[str], Tensor]) -> None:
+        self._get, self._base = get, base
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._get(name)
+
+    def base(self, name: str) -> Tensor:
+        """The backbone's own value."""
+        return self._base(name)
+
+
+class Graft(nn.Module):
+    """A trainable child at one site. Subclasses override some of `enter`, `leave`, `read` and `start`.
+
+    Attributes:
+        edits: names of the host's parameters it rewrites; empty where the change has no form in plain weights.
+        calls: acts when the host is called; otherwise its `edits` are read through `read`.
+    """
+
+    edits: tuple[str, ...] = ()
+    calls: bool = True
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Change the host's input."""
+        return x
+
+    def leave(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - the interface
+        """Change the host's output, given the input that came to this graft."""
+        return y
+
+    def read(self, name: str, before: Before) -> Tensor:
+        """The host's parameter `name` with this graft folded in, given the values before it."""
+        raise NotImplementedError(f"{type(self).__name__}.read({name})")
+
+    def start(self, host: nn.Module) -> None:
+        """Take initial values from the host; called once on a fresh graft, not on a loaded one."""
+
+
+class _Watch:
+    """Which grafts ran during a probe; None when nobody watches."""
+
+    seen: set[int] | None = None
+
+
+@contextmanager
+def watching() -> Iterator[set[int]]:
+    """Collect the `id` of every graft that acts inside the block."""
+    _Watch.seen = set()
+    try:
+        yield _Watch.seen
+    finally:
+        _Watch.seen = None
+
+
+def graft(host: nn.Module, name: str, child: Graft) -> None:
+    """Hang `child` on `host` as attribute `name`; later grafts wrap earlier ones.
+
+    Raises:
+        UsageError: the host is a container (which would run the child as a layer), or the name is taken.
+    """
+    if isinstance(host, CONTAINERS):
+        raise UsageError(f"a {type(host).__name__} can't carry a graft", "target the layers inside it")
+    if hasattr(host, name):
+        raise UsageError(f"{type(host).__name__} already has an attribute '{name}'", "detach the first delta")
+    host.add_module(name, child)
+    if not child.calls:  # who is read and stands before must be read too, or the order would differ from fold's
+        for other in grafts(host):
+            if other.edits:
+                other.calls = False
+    host.__dict__["_graft_names"] = (*host.__dict__.get("_graft_names", ()), name)
+    _dress(host)
+
+
+def prune(host: nn.Module) -> None:
+    """Take every graft off; the host's class and attributes are again what they were."""
+    for name in host.__dict__.pop("_graft_names", ()):
+        del host._modules[name]
+    _dress(host)
+
+
+def freeze_statistics(host: nn.Module, frozen: bool = True) -> None:
+    """Keep a norm's running statistics as they are, whatever `model.train()` says; or let go again."""
+    if frozen:
+        host.__dict__["_frozen_statistics"] = True
+        host.eval()
+    else:
+        host.__dict__.pop("_frozen_statistics", None)
+    _dress(host)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether training mode would change the module's buffers (BatchNorm and its kin)."""
+    return getattr(module, "running_mean", None) is not None or getattr(module, "running_var", None) is not None
+
+
+def grafts(host: nn.Module) -> list[Graft]:
+    """The grafts on one host, innermost first."""
+    return [host._modules[name] for name in host.__dict__.get("_graft_names", ())]  # type: ignore[misc] - only Grafts are hung here
+
+
+def hosts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module that carries a graft, by name."""
+    return [(n, m) for n, m in model.named_modules() if m.__dict__.get("_graft_names")]
+
+
+def stored(host: nn.Module, name: str) -> Tensor:
+    """A parameter as stored, whatever is grafted on its host."""
+    value = host._parameters[name]
+    if value is None:
+        raise AttributeError(name)
+    return value
+
+
+def _value(host: nn.Module, name: str, upto: int) -> Tensor:
+    """Parameter `name` after the first `upto` grafts."""
+    children = grafts(host)
+    for i in reversed(range(upto)):
+        child = children[i]
+        if not child.calls and name in child.edits:
+            if _Watch.seen is not None:
+                _Watch.seen.add(id(child))
+            return child.read(name, Before(lambda n: _value(host, n, i), lambda n: stored(host, n)))  # noqa: B023 - used at once
+    return stored(host, name)
+
+
+class _Host:
+    """What a host's class gets in addition; see the module's docstring."""
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        children = [g for g in grafts(self) if g.calls]  # type: ignore[arg-type] - always mixed into an nn.Module
+        inputs: list[Tensor] = []
+        for child in reversed(children):
+            inputs.append(x)
+            x = child.enter(x)
+        y = super().forward(x, *args, **kwargs)  # type: ignore[misc] - the host's own
+        for child in children:
+            if _Watch.seen is not None:
+                _Watch.seen.add(id(child))
+            y = child.leave(inputs.pop(), y)
+        return y
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        base, reads, calls, frozen = self._vtzoo_made_from  # type: ignore[attr-defined] - set by _host_class
+        return _rebuild, (base, reads, calls, frozen), self.__dict__
+
+
+def _rebuild(base: type, reads: frozenset[str], calls: bool, frozen: bool) -> nn.Module:
+    made = _host_class(base, reads, calls, frozen)
+    return made.__new__(made)
+
+
+def _dress(host: nn.Module) -> None:
+    """Give the host the class that its grafts need."""
+    base = getattr(type(host), "_vtzoo_made_from", (type(host),))[0]
+    children = grafts(host)
+    reads = frozenset(n for g in children if not g.calls for n in g.edits)
+    frozen = host.__dict__.get("_frozen_statistics", False)
+    plain = not children and not frozen
+    host.__class__ = base if plain else _host_class(base, reads, any(g.calls for g in children), frozen)
+
+
+@lru_cache(maxsize=None)
+def _host_class(base: type, reads: frozenset[str], calls: bool, frozen: bool) -> type:
+    members: dict[str, Any] = {n: property(_reader(n)) for n in reads}
+    members["_vtzoo_made_from"] = (base, reads, calls, frozen)
+    members["__reduce_ex__"] = _Host.__reduce_ex__
+    if frozen:
+        members["train"] = lambda self, mode=True: base.train(self, False)  # type: ignore[attr-defined] # noqa: ARG005, FBT003 - statistics stay
+    return type(f"Grafted{base.__name__}", (_Host, base) if calls else (base,), members)
+
+
+def _reader(name: str) -> Callable[[nn.Module], Tensor]:
+    def read(self: nn.Module) -> Tensor:
+        return _value(self, name, len(grafts(self)))
+
+    return read
+
+
+def own_parameters(module: nn.Module) -> Mapping[str, Tensor]:
+    """The parameters stored on this very module (not its children), without the absent ones."""
+    return {n: p for n, p in module._parameters.items() if p is not None}
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that grafts own, named `<site>.<graft>.<param>`."""
+    found: dict[str, Tensor] = {}
+    for site, host in hosts(model):
+        for name in host.__dict__["_graft_names"]:
+            prefix = f"{site}.{name}." if site else f"{name}."
+            found.update({prefix + k: v for k, v in host._modules[name].state_dict(keep_vars=True).items()})  # type: ignore[union-attr] - never None
+    return found
+
+

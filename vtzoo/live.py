@@ -1,0 +1,329 @@
+"""Put a delta on a live model and take it off: inject (fresh), attach (saved), extract, detach.
+
+All four are method-blind: a method names its sites and builds one graft per site; everything else stands here once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtzoo import knobs, registry
+from vtzoo.anatomy import Anatomy, head_names, probe, survey
+from vtzoo.delta import BASE, HEAD, Delta, Part
+from vtzoo.errors import Conflict, DeadTarget, ShapeMismatch, UsageError, WrongBackbone
+from vtzoo.fingerprint import fingerprint_of
+from vtzoo.graft import freeze_statistics, graft, has_statistics, hosts, prune, tensors_of, watching
+from vtzoo.methods._protocol import head as build_head
+from vtzoo.spec import BackboneCard, Task
+from vtzoo.tensors import shape_of
+
+INSTALLED, CARD = "_vtzoo_installed", "vtzoo_card"
+
+
+@dataclass
+class Installed:
+    """What stands on a live model: the resolved parts, and what detach must put back."""
+
+    spec: str
+    parts: list[Part]
+    trainable_before: dict[str, bool] = field(default_factory=dict)
+    heads_before: dict[str, nn.Module] = field(default_factory=dict)
+    classes_before: int | None = None
+
+
+def installed(model: nn.Module) -> Installed | None:
+    """The delta on a model, if there is one."""
+    return model.__dict__.get(INSTALLED)
+
+
+def inject(model: nn.Module, spec: str, *, seed: int = 0) -> nn.Module:
+    """Hang a fresh trainable delta on a model, in place.
+
+    Afterwards exactly the delta's and the head's parameters require gradients, and BatchNorm statistics stay frozen
+    in training mode.
+
+    Args:
+        model: a timm model; its classifier becomes the delta's head (build it with `num_classes=N`).
+        spec: for example "lora[rank=8]+bitfit"; sites are resolved on the bare backbone.
+        seed: of the fresh values.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UsageError: unknown knobs or targets.
+        NotFound: unknown method.
+        Conflict: the model carries a delta already.
+        DeadTarget: a site is neither called nor read.
+    """
+    _refuse_second(model)
+    wanted = [_configured(p) for p in knobs.parse(spec)]
+    anatomy = survey(model)
+    parts: list[Part] = []
+    for name, module, config in wanted:
+        sites = tuple(module.sites(anatomy, config))
+        parts.append(Part(method=name, graft=_attribute(name, parts), knobs=knobs.encode(config), sites=sites))
+    record = _begin(model, spec)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part, (_, module, config) in zip(parts, wanted, strict=True):
+                _hang(model, part, module, config, fresh=True)
+                _swap_heads(model, record, module, config)
+        record.parts.extend(parts)
+        _alive(model, anatomy)
+    except BaseException:
+        detach(model)
+        raise
+    return model
+
+
+def attach(model: nn.Module, delta: Delta, *, task: str | None = None, check: bool = True) -> nn.Module:
+    """Put a saved delta on a model, in place, with the head of one task.
+
+    Args:
+        model: the backbone it was trained on, at the same input size (`vtzoo.build` of the delta's own facts).
+        delta: what `Delta.open` gives.
+        task: whose head; may be left out where there is one task, or "" for no head.
+        check: compare fingerprints first.
+
+    Raises:
+        WrongBackbone: other weights.
+        ShapeMismatch: another depth, width or input size.
+        DeadTarget: a site is neither called nor read in this version of the model.
+    """
+    _refuse_second(model)
+    if check:
+        check_backbone(model, delta)
+    anatomy = survey(model)
+    _same_places(model, delta, anatomy)
+    record = _begin(model, delta.method)
+    try:
+        for part in delta.parts:
+            _hang(model, part, part.module, part.config, fresh=False)
+        record.parts.extend(delta.parts)
+        _load(model, {n: t for n, t in delta.tensors.items() if not n.startswith("@")})
+        if task != "" and delta.tasks:
+            set_head(model, delta, delta.task(task).name)
+        _alive(model, anatomy)
+    except BaseException:
+        detach(model)
+        raise
+    return model.eval()
+
+
+def extract(
+    model: nn.Module,
+    *,
+    tasks: Sequence[Task] = (),
+    backbone: BackboneCard | None = None,
+    overrides: Mapping[str, Tensor] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> Delta:
+    """The trainable part of a model as an artifact; tensors are copied to the CPU.
+
+    Args:
+        model: one that `inject` or `attach` prepared.
+        tasks: the task whose head the model carries (one), or none.
+        backbone: facts of the backbone; by default those that `build` left on the model.
+        overrides: base tensors resized for another input size.
+        metrics: what was measured.
+        recipe: how it was trained.
+        lineage: what it was made from.
+
+    Raises:
+        UsageError: the model carries no delta.
+    """
+    record = installed(model)
+    if record is None:
+        raise UsageError("this model carries no delta", "call vtzoo.inject(model, 'lora') first")
+    tensors = {n: _copy(t) for n, t in tensors_of(model).items()}
+    for task in tasks:
+        tensors.update({f"{HEAD}{task.name}/{n}": _copy(t) for n, t in head_state(model).items()})
+    tensors.update({BASE + n: _copy(t) for n, t in (overrides or {}).items()})
+    card = backbone or getattr(model, CARD, None) or BackboneCard(name="", arch=type(model).__name__, fingerprint=fingerprint_of(model))
+    return Delta(
+        method=record.spec, parts=tuple(record.parts), backbone=card, tensors=tensors, tasks=tuple(tasks),
+        metrics=metrics or {}, recipe=recipe or {}, lineage=lineage or {},
+    )  # fmt: skip
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Take the delta off; the backbone, its classes and `requires_grad` flags are again what they were, bit for bit."""
+    record = model.__dict__.pop(INSTALLED, None)
+    if record is None:
+        return model
+    for _, host in hosts(model):
+        prune(host)
+    for module in model.modules():
+        if module.__dict__.get("_frozen_statistics"):
+            freeze_statistics(module, frozen=False)
+    for name, head in record.heads_before.items():
+        model.set_submodule(name, head)
+    if record.classes_before is not None:
+        model.num_classes = record.classes_before  # type: ignore[assignment] - a plain attribute of timm models
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(record.trainable_before.get(name, True))
+    return model
+
+
+def check_backbone(model: nn.Module, delta: Delta) -> None:
+    """Refuse a delta made for other weights.
+
+    Raises:
+        WrongBackbone: the fingerprints differ.
+    """
+    card: BackboneCard | None = getattr(model, CARD, None)
+    seen = card.fingerprint if card is not None and card.fingerprint else fingerprint_of(model)
+    if delta.backbone.fingerprint != seen:
+        raise WrongBackbone(
+            f"the delta was made for {delta.backbone.name or delta.backbone.arch} ({delta.backbone.fingerprint[:19]}…), "
+            f"this backbone is {card.name if card else type(model).__name__} ({seen[:19]}…)",
+            f"build its own backbone: vtzoo show {delta.backbone.name or 'REF'}",
+        )
+
+
+def head_state(model: nn.Module) -> dict[str, Tensor]:
+    """The classifier's tensors under their timm names."""
+    inside = tuple(h + "." for h in head_names(model))
+    return {n: t for n, t in model.state_dict(keep_vars=True).items() if inside and n.startswith(inside)}
+
+
+def set_head(model: nn.Module, delta: Delta, task: str) -> None:
+    """Give the model one task's classifier (the delta must be attached).
+
+    Raises:
+        ShapeMismatch: the head does not fit the backbone's features.
+    """
+    record = installed(model)
+    if record is None:
+        raise UsageError("attach the delta before choosing its head", "vtzoo.attach(model, delta)")
+    _keep_heads(model, record)
+    model.reset_classifier(len(delta.task(task).classes))  # type: ignore[operator] - a method of timm models
+    for part in delta.parts:
+        _swap_heads(model, record, part.module, part.config)
+    like = next((p for n, p in model.named_parameters() if not n.startswith(head_names(model))), None)
+    for name in head_names(model):
+        model.get_submodule(name).to(like.device if like is not None else None)
+    _load(model, dict(delta.head(task)))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require gradients, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _configured(part: knobs.Part) -> tuple[str, Any, Any]:
+    module = registry.load("methods", part.name)
+    return part.name, module, knobs.decode(module.Config, part.knobs, part.name)
+
+
+def _attribute(method: str, before: Sequence[Part]) -> str:
+    """The graft's attribute name: the method's, numbered when it stands more than once in a stack."""
+    count = sum(p.method == method for p in before)
+    return method.replace("-", "_") + (f"_{count + 1}" if count else "")
+
+
+def _begin(model: nn.Module, spec: str) -> Installed:
+    record = Installed(spec, [], {n: p.requires_grad for n, p in model.named_parameters()})
+    model.__dict__[INSTALLED] = record
+    inside = tuple(h + "." for h in head_names(model))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(inside) and name.startswith(inside))
+    for module in list(model.modules()):
+        if has_statistics(module):
+            freeze_statistics(module)
+    return record
+
+
+def _hang(model: nn.Module, part: Part, module: Any, config: Any, *, fresh: bool) -> None:
+    for site in part.sites:
+        host = model.get_submodule(site.name)
+        like = next(iter(host.parameters()), None)
+        like = next(model.parameters()) if like is None else like
+        child = module.Graft(site, config).to(like.device, like.dtype)
+        if fresh:
+            child.start(host)
+        graft(host, part.graft, child.train(host.training))
+
+
+def _keep_heads(model: nn.Module, record: Installed) -> None:
+    if not record.heads_before:
+        record.heads_before = {n: model.get_submodule(n) for n in head_names(model)}
+        record.classes_before = getattr(model, "num_classes", None)
+
+
+def _swap_heads(model: nn.Module, record: Installed, module: Any, config: Any) -> None:
+    """Let a method build its own classifier in place of timm's."""
+    for name in head_names(model):
+        old = model.get_submodule(name)
+        if isinstance(old, nn.Linear) and (new := build_head(module, old, config)) is not None:
+            _keep_heads(model, record)
+            model.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+
+
+def _alive(model: nn.Module, anatomy: Anatomy) -> None:
+    """Refuse a delta of which some graft never acts."""
+    with watching() as seen:
+        probe(model, None)
+    dead = [n for n, host in hosts(model) if any(id(host._modules[g]) not in seen for g in host.__dict__["_graft_names"])]
+    if dead:
+        called = [n for n in dead if n in anatomy.seen]
+        raise DeadTarget(
+            f"{len(dead)} sites of {type(model).__name__} are neither called nor read in a forward pass: {', '.join(dead[:3])}"
+            + (" …" if len(dead) > 3 else "") + (f" ({len(called)} are called)" if called else ""),
+            "leave them out of targets=…",
+        )
+
+
+def _same_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
+    """Refuse a model in which the delta's sites have another shape, or which has other blocks."""
+    modules = dict(model.named_modules())
+    live = {s.name: s for s in [*anatomy.linears, *anatomy.convs, *anatomy.norms]}
+    for part in delta.parts:
+        for site in part.sites:
+            if site.name not in modules:
+                raise ShapeMismatch(f"the delta acts on {site.name}, which this model lacks", f"build {delta.backbone.name or 'its backbone'}")
+            now = live.get(site.name)
+            shape = now.shape if now and site.kind == now.kind else anatomy.seen[site.name].y[1:] if site.kind == "module" and site.name in anatomy.seen else site.shape
+            if tuple(shape) != site.shape:
+                raise ShapeMismatch(f"{site.name} has shape {list(shape)}, the delta was made for {list(site.shape)}", "build the model at the delta's input size")
+            for name, size in site.facts.get("params", {}).items():
+                own = modules[site.name]._parameters.get(name)
+                if own is None or list(own.shape) != list(size):
+                    raise ShapeMismatch(
+                        f"{site.key(name)} has shape {list(own.shape) if own is not None else None}, the delta was made for {list(size)}",
+                        "build the model at the delta's input size",
+                    )
+
+
+@torch.no_grad()
+def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    places = {**tensors_of(model), **head_state(model)}
+    for name in tensors:
+        if name not in places:
+            raise ShapeMismatch(f"the delta holds {name}, which has no place in this model", "is the file complete and from this vtzoo version?")
+        if tuple(places[name].shape) != shape_of(tensors, name):
+            raise ShapeMismatch(
+                f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model", "build the model that the delta names"
+            )
+    lacking = [n for n in tensors_of(model) if n not in tensors] if not any(n in head_state(model) for n in tensors) else []
+    if lacking:
+        raise ShapeMismatch(f"the delta lacks {lacking[0]} and {len(lacking) - 1} more", "fetch the file again")
+    for name, value in tensors.items():
+        places[name].copy_(value)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _refuse_second(model: nn.Module) -> None:
+    if installed(model) is not None:
+        raise Conflict("this model carries a delta already", "call vtzoo.detach(model) first, or stack methods with '+'")
+

@@ -1,0 +1,1 @@
+"""Methods, one a file: how a delta is made. The file's stem is its public name."""

@@ -1,0 +1,46 @@
+"""What a method's module provides. Everything else (inject, attach, extract, fold, save) is shared.
+
+    GROUP, PAPER     the survey's cell and the source
+    Config           frozen dataclass of knobs
+    sites(anatomy, config) -> sites where it acts; () for a method of the head only
+    Graft(site, config)    the trainable child for one site; see vtzoo.graft.Graft
+    FAMILIES         optional: where it makes sense, "tokens" or "maps"; both when absent
+    RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}
+    head(old, config)      optional: builds another classifier in place of timm's linear one
+    fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
+
+A graft whose `edits` is empty does not fold; the docstring's "Folds:" line is the reason that people read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from vtzoo.anatomy import Anatomy, Site
+from vtzoo.graft import Graft
+
+
+class Method(Protocol):
+    """The required part; asserted for every file of the folder by the contract tests."""
+
+    GROUP: str
+    PAPER: str
+    Config: type[Any]
+    Graft: type[Graft]
+
+    @staticmethod
+    def sites(anatomy: Anatomy, config: Any, /) -> Sequence[Site]:
+        """Where it acts on this backbone."""
+        ...
+
+
+def recipe(method: Any, family: str) -> Mapping[str, Any]:
+    """A method's training defaults on a family of backbones ("tokens" or "maps")."""
+    return getattr(method, "RECIPE", {}).get(family, {})
+
+
+def head(method: Any, old: nn.Linear, config: Any) -> nn.Module | None:
+    """The classifier a method wants instead of timm's, or None."""
+    build = getattr(method, "head", None)
+    return build(old, config) if build else None

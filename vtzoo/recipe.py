@@ -1,0 +1,38 @@
+"""Training knobs: one frozen record that `--set`, `--config`, a method's RECIPE and a delta's header share."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How a delta, head or student is trained. Values left at None are chosen by method and backbone family.
+
+    Units: lr per step of the optimiser, warmup and patience in epochs, image_size in pixels, limit in images.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 10
+    lr: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    min_lr_fraction: Fraction = 0.01
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    label_smoothing: Fraction = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    ema_decay: Fraction = 0.0
+    augment: Literal["none", "flip", "crop", "strong"] = "flip"
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    patience: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    workers: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"

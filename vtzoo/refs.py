@@ -1,0 +1,242 @@
+"""Names, digests and refs: what a person types, checked in one place, and found among a zoo's entries.
+
+    name = part { "/" part }          part = [a-z0-9][a-z0-9._-]*, at most 96 characters, no "..", no Windows device
+    ref  = name | unique prefix | name "@sha256:" (4 to 64 hex digits) | path
+    path = starts with "./", "/", "~" or a drive, or ends in ".safetensors"
+
+Everything that reads a name, a digest or a file name from a person or an index asks this module.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from vtzoo.errors import NotFound, UsageError, did_you_mean
+
+Section = Literal["backbones", "deltas", "models"]
+SECTIONS: tuple[Section, ...] = get_args(Section)
+
+_PART_LIMIT, _NAME_LIMIT = 96, 255
+_PART = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PIN = re.compile(r"[0-9a-f]{4,64}")
+_PATH = re.compile(r"\./|\.\\|/|\\|~|[A-Za-z]:")
+_SHOWN = 8
+_OBJECT = "object:sha256:"
+_RULE = "use lower-case letters, digits, '.', '_' and '-', with '/' between parts, for example fashion/lora"
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("arch", "source", "license", "fingerprint", "good_for", "interpolation", "crop_mode"), str),
+    **dict.fromkeys(("digest", "method", "backbone", "kind", "created", "command"), str),
+    **dict.fromkeys(("params", "features", "size_bytes"), int),
+    **dict.fromkeys(("head", "input_size", "mean", "std", "tasks"), list),
+    **dict.fromkeys(("model_args", "metrics", "lineage", "files"), dict),
+    "crop_pct": (int, float),
+}
+_REQUIRED: dict[Section, tuple[str, ...]] = {
+    "backbones": ("arch", "source"),
+    "deltas": ("digest",),
+    "models": ("files",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a zoo: a name in a section with its facts; `builtin` when it comes from the catalogue."""
+
+    section: Section
+    name: str
+    facts: dict[str, Any]
+    builtin: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Its file's sha256 (of several files, the weights'), 64 hex digits; empty when it has none."""
+        files: Mapping[str, str] = self.facts.get("files") or {}
+        own = self.facts.get("digest") or files.get("model.safetensors") or next((files[k] for k in sorted(files)), "")
+        return str(own or _source_object(self.facts))
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """The digests of all objects that it keeps alive in its zoo."""
+        return objects_of(self.section, self.facts)
+
+    @property
+    def pinned(self) -> str:
+        """The ref that names exactly this content."""
+        return f"{self.name}@sha256:{self.digest[:12]}" if self.digest else self.name
+
+
+def check_name(text: str) -> str:
+    """Give back a legal name.
+
+    Raises:
+        UsageError: it does not follow the grammar.
+    """
+    parts = text.split("/")
+    for part in parts:
+        if not _PART.fullmatch(part) or ".." in part or part.endswith(".") or len(part) > _PART_LIMIT:
+            raise UsageError(f"{shown(text)} is no legal name", _RULE)
+        if _DEVICE.fullmatch(part):
+            raise UsageError(f"{shown(text)} is no legal name: Windows reserves '{part}'", "choose another word")
+    if len(text) > _NAME_LIMIT:
+        raise UsageError(f"a name of {len(text)} characters is too long", f"use at most {_NAME_LIMIT}")
+    if is_path(text):
+        raise UsageError(f"{shown(text)} is no legal name: it reads as a path", "leave '.safetensors' out of the name")
+    return text
+
+
+def check_digest(text: str) -> str:
+    """Give back a legal digest: 64 lower-case hex digits.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not _DIGEST.fullmatch(text):
+        raise UsageError(f"{shown(text)} is no sha256", "a digest has 64 hex digits, lower case, without a prefix")
+    return text
+
+
+def check_member(text: str) -> str:
+    """Give back the relative path of a file inside a model's folder.
+
+    Raises:
+        UsageError: it could leave the folder, or some system can't hold it.
+    """
+    for part in text.split("/"):
+        if not _MEMBER.fullmatch(part) or ".." in part or part.endswith(".") or _DEVICE.fullmatch(part):
+            raise UsageError(f"{shown(text)} is no legal file name in a model", "use a plain relative path")
+    return text
+
+
+def check_section(text: str) -> Section:
+    """Give back a section's name.
+
+    Raises:
+        UsageError: there is no such section.
+    """
+    if text not in SECTIONS:
+        raise UsageError(f"{shown(text)} is no section of a zoo", did_you_mean(text, SECTIONS))
+    return text
+
+
+def check_facts(section: Section, facts: Mapping[str, Any]) -> None:
+    """Check the facts that others rely on: required ones, types, digests, file names.
+
+    Raises:
+        UsageError: the first that is wrong.
+    """
+    for key in _REQUIRED[section]:
+        if not facts.get(key):
+            raise UsageError(f"'{key}' is missing", f"every entry of {section} has {' and '.join(_REQUIRED[section])}")
+    for key, value in facts.items():
+        wanted = _TYPES.get(key)
+        if value is None or wanted is None:
+            continue
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise UsageError(f"'{key}' is {shown(value)}", f"write a {_word(wanted)} there")
+    for member, digest in (facts.get("files") or {}).items():
+        check_member(member)
+        check_digest(str(digest))
+    if facts.get("digest"):
+        check_digest(facts["digest"])
+    if str(facts.get("source", "")).startswith(_OBJECT):
+        check_digest(_source_object(facts))
+    if (facts.get("size_bytes") or 0) < 0:
+        raise UsageError(f"'size_bytes' is {facts['size_bytes']}", "a size is not negative")
+
+
+def objects_of(section: str, facts: Mapping[str, Any]) -> frozenset[str]:
+    """The digests of the objects that an entry with these facts keeps alive."""
+    if section == "backbones":
+        source = _source_object(facts)
+        return frozenset({source} if source else ())
+    files: Mapping[str, str] = facts.get("files") or {}
+    return frozenset([*files.values(), *([facts["digest"]] if facts.get("digest") else [])])
+
+
+def is_path(ref: str) -> bool:
+    """Whether a ref names a file rather than an entry."""
+    return bool(_PATH.match(ref)) or ref.endswith(".safetensors")
+
+
+def as_path(ref: str) -> Path:
+    """The file that a path ref names.
+
+    Raises:
+        NotFound: nothing is there.
+    """
+    path = Path(ref).expanduser()
+    if not path.exists():
+        raise NotFound(f"{shown(ref)} does not exist", "check the path; a name of the zoo has no './'")
+    return path
+
+
+def shown(value: object) -> str:
+    """A user's value in quotes, on one line, not too long."""
+    text = f"'{value}'" if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}…{text[-1]}"  # noqa: PLR2004 - fits a terminal
+
+
+def resolve(ref: str, entries: Iterable[Entry], section: Section | None = None) -> Entry:
+    """Find the entry that a ref means: the exact name, else a unique prefix, with or without a digest.
+
+    Raises:
+        NotFound: none; the hint suggests the nearest.
+        UsageError: several; the message lists them.
+    """
+    name, pin = _split(ref)
+    every = list(entries)
+    found = [e for e in every if section in (None, e.section) and e.name.startswith(name) and e.digest.startswith(pin)]
+    exact = [e for e in found if e.name == name]
+    found = [e for e in exact if not e.builtin] or exact or found
+    if len(found) == 1:
+        return found[0]
+    raise _ambiguous(ref, found) if found else _missing(ref, every, section)
+
+
+def _split(ref: str) -> tuple[str, str]:
+    """Take a ref apart into name and digest prefix (without `sha256:`)."""
+    if not ref:
+        raise UsageError("the ref is empty", "see the names with: vtzoo ls")
+    if is_path(ref):
+        raise UsageError(f"{shown(ref)} is a path, a name of the zoo is wanted", "see the names with: vtzoo ls")
+    name, at, pin = ref.partition("@")
+    if at and not (pin.startswith("sha256:") and _PIN.fullmatch(pin[7:])):
+        raise UsageError(f"{shown(ref)} is no ref", "after '@' stand sha256: and 4 to 64 hex digits: name@sha256:ab12")
+    return name, pin[7:]
+
+
+def _ambiguous(ref: str, found: Sequence[Entry]) -> UsageError:
+    twice = len({e.name for e in found}) < len(found)
+    names = sorted(f"{e.pinned} ({e.section})" if twice else e.name for e in found)
+    listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return UsageError(f"{shown(ref)} could be {listed}", f"type one in full, for example {names[0].split(' ')[0]}")
+
+
+def _missing(ref: str, every: Sequence[Entry], section: Section | None) -> NotFound:
+    name, pin = _split(ref)
+    what = section[:-1] if section else "entry"
+    said = f"no {what} is called {shown(ref)}"
+    if ref.startswith(".."):
+        return NotFound(said, f"to name a file, start with './': ./{ref}")
+    same = [e for e in every if e.name == name]
+    for entry in same:
+        if pin and section in (None, entry.section):
+            return NotFound(said, f"'{name}' is there with other content: {entry.pinned}")
+    if same:
+        return NotFound(said, f"'{name}' is one of the {same[0].section}; a {what} is wanted here")
+    near = did_you_mean(name.lower(), {e.name for e in every if section in (None, e.section)})
+    return NotFound(said, near or "see the names with: vtzoo ls")
+
+
+def _source_object(facts: Mapping[str, Any]) -> str:
+    source = str(facts.get("source") or "")
+    return source.removeprefix(_OBJECT) if source.startswith(_OBJECT) else ""
+
+
+def _word(wanted: type | tuple[type, ...]) -> str:
+    return {str: "text", int: "whole number", list: "list", dict: "map"}.get(cast("type", wanted), "number")

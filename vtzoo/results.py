@@ -1,0 +1,72 @@
+"""What each verb gives back: small records, JSON by `dataclasses.asdict`; the command line prints nothing else."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """An artifact and where it is: its name in the zoo (empty when outside) and its path."""
+
+    ref: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained(Result):
+    """A delta made: metrics by split, the resolved recipe, trainable parameters, digest."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    params: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated(Result):
+    """Metrics by task."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predicted(Result):
+    """The most probable classes by image and task."""
+
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merged(Result):
+    """One delta out of many; the report names parents, coefficients and touched tensors."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folded(Result):
+    """A plain timm folder; the report has the largest differences, fold against attach."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distilled(Result):
+    """A student; metrics of student and teacher on the validation data."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported(Result):
+    """A file for another runtime; the report has the verification by batch size."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demo(Result):
+    """The whole main job's table."""
+
+    report: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,82 @@
+"""The records that files, index and code share; plain frozen dataclasses, JSON in and out."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocess:
+    """How pixels become input: size in pixels [channels, height, width], mean and std in [0, 1] units."""
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Preprocess":
+        """Read the fields it knows from an index entry, a header or a timm config."""
+        known = {f.name: facts[f.name] for f in fields(cls) if facts.get(f.name) is not None}
+        for key in ("input_size", "mean", "std"):
+            if key in known:
+                known[key] = tuple(known[key])
+        return cls(**known)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task's labels and preprocessing; what is needed to use its head."""
+
+    name: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Task":
+        """From the JSON of a delta's header."""
+        return cls(name=facts["name"], classes=tuple(facts["classes"]), preprocess=Preprocess.of(facts))
+
+    def json(self) -> dict[str, Any]:
+        """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std, …"""
+        return {"name": self.name, "classes": list(self.classes), **plain(asdict(self.preprocess))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneCard:
+    """What must be known of a backbone to rebuild, recognise and use it."""
+
+    name: str
+    arch: str
+    source: str = ""
+    license: str = ""
+    fingerprint: str = ""
+    head: tuple[str, ...] = ()
+    params: int = 0
+    features: int = 0
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    good_for: str = ""
+
+    @classmethod
+    def of(cls, name: str, facts: Mapping[str, Any]) -> "BackboneCard":
+        """From an index entry or a header; unknown keys are left alone."""
+        own = {f.name: facts[f.name] for f in fields(cls) if f.name in facts and f.name not in ("name", "preprocess")}
+        own["head"] = tuple(own.get("head", ()))
+        return cls(name=name, preprocess=Preprocess.of(facts), **own)
+
+    def json(self) -> dict[str, Any]:
+        """Flat JSON, the form the index and headers hold."""
+        facts = plain(asdict(self))
+        return {**{k: v for k, v in facts.items() if k not in ("name", "preprocess")}, **facts["preprocess"]}
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists, all the way down: the same value after a trip through JSON or YAML."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    return value

@@ -1,0 +1,153 @@
+"""Tensors by name, read when needed: safetensors files, lazy mappings, and a deterministic streaming writer."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vtzoo import files
+from vtzoo.errors import Corrupt
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_CODES = {v: k for k, v in DTYPES.items()}
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """A safetensors file as a mapping; the header is checked at once, each tensor is read when asked for.
+
+    Raises:
+        Corrupt: damaged, truncated, or not a safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header = files.header(path)
+        self._open = safe_open(str(path), "pt")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.header.tensors:
+            raise KeyError(name)
+        return self._open.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.tensors)
+
+    def __len__(self) -> int:
+        return len(self.header.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header."""
+        return tuple(self.header.tensors[name].shape)
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Names with recipes: each access computes its tensor anew, nothing is kept."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._makers, self._shapes = dict(makers), dict(shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without computing it."""
+        return self._shapes[name]
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """A tensor's shape, from the mapping's own knowledge where it has any."""
+    if isinstance(tensors, TensorFile | Lazy):
+        return tensors.shape(name)
+    return tuple(tensors[name].shape)
+
+
+def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
+    """The tensors below a prefix, with the prefix taken off."""
+    names = [n for n in tensors if n.startswith(prefix)]
+    return Lazy(
+        {n[len(prefix) :]: (lambda n=n: tensors[n]) for n in names}, {n[len(prefix) :]: shape_of(tensors, n) for n in names}
+    )
+
+
+def write(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None
+) -> str:
+    """Write safetensors atomically, one tensor in memory at a time; equal content gives equal bytes.
+
+    Args:
+        path: where; it appears only when complete.
+        tensors: computed one by one, sorted by name. A floating tensor is cast to `dtype` once, if given.
+        metadata: the header's string map; written with sorted keys.
+        dtype: None keeps each tensor's own.
+
+    Returns:
+        The file's sha256, 64 hex digits.
+
+    Raises:
+        Corrupt: a tensor holds NaN or infinity.
+        Resources: the disk is full.
+    """
+    names = sorted(tensors)
+    kinds = _kinds(tensors, names, dtype)
+    with files.atomic_write(path) as out:
+        out.write(_header(kinds, metadata))
+        for name in names:
+            _put(out, name, tensors[name], *kinds[name])
+    return files.sha256(path)
+
+
+def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The file's first bytes: length, then JSON padded with spaces to a multiple of eight."""
+    doc: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name, (code, shape) in kinds.items():
+        start, end = end, end + math.prod(shape) * DTYPES[code].itemsize
+        doc[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(doc, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _kinds(
+    tensors: Mapping[str, Tensor], names: list[str], dtype: torch.dtype | None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Code and shape of each tensor as it will be written."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name in names:
+        if isinstance(tensors, TensorFile):
+            own = DTYPES[tensors.header.tensors[name].dtype]
+        else:
+            own = torch.float32 if isinstance(tensors, Lazy) and dtype is not None else tensors[name].dtype
+        code = _CODES[dtype if dtype is not None and own.is_floating_point else own]
+        found[name] = (code, shape_of(tensors, name))
+    return found
+
+
+def _put(out: BinaryIO, name: str, tensor: Tensor, code: str, shape: tuple[int, ...]) -> None:
+    wanted = DTYPES[code]
+    if tuple(tensor.shape) != shape:
+        raise Corrupt(f"tensor {name} came out as {tuple(tensor.shape)} instead of {shape}", "report this as a bug")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise Corrupt(f"tensor {name} holds NaN or infinity", "train again with a lower --lr, or check the source file")
+    flat = tensor.detach().to("cpu", wanted).contiguous().reshape(-1)
+    if flat.numel():
+        out.write(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def working(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64 if any tensor is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32

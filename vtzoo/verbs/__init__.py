@@ -1,0 +1,1 @@
+"""The verbs: each maps artifacts to an artifact; none calls another."""

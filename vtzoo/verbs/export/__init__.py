@@ -1,0 +1,1 @@
+"""Ways out: the same model for another runtime or file format."""

@@ -1,0 +1,357 @@
+"""The zoo: a folder with `zoo_index.yaml` and content-addressed objects, the built-in catalogue underneath.
+
+Objects come first and the index last, so an entry never names what is not there. An index is changed under a lock, and
+read again at the last moment before it is replaced: where a file system's locks do nothing, no update is lost either.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from vtzoo.catalogue import INDEX, Index, Sections, builtin, builtin_path, dump, is_catalogue, parse
+from vtzoo.errors import Conflict, NotFound, UsageError, VtzooError
+from vtzoo.files import atomic_write, reading, sha256, sha256_bytes, writing
+from vtzoo.refs import Entry, Section, check_digest, check_facts, check_name, check_section, objects_of, resolve
+from vtzoo.spec import plain
+
+T = TypeVar("T")
+ENVIRONMENT = "VTZOO_ZOO"
+_TRIES = 8
+_CHUNK_BYTES = 1 << 20
+
+
+class Zoo:
+    """One zoo; nothing is read before it is asked for.
+
+    Args:
+        root: its folder.
+        create: make the folder and its index at the first write, if they are missing; else that is NotFound.
+        lock_timeout_s: how long to wait for another writer.
+    """
+
+    def __init__(self, root: str | Path, *, create: bool = False, lock_timeout_s: float = 30.0) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self._create = create
+        self._lock_timeout_s = lock_timeout_s
+        self._fresh: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Zoo({str(self.root)!r})"
+
+    @classmethod
+    def find(cls, path: str | Path | None = None) -> Self:
+        """Find the zoo to use: `path`, else $VTZOO_ZOO, else the nearest folder upward, else the user's data folder.
+
+        The last resort and $VTZOO_ZOO are made at the first write; a `path` must be a zoo already.
+
+        Raises:
+            NotFound: `path` is no zoo.
+        """
+        if path is not None:
+            zoo = cls(path)
+            zoo.index()
+            return zoo
+        if named := os.environ.get(ENVIRONMENT):
+            return cls(named, create=True)
+        nearest = _upward()
+        if nearest is not None:
+            return cls(nearest)
+        from platformdirs import user_data_path
+
+        return cls(user_data_path("vtzoo", appauthor=False), create=True)
+
+    @classmethod
+    def init(cls, path: str | Path, *, exist_ok: bool = False) -> Self:
+        """Make a new, empty zoo (and its folder).
+
+        Raises:
+            Conflict: one is there already, unless `exist_ok`.
+        """
+        zoo = cls(path, create=True)
+        if not zoo._index_path.exists():
+            zoo._change(lambda _: (None, ()))
+        elif not exist_ok:
+            raise Conflict(f"{zoo.root} is a zoo already", f"use it with: --zoo {zoo.root}")
+        return zoo
+
+    @property
+    def _index_path(self) -> Path:
+        return self.root / INDEX
+
+    @property
+    def _objects(self) -> Path:
+        return self.root / ".vtzoo" / "objects" / "sha256"
+
+    # ------------------------------------------------------------------------------------------------------- reading
+    def index(self) -> Sections:
+        """Read the zoo's own entries: section, name, facts.
+
+        Raises:
+            NotFound: there is no zoo here.
+            Corrupt: the index is damaged; the message has the line.
+        """
+        return self._parsed(self._bytes()).sections
+
+    def entries(self, section: Section | None = None) -> list[Entry]:
+        """List the entries by section and name; an own one hides the catalogue's of that name."""
+        index = self._parsed(self._bytes())
+        own = _own(index.sections, builtin=index.catalogue)
+        by_key = {(e.section, e.name): e for e in [*builtin(), *own]}
+        wanted = None if section is None else check_section(section)
+        return [by_key[key] for key in sorted(by_key) if wanted in (None, key[0])]
+
+    def resolve(self, ref: str, section: Section | None = None) -> Entry:
+        """Find the entry that a ref means: the exact name, name@sha256:ab12, or a unique prefix.
+
+        Raises:
+            NotFound: none; the hint suggests the nearest.
+            UsageError: several (the message lists them), or the ref is a path.
+        """
+        return resolve(ref, self.entries(), section)
+
+    def object(self, digest: str) -> Path:
+        """The file with this sha256.
+
+        Raises:
+            UsageError: not 64 hex digits.
+            NotFound: this zoo does not hold it.
+        """
+        path = self._object_path(digest)
+        if not path.is_file():
+            raise NotFound(f"object {digest[:12]}… is missing in {self.root}", "add or make it again")
+        return path
+
+    def check_free(self, section: Section, name: str) -> None:
+        """Refuse early what `put` would refuse after the work is done.
+
+        Raises:
+            UsageError: the name is not legal, or this is the built-in catalogue.
+            Conflict: the name is taken.
+        """
+        index = self._parsed(self._bytes())
+        self._refuse_catalogue(index)
+        self._check_new(index.sections, check_section(section), check_name(name), replace=False)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+    def add_object(self, source: str | Path | bytes) -> str:
+        """Store a file or bytes under their sha256, read-only; the same content again changes nothing.
+
+        Raises:
+            NotFound: no such file.
+            Conflict: the file changed while it was read.
+            Resources: the disk is full.
+        """
+        self._refuse_catalogue(self._parsed(self._bytes()))
+        digest = sha256_bytes(source) if isinstance(source, bytes) else sha256(source)
+        path = self._object_path(digest)
+        if path.is_file() and sha256(path) == digest:
+            return digest
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _copy(source, path, digest)
+        self._fresh.add(digest)
+        return digest
+
+    def discard(self, digests: Iterable[str]) -> None:
+        """Take back objects that this `Zoo` has just stored and that no entry refers to (when a job fails half-way)."""
+        loose = self._fresh & set(digests)
+        self._fresh -= loose
+        with suppress(VtzooError):
+            self._drop(loose, self.index())
+
+    def put(self, section: Section, name: str, facts: Mapping[str, Any], *, replace: bool = False) -> Entry:
+        """Publish an entry; its objects must be stored already.
+
+        When this fails, objects that this `Zoo` stored for it are removed again. When it replaces an entry, objects
+        that nothing refers to any more are removed.
+
+        Raises:
+            UsageError: the name or a fact is not legal, or this is the built-in catalogue.
+            Conflict: the name exists (and not `replace`), or another process holds the lock too long.
+            NotFound: an object is missing.
+        """
+        entry = Entry(check_section(section), name, plain(facts))
+        check_facts(section, entry.facts)
+        try:
+            self._change(lambda sections: self._put(sections, entry, replace=replace))
+        except BaseException:
+            self.discard(entry.objects)
+            raise
+        self._fresh -= entry.objects
+        return entry
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry, and its objects that no other entry refers to.
+
+        Raises:
+            UsageError: it belongs to the built-in catalogue.
+            NotFound: it is gone already.
+            Conflict: it was changed meanwhile.
+        """
+
+        def change(sections: Sections) -> tuple[None, Iterable[str]]:
+            self._check_same(sections, entry)
+            del sections[entry.section][entry.name]
+            return None, entry.objects
+
+        self._change(change)
+
+    def rename(self, entry: Entry, new: str) -> Entry:
+        """Give an entry another name.
+
+        Raises:
+            UsageError: the name is not legal, or the entry belongs to the built-in catalogue.
+            NotFound: the entry is gone.
+            Conflict: the new name exists, or the entry was changed meanwhile.
+        """
+
+        def change(sections: Sections) -> tuple[Entry, Iterable[str]]:
+            self._check_same(sections, entry)
+            self._check_new(sections, entry.section, check_name(new), replace=False)
+            sections[entry.section][new] = sections[entry.section].pop(entry.name)
+            return Entry(entry.section, new, entry.facts), ()
+
+        return self._change(change)
+
+    # -------------------------------------------------------------------------------------------------------- inside
+    def _bytes(self) -> bytes | None:
+        """The index file's content; None when it is still to be made."""
+        try:
+            with reading(self._index_path):
+                return self._index_path.read_bytes()
+        except NotFound as error:
+            if self._create:
+                return None
+            raise NotFound(f"{self.root} has no {INDEX}", f"make it a zoo: vtzoo init {self.root}") from error
+
+    def _parsed(self, data: bytes | None) -> Index:
+        return Index() if data is None else parse(data, self._index_path)
+
+    def _object_path(self, digest: str) -> Path:
+        return self._objects / check_digest(digest)[:2] / digest
+
+    def _refuse_catalogue(self, index: Index) -> None:
+        if index.catalogue:
+            raise UsageError(f"{self.root} is a catalogue: nothing is written there", "make a zoo: vtzoo init DIR")
+
+    def _check_new(self, sections: Sections, section: Section, name: str, *, replace: bool) -> None:
+        """A name is free when no section has it; over the catalogue's of the same section it may be put."""
+        for entry in [*builtin(), *_own(sections)]:
+            if entry.name != name or (entry.section == section and (replace or entry.builtin)):
+                continue
+            if entry.builtin:
+                raise Conflict(f"'{name}' is one of the catalogue's {entry.section}", "choose another name")
+            raise Conflict(f"'{name}' exists already ({entry.section})", f"choose another name, or: vtzoo rm {name}")
+
+    def _check_same(self, sections: Sections, entry: Entry) -> None:
+        if entry.builtin:
+            raise UsageError(f"'{entry.name}' belongs to the built-in catalogue: it stays as it is", "see: vtzoo ls")
+        facts = sections[entry.section].get(entry.name)
+        if facts is None:
+            raise NotFound(f"'{entry.name}' is gone from {self.root}", "see the names with: vtzoo ls")
+        if json.dumps(facts, sort_keys=True) != json.dumps(plain(entry.facts), sort_keys=True):
+            raise Conflict(f"'{entry.name}' was changed by someone else meanwhile", "look at it again: vtzoo show")
+
+    def _put(self, sections: Sections, entry: Entry, *, replace: bool) -> tuple[None, Iterable[str]]:
+        self._check_new(sections, entry.section, check_name(entry.name), replace=replace)
+        for digest in entry.objects:
+            self.object(digest)
+        old = sections[entry.section].get(entry.name, {})
+        sections[entry.section][entry.name] = entry.facts
+        return None, objects_of(entry.section, old)
+
+    def _change(self, change: Callable[[Sections], tuple[T, Iterable[str]]]) -> T:
+        """Change the index under the lock; `change` also names the objects that may have lost their last reference."""
+        self._refuse_catalogue(self._parsed(self._bytes()))
+        with self._locked():
+            for _ in range(_TRIES):
+                before = self._bytes()
+                index = self._parsed(before)
+                self._refuse_catalogue(index)
+                result, loose = change(index.sections)
+                if self._replace(before, dump(index)):
+                    self._drop(loose, index.sections)
+                    return result
+        raise Conflict(f"the index of {self.root} keeps changing", "stop the program that writes it without the lock")
+
+    def _replace(self, before: bytes | None, text: str) -> bool:
+        """Write the index unless someone changed it since; say whether it was written."""
+
+        def guard() -> None:
+            if self._bytes() != before:
+                raise _Moved
+
+        try:
+            with atomic_write(self._index_path, guard=guard) as file:
+                file.write(text.encode())
+        except _Moved:
+            return False
+        return True
+
+    @contextmanager
+    def _locked(self) -> Generator[None, None, None]:
+        from filelock import FileLock, Timeout
+
+        folder = self.root / ".vtzoo"
+        with writing(folder / "lock"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock", timeout=self._lock_timeout_s)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                said = f"{self.root} is locked by another process (waited {self._lock_timeout_s:g} s)"
+                raise Conflict(said, "wait until it is done, then repeat the command") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _drop(self, digests: Iterable[str], sections: Sections) -> None:
+        """Delete objects that no entry refers to."""
+        kept = {digest for entry in _own(sections) for digest in entry.objects}
+        for digest in set(digests) - kept:
+            path = self._object_path(digest)
+            with writing(path), suppress(FileNotFoundError):
+                if os.name == "nt":  # Windows deletes no read-only file
+                    path.chmod(0o644)
+                path.unlink()
+
+
+class _Moved(Exception):
+    """The index changed between reading and replacing it."""
+
+
+def _own(sections: Sections, *, builtin: bool = False) -> list[Entry]:
+    return [Entry(s, name, facts, builtin=builtin) for s, table in sections.items() for name, facts in table.items()]
+
+
+def _copy(source: str | Path | bytes, path: Path, digest: str) -> None:
+    """Copy into place read-only; refuse when the content is not what was digested before."""
+    seen = hashlib.sha256()
+    with (
+        io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file,
+        atomic_write(path, mode=0o444) as copy,
+    ):
+        while chunk := file.read(_CHUNK_BYTES):
+            seen.update(chunk)
+            copy.write(chunk)
+        if seen.hexdigest() != digest:
+            raise Conflict(f"{source!s} changed while it was read", "repeat when nothing writes to it")
+
+
+def _upward() -> Path | None:
+    """The nearest folder from the current one upward that holds a zoo; catalogues are passed by."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return None
+    for folder in (here, *here.parents):
+        index = folder / INDEX
+        if index.is_file() and index != builtin_path() and not is_catalogue(index):
+            return folder
+    return None
