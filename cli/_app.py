@@ -1,20 +1,15 @@
-"""The Typer application: global options, and every verb in the order of a day's work."""
+"""The Typer application: every verb in the order of a day's work, each with examples and the global options."""
 
-import platform
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-import vtzoo
-
 from . import (
-    _render,
     add,
     demo,
     distill,
     doctor,
-    eval,
+    eval,  # noqa: A004 - modules are named like their verbs
     export,
     fold,
     init,
@@ -29,7 +24,7 @@ from . import (
     show,
     train,
 )
-from ._session import Session
+from ._argv import GLOBALS
 
 HELP = """One frozen vision backbone, many small tasks.
 
@@ -38,55 +33,42 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (demo, init, ls, show, train, eval, predict, merge, fold, distill, methods, merges, losses, rm, mv, doctor)
 _GROUPS = (add, export)
-
-app = typer.Typer(
-    name="vtzoo", help=HELP, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=_SETTINGS
-)
+_ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."
 
 
-def _version(ctx: typer.Context, wanted: bool) -> None:
-    if not wanted:
-        return
-    if ctx.params.get("json"):
-        _render.document({"name": "vtzoo", "version": vtzoo.__version__, "python": platform.python_version()})
-    else:
-        _render.text(f"vtzoo {vtzoo.__version__}")
-    raise typer.Exit
+def _block(title: str, *lines: str) -> str:
+    return "\b\n" + "\n  ".join((title, *lines))
 
 
-def _epilog(*examples: str) -> str:
-    lines = "\n".join(f"  {line}" for line in examples)
-    return f"\b\n{'Examples' if len(examples) > 1 else 'Example'}:\n{lines}"
+def _epilog(examples: tuple[str, ...]) -> str:
+    return f"{_block('Examples:' if len(examples) > 1 else 'Example:', *examples)}\n\n{_ALSO}"
 
 
-def _global_epilog(*examples: str) -> str:
-    return (
-        f"{_epilog(*examples)}\n\nAlso, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."
-    )
+def _root_epilog() -> str:
+    names = {name: f"{name} DIR" if name == "--zoo" else name for name in GLOBALS}
+    options = _block("Before or after the verb:", *(f"{names[n]:<12}{text}" for n, text in GLOBALS.items()))
+    return f"{options}\n\n{_block('Examples:', 'vtzoo demo', 'vtzoo ls --json', 'vtzoo train --help')}"
 
 
-@app.callback(epilog=_epilog("vtzoo demo", "vtzoo ls --json", "vtzoo train --help"))
-def _globals(
-    ctx: typer.Context,
-    *,
-    zoo: Annotated[
-        Path | None, typer.Option("--zoo", metavar="DIR", help="Which zoo (default: see vtzoo doctor).")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", is_eager=True, help="Print one JSON document on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No talk and no progress on stderr.")] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (so does the variable NO_COLOR).")] = False,
-    version: Annotated[  # noqa: ARG001 - its callback answers
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    _render.setup(quiet=quiet, color=not no_color)
-    ctx.obj = Session(zoo_path=zoo, json=json, command=str(ctx.obj or ""))
+def _name(module: object) -> str:
+    return str(getattr(module, "__name__", "")).rpartition(".")[2]
 
 
-for _module in _VERBS:
-    app.command(_module.__name__.rpartition(".")[2], epilog=_global_epilog(*_module.EXAMPLES))(_module.run)
-for _module in _GROUPS:
-    _group = typer.Typer(rich_markup_mode=None, help=_module.__doc__, context_settings=_SETTINGS)
-    for _name, _run, _examples in _module.COMMANDS:
-        _group.command(_name, epilog=_global_epilog(*_examples))(_run)
-    app.add_typer(_group, name=_module.__name__.rpartition(".")[2])
+def build(*, help_option: bool = True) -> typer.Typer:
+    """Put the application together; without the help option where nobody asked for help, to spare its decoding."""
+    common: dict[str, Any] = {"context_settings": _SETTINGS, "add_help_option": help_option}
+    group: dict[str, Any] = {**common, "rich_markup_mode": None, "add_completion": False}
+    app = typer.Typer(name="vtzoo", help=HELP, epilog=_root_epilog(), pretty_exceptions_enable=False, **group)
+    for module in _VERBS:
+        settings: dict[str, Any] = {**common, "epilog": _epilog(module.EXAMPLES)}
+        usage = getattr(module, "USAGE", None)  # an argument that Typer does not know: see `_session.optional`
+        if usage is not None:
+            settings["options_metavar"] = f"[OPTIONS] {usage}"
+            settings["context_settings"] = {**_SETTINGS, "allow_extra_args": True}
+        app.command(_name(module), **settings)(module.run)
+    for module in _GROUPS:
+        sub = typer.Typer(help=module.__doc__, **group)
+        for word, run, examples in module.COMMANDS:
+            sub.command(word, epilog=_epilog(examples), **common)(run)
+        app.add_typer(sub, name=_name(module))
+    return app

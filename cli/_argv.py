@@ -1,39 +1,59 @@
-"""Global options may stand before or after the verb: here they are moved in front of it, where Typer expects them."""
+"""Global options stand before or after the verb, so they are taken out of the line before Typer reads it.
+
+That also keeps lists quick. Typer decodes what it knows, given or not, with pydantic (its own `--help` included), and
+loading pydantic costs a tenth of a second: the commands that only list leave it nothing to decode.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from vtzoo.errors import UsageError
 
-FLAGS = ("--json", "--quiet", "--no-color", "--version")
-VALUED = ("--zoo",)
-GLOBAL_OPTIONS = (*VALUED, *FLAGS)
+GLOBALS = {
+    "--zoo": "Which zoo (default: $VTZOO_ZOO, the nearest folder upward, the user's own).",
+    "--json": "Print one JSON document on stdout.",
+    "--quiet": "No talk and no progress on stderr.",
+    "--no-color": "No colours (so does the variable NO_COLOR).",
+    "--version": "Print the version and stop.",
+}
 
 
-def hoist(argv: Sequence[str]) -> list[str]:
-    """Move the global options to the front; what follows `--` is left alone.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Globals:
+    """What the global options said, and the words that are left."""
+
+    rest: tuple[str, ...]
+    zoo: Path | None = None
+    flags: frozenset[str] = frozenset()
+
+
+def split(argv: Sequence[str]) -> Globals:
+    """Take the global options out; what follows `--` is left alone.
 
     Raises:
-        UsageError: `--zoo` stands last, or another option follows it.
+        UsageError: `--zoo` has no value, or a flag has one.
     """
-    front: list[str] = []
-    rest: list[str] = []
-    words = list(argv)
+    words, rest = list(argv), list[str]()
+    flags, zoo = set[str](), None
     while words:
         word = words.pop(0)
+        name, equals, value = word.partition("=")
         if word == "--":
-            return [*front, *rest, word, *words]
-        if word in VALUED:
-            front += [word, _value(word, words)]
+            rest += [word, *words]
+            break
+        if name == "--zoo":
+            zoo = Path(value if equals else _next(words))
+        elif name in GLOBALS and equals:
+            raise UsageError(f"option {name} takes no value", f"write {name} alone")
+        elif name in GLOBALS:
+            flags.add(name)
         else:
-            (front if _is_global(word) else rest).append(word)
-    return [*front, *rest]
+            rest.append(word)
+    return Globals(rest=tuple(rest), zoo=zoo, flags=frozenset(flags))
 
 
-def _is_global(word: str) -> bool:
-    return word in FLAGS or word.startswith(tuple(f"{name}=" for name in VALUED))
-
-
-def _value(option: str, words: list[str]) -> str:
+def _next(words: list[str]) -> str:
     if not words or words[0].startswith("--"):
-        raise UsageError(f"option {option} needs a value", f"write {option} DIR")
+        raise UsageError("option --zoo needs a value", "write --zoo DIR")
     return words.pop(0)

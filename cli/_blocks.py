@@ -53,7 +53,7 @@ def number(count: float | None) -> str:
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     power = 0
-    while value >= 1000 and power < len(units) - 1:  # noqa: PLR2004 - a thousand is a thousand
+    while value >= 1000 and power < len(units) - 1:
         value, power = value / 1000, power + 1
     text = f"{value:.0f}" if power == 0 else f"{value:.1f}"
     return f"{text} {units[power]}".rstrip()

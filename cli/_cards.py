@@ -2,14 +2,27 @@
 
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vtzoo.registry import Card, Kind
+if TYPE_CHECKING:
+    from vtzoo.registry import Card, Kind
+
+    from ._session import Session
 
 from ._blocks import Block, Line, Table
 
 
-def facts(card: Card, kind: Kind) -> dict[str, Any]:
+def answer(session: "Session", kind: "Kind", name: str | None) -> None:
+    """List all of a kind, or show one's page."""
+    from vtzoo import registry
+
+    if name is None:
+        session.show([facts(c, kind) for c in registry.cards(kind)], table)
+    else:
+        session.show(facts(registry.card(kind, name), kind), page)
+
+
+def facts(card: "Card", kind: "Kind") -> dict[str, Any]:
     """One card as plain facts, the form `--json` prints."""
     common = {
         "name": card.name,
@@ -33,14 +46,15 @@ def folds(text: str) -> str:
 
 @cache
 def families() -> dict[str, list[str]]:
-    """Which backbone families each method is tested on; empty before that table was generated."""
+    """Which backbone families each method was measured to work on; empty where that table is missing."""
     import yaml
 
     source = files("vtzoo.methods").joinpath("_support.yaml")
     if not source.is_file():
         return {}
-    support = yaml.safe_load(source.read_text(encoding="utf-8"))
-    return {name: sorted(f for f, ok in _pairs(found) if ok) for name, found in support.items()}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    support = yaml.load(source.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both loaders are safe
+    return {name: [f for f, found in cells.items() if found in ("folds", "live")] for name, cells in support.items()}
 
 
 def table(found: list[dict[str, Any]]) -> list[Block]:
@@ -65,12 +79,3 @@ def _what(card: dict[str, Any]) -> str:
     """The summary without the name it starts with and the citation it ends with."""
     _, colon, rest = str(card["summary"]).partition(": ")
     return (rest if colon else card["summary"]).partition(" (")[0].rstrip(".")
-
-
-def _pairs(found: Any) -> list[tuple[str, bool]]:
-    """A list of families, or a mapping of families to yes or a reason for no."""
-    return (
-        [(f, v is True or v == "yes") for f, v in found.items()]
-        if isinstance(found, dict)
-        else [(f, True) for f in found]
-    )

@@ -132,5 +132,5 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         shown = ", ".join(str(v) for v in value[:12])
-        return f"{shown}, … ({len(value)})" if len(value) > 12 else shown  # noqa: PLR2004 - a line's worth
+        return f"{shown}, … ({len(value)})" if len(value) > 12 else shown
     return "" if value is None else str(value)

@@ -9,7 +9,7 @@ import typer
 
 from vtzoo.errors import VtzooError, did_you_mean
 
-from ._argv import GLOBAL_OPTIONS
+from ._argv import GLOBALS
 
 INTERRUPTED = 130
 _RESOURCES = 7
@@ -81,10 +81,10 @@ def _usage(error: typer.TyperException) -> Refusal:
     hint = f"{path} --help"
     message = error.format_message()
     option = getattr(error, "option_name", None)
-    if option is not None and message.startswith("No such option"):
+    if ctx is not None and option is not None and message.startswith("No such option"):
         message = f"no such option: {option}"
-        hint = _suggest(str(option), [*_options(ctx), *GLOBAL_OPTIONS], hint)
-    elif message.startswith("No such command"):
+        hint = _suggest(str(option), [*_options(ctx), *GLOBALS], hint)
+    elif ctx is not None and message.startswith("No such command"):
         word = message.split("'")[1]
         message = f"no such command: {word}"
         hint = _suggest(word, getattr(ctx.command, "commands", {}), hint)

@@ -1,6 +1,7 @@
 """The program's entry: arguments in, exit code out; refusals become two lines on stderr."""
 
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -8,9 +9,12 @@ from typing import TextIO
 
 import typer
 
+import vtzoo
+
 from . import _render
-from ._argv import hoist
+from ._argv import Globals, split
 from ._errors import INTERRUPTED, explain, interrupted
+from ._session import Session
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,17 +39,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from vtzoo_cli._app import app
+    said = split(words)
+    _render.setup(quiet="--quiet" in said.flags, color="--no-color" not in said.flags)
+    if "--version" in said.flags:
+        return _version(said)
+    from ._app import build
 
-    line = shlex.join(["vtzoo", *words])
+    session = Session(zoo_path=said.zoo, json="--json" in said.flags, command=shlex.join(["vtzoo", *words]))
+    rest = said.rest if words else ("--help",)
+    app = build(help_option=bool({"-h", "--help"} & set(rest)))
     try:
-        status = app(hoist(words) or ["--help"], prog_name="vtzoo", standalone_mode=False, obj=line)
-    except typer.Abort as stop:
+        status = app(rest, prog_name="vtzoo", standalone_mode=False, obj=session)
+    except typer.Abort as stop:  # what Typer makes of an EOFError, ours or a bug's
         raise (stop.__cause__ or KeyboardInterrupt) from None
     if status == INTERRUPTED:  # what Typer makes of Ctrl-C
         stopped = interrupted()
         _render.refuse(stopped.message, stopped.hint)
     return int(status or 0)
+
+
+def _version(said: Globals) -> int:
+    if "--json" in said.flags:
+        _render.document({"name": "vtzoo", "version": vtzoo.__version__, "python": platform.python_version()})
+    else:
+        _render.text(f"vtzoo {vtzoo.__version__}")
+    return 0
 
 
 def _never_fail_on_a_character(*streams: TextIO) -> None:

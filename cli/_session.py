@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vtzoo.errors import UsageError
+
 from . import _render
 from ._blocks import Block
 
@@ -40,3 +42,14 @@ class Session:
             _render.document(facts)
         else:
             _render.blocks(view(facts))
+
+
+def optional(ctx: typer.Context) -> str | None:
+    """The one optional argument of a list, as it was typed: declared to Typer it would cost loading pydantic.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if len(ctx.args) > 1:
+        raise UsageError(f"one name at most, not {len(ctx.args)}: {' '.join(ctx.args)}", f"{ctx.command_path} --help")
+    return ctx.args[0] if ctx.args else None

@@ -1,25 +1,14 @@
 """`vtzoo merges`."""
 
-from typing import Annotated
-
 import typer
 
-from vtzoo import registry
-
 from . import _cards
-from ._session import Session
+from ._session import Session, optional
 
 EXAMPLES = ("vtzoo merges", "vtzoo merges ties")
+USAGE = "[NAME]"
 
 
-def run(
-    ctx: typer.Context,
-    *,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One merge's page.")] = None,
-) -> None:
+def run(ctx: typer.Context) -> None:
     """List the merges, or show one: its knobs, paper and formula."""
-    session = Session.of(ctx)
-    if name is None:
-        session.show([_cards.facts(c, "merges") for c in registry.cards("merges")], _cards.table)
-    else:
-        session.show(_cards.facts(registry.card("merges", name), "merges"), _cards.page)
+    _cards.answer(Session.of(ctx), "merges", optional(ctx))

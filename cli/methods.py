@@ -1,25 +1,14 @@
 """`vtzoo methods`."""
 
-from typing import Annotated
-
 import typer
 
-from vtzoo import registry
-
 from . import _cards
-from ._session import Session
+from ._session import Session, optional
 
 EXAMPLES = ("vtzoo methods", "vtzoo methods lora")
+USAGE = "[NAME]"
 
 
-def run(
-    ctx: typer.Context,
-    *,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method's page.")] = None,
-) -> None:
+def run(ctx: typer.Context) -> None:
     """List the methods, or show one: its knobs, paper and formula."""
-    session = Session.of(ctx)
-    if name is None:
-        session.show([_cards.facts(c, "methods") for c in registry.cards("methods")], _cards.table)
-    else:
-        session.show(_cards.facts(registry.card("methods", name), "methods"), _cards.page)
+    _cards.answer(Session.of(ctx), "methods", optional(ctx))

@@ -10,6 +10,7 @@ first 55,000 training images). The same packages give the same files. Needs apt-
 import io
 import json
 import logging
+import math
 import random
 import re
 import sys
@@ -138,7 +139,18 @@ def images(source: Source, folder: Path) -> Iterator[tuple[str, Any]]:
     yield from chosen[:: source.every]
     for path in files:
         if path.suffix in (".rcc", ".edj"):
-            yield from ((f"{path.stem}#{i}", io.BytesIO(b)) for i, b in enumerate(registries.carve(path.read_bytes())))
+            found = [io.BytesIO(part) for part in registries.carve(path.read_bytes())]
+            if path.suffix == ".edj":  # the same picture at many sizes
+                found = sorted(found, key=area)[-1:]
+            yield from ((f"{path.stem}#{i}", part) for i, part in enumerate(found))
+
+
+def area(file: io.BytesIO) -> int:
+    """Pixels an image file says it has; 0 if it is none."""
+    try:
+        return math.prod(Image.open(file).size)
+    except (OSError, ValueError, SyntaxError):
+        return 0
 
 
 def cut(source: Source, folder: Path, corpus: Corpus) -> None:

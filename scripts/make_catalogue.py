@@ -39,7 +39,7 @@ BACKBONES = {
     "vit_base_patch16_224.augreg_in21k": "transfer to many kinds of photos; a common base of adapter papers",
     "vit_base_patch16_224.augreg2_in21k_ft_in1k": "everyday photos close to ImageNet, few labels",
     "vit_large_patch16_224.augreg_in21k": "accuracy before speed with the plain ViT recipe",
-    "vit_base_patch16_224.orig_in21k": "comparing with papers that start from the original ImageNet-21k weights, as VPT does",
+    "vit_base_patch16_224.orig_in21k": "comparing with papers that start from the original ImageNet-21k weights (VPT)",
     "vit_base_patch16_224.mae": "full fine-tuning and merging studies; weak under a linear probe",
     "vit_small_patch16_224.dino": "nearest neighbours and linear probes without labels in the pretraining",
     "deit3_small_patch16_224.fb_in22k_ft_in1k": "a strong small ViT for everyday photos",
@@ -80,7 +80,7 @@ EMBEDDED: dict[str, dict[str, Any]] = {
     "tf_efficientnet_lite0": {
         "config": "tf_efficientnet_lite0.in1k",
         "file": "tf_efficientnet_lite0.safetensors",
-        "good_for": "real photos offline from the first minute; ImageNet features in 9 MB",
+        "good_for": "real photos offline from the first minute",
         "license": "apache-2.0",
     },
     "vit_embedded_64": {

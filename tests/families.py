@@ -14,6 +14,7 @@ from typing import Any
 import timm
 import torch
 from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import _create_effnet
 from timm.models.mlp_mixer import _create_mixer
 from timm.models.mobilenetv3 import _create_mnv3
 from torch import Tensor, nn
@@ -47,6 +48,14 @@ class Family:
 def _mixer(**args: Any) -> nn.Module:
     """timm's own entry points for Mixers fix their width."""
     return _create_mixer("mixer_b16_224", **args)
+
+
+def _efficientnet(*, repeats: int = 2, **args: Any) -> nn.Module:
+    """EfficientNet's units (separable, fused, inverted with squeeze-and-excite), padded as TensorFlow does."""
+    stages = [["ds_r1_k3_s1_e1_c8"], ["er_r1_k3_s2_e4_c12"], [f"ir_r{repeats}_k5_s2_e4_c16_se0.25"], ["ir_r1_k3_s2_e4_c24_se0.25"]]
+    return _create_effnet(
+        "tf_efficientnet_b0", block_args=decode_arch_def(stages), stem_size=8, num_features=40, act_layer=nn.SiLU, pad_type="same", **args
+    )
 
 
 def _mobilenetv4(*, repeats: int = 1, **args: Any) -> nn.Module:
@@ -90,12 +99,12 @@ FAMILIES: dict[str, Family] = {
         "vit_tiny_r_s16_p8_224", {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}, (64, 64), {"depth": 3}, {"img_size": 96}
     ),
     "convnext": Family("test_convnext", {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}, (64, 64), {"depths": (1, 1, 3, 1)}, kind="maps"),
-    "resnet": Family("test_resnet", {"channels": (8, 16, 16, 24), "stem_width": 8}, (64, 48), {"layers": (1, 1, 2, 1)}, kind="maps"),
-    "efficientnet": Family(
-        "test_efficientnet", {"pad_type": "same", "channel_multiplier": 0.5}, (49, 64), {"depth_multiplier": 2.0}, kind="maps"
+    "resnet": Family(
+        "test_resnet", {"channels": (8, 16, 16, 24), "stem_width": 8, "layers": (2, 1, 1, 1)}, (64, 48), {"layers": (2, 1, 2, 1)}, kind="maps"
     ),
+    "efficientnet": Family(_efficientnet, {}, (49, 64), {"repeats": 3}, kind="maps"),
     "mobilenetv4": Family(_mobilenetv4, {}, (64, 64), {"repeats": 2}, kind="maps"),
-    "nfnet": Family("test_nfnet", {"width_factor": 0.5}, (64, 64), {"depths": (1, 1, 2, 1)}, kind="maps"),
+    "nfnet": Family("test_nfnet", {"width_factor": 0.5, "depths": (1, 2, 1, 1)}, (64, 64), {"depths": (1, 2, 2, 1)}, kind="maps"),
 }
 
 

@@ -137,6 +137,18 @@ class Anatomy:
         """The first child of a block with one of these names that was called."""
         return next((f"{block}.{n}" for n in names if f"{block}.{n}" in self.seen), None)
 
+    def channel_axis(self, name: str) -> int:
+        """The axis of a called module's output that holds its channels: 1 (NCHW, token mixers' [B, C, N]) or -1.
+
+        Told by the first layer inside, since a map's shape alone is ambiguous where channels, height and width agree.
+        """
+        if len(self.seen[name].y) != 4:
+            return 1 if "tokens" in name.rpartition(".")[2] else -1
+        inside = (self.modules[n] for n in self.seen if n in self.modules and (n == name or n.startswith(f"{name}.")))
+        first = next((m for m in inside if "weight" in own_parameters(m)), None)
+        last = hasattr(first, "normalized_shape") and "2d" not in type(first).__name__
+        return -1 if last or isinstance(first, nn.Linear) else 1
+
     def params(self, wanted: Iterable[str]) -> list[Site]:
         """Parameters by full name, gathered by the module that owns them."""
         names, sites = set(wanted), []
@@ -237,8 +249,8 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, m in model.named_modules() if any(m is w for w in wanted))
 
 
-def input_size(model: nn.Module) -> tuple[int, int, int]:
-    """The size in pixels [channels, height, width] that a probe should have."""
+def input_size(model: nn.Module, most: int | None = 96) -> tuple[int, int, int]:
+    """The size in pixels [channels, height, width] that a probe should have; `most` caps it where any size will do."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     channels, height, width = tuple(config.get("input_size") or (3, 224, 224))
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
@@ -246,8 +258,8 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     fixed = next(sized, None)
     if fixed is not None:
         height, width = (fixed, fixed) if isinstance(fixed, int) else tuple(fixed)
-    elif not config.get("fixed_input_size"):
-        height, width = min(height, 96), min(width, 96)
+    elif most and not config.get("fixed_input_size"):
+        height, width = min(height, most), min(width, most)
     return channels, height, width
 
 

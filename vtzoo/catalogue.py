@@ -174,7 +174,7 @@ class _Reader:
     def _map(self, path: tuple[str, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
-            key = self._value(event, path)
+            key = self._value(event, path) if isinstance(event, yaml.ScalarEvent | yaml.AliasEvent) else None
             if not isinstance(key, str):
                 raise _Wrong(f"the key {shown(key)} is no text: put it in quotes", self._line(event))
             if key in found:
@@ -232,3 +232,10 @@ def _check_plain(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:  # an unencodable text is a ValueError
         raise UsageError(f"a fact is no plain JSON value: {error}", "use text, numbers, lists and maps") from error
+    if _depth(value) > _DEPTH_LIMIT:
+        raise UsageError(f"a fact is nested more than {_DEPTH_LIMIT} levels deep", "keep facts flat")
+
+
+def _depth(value: Any) -> int:
+    inner = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0

@@ -139,7 +139,8 @@ def atomic_write(
             temporary.replace(path)
             _sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # never in the way of the error that led here
+            temporary.unlink()
 
 
 def atomic_text(path: str | Path, text: str) -> None:
@@ -231,7 +232,7 @@ def _refusal(error: OSError, path: Path, what: str) -> VtzooError:
 def _parse(file: BinaryIO, size_bytes: int) -> Header:
     """Raise ValueError with the reason."""
     start = file.read(8)
-    if len(start) < 8:  # noqa: PLR2004 - the format's length field
+    if len(start) < 8:
         raise ValueError(f"it has {size_bytes} bytes, fewer than the 8 of a header's length")
     length = int.from_bytes(start, "little")
     if length > _HEADER_LIMIT:
@@ -282,7 +283,7 @@ def _span(name: str, entry: Any) -> Span:
         raise ValueError(f"tensor '{name}' has the unknown dtype {dtype!r}")
     if not _are_sizes(shape):
         raise ValueError(f"tensor '{name}' has the shape {shape!r}")
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 - start and end
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"tensor '{name}' has the offsets {offsets!r}")
     start, end = offsets
     try:

@@ -7,7 +7,7 @@ a `fold` of its own and returns `model_args`. Computed in float32 (float64 when 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,9 +78,7 @@ def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None) -
         NotFoldable: a part has no exact form in plain weights, and why.
         ShapeMismatch: the base is another architecture.
     """
-    folded = root = grounded(base, delta)
-    for part in delta.parts:
-        folded = fold_part(folded, delta.tensors, part, root)
+    folded = _fold_parts(grounded(base, delta), delta)
     if task == "" or (task is None and len(delta.tasks) != 1):
         return folded
     name = delta.task(task).name
@@ -95,6 +93,17 @@ def grounded(base: Mapping[str, Tensor], delta: Delta) -> Folded:
     """The base at the delta's input size: resized tensors come from the delta."""
     resized = delta.overrides
     return Folded(base, {n: (lambda n=n: resized[n]) for n in resized}, {n: shape_of(resized, n) for n in resized})
+
+
+def _fold_parts(ground: Folded, delta: Delta) -> Folded:
+    """Every part in the order written, except that those with a fold of their own come last.
+
+    What such a part writes (tokens, a prompt behind the patch embedding) is made with the final weights of the others.
+    """
+    folded = ground
+    for part in sorted(delta.parts, key=lambda p: hasattr(p.module, "fold")):
+        folded = fold_part(folded, delta.tensors, part, ground)
+    return folded
 
 
 def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Mapping[str, Tensor]) -> Folded:
@@ -146,21 +155,24 @@ def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
     Raises:
         NotFoldable: a part does not fold, or its fold changes the architecture, so that there is no difference to take.
     """
-    folded = fold(base, delta, task="")
+    ground = grounded(base, delta)
+    folded = layer = _fold_parts(ground, delta)
     if folded.all_args:
         raise NotFoldable(
             f"{delta.method} changes the architecture when folded ({', '.join(folded.all_args)}), so it has no task vector",
             "merge deltas that keep the backbone's shapes",
         )
-    ground = grounded(base, delta)
-    names = sorted(folded.changed - set(ground.makers) | (folded.changed & _edited(delta)))
+    names: set[str] = set()
+    while layer is not ground:
+        names |= set(layer.makers)
+        layer = cast("Folded", layer.base)
 
     def difference(name: str) -> Tensor:
         after, before = folded[name], ground[name]
         kind = working(after, before)
         return after.to(kind) - before.to(kind)
 
-    return Folded({}, {n: (lambda n=n: difference(n)) for n in names}, {n: folded.shape(n) for n in names})
+    return Folded({}, {n: (lambda n=n: difference(n)) for n in sorted(names)}, {n: folded.shape(n) for n in names})
 
 
 def _maker(
@@ -187,13 +199,3 @@ def _maker(
         return rebuild(module, site, config, own, kind).read(name, before)
 
     return make
-
-
-def _edited(delta: Delta) -> set[str]:
-    """Full names of the parameters that the delta's grafts rewrite."""
-    found: set[str] = set()
-    for part in delta.parts:
-        for site in part.sites:
-            found |= {site.key(p) for p in rebuild(part.module, site, part.config).edits}
-    return found
-

@@ -41,7 +41,7 @@ class Before:
 
 
 class Graft(nn.Module):
-    """A trainable child at one site. Subclasses override some of `enter`, `leave`, `read` and `start`.
+    """A trainable child at one site. Subclasses override some of `enter`, `leave`, `read`, `start`, `bind` and `release`.
 
     Attributes:
         edits: names of the host's parameters it rewrites; empty where the change has no form in plain weights.
@@ -65,6 +65,12 @@ class Graft(nn.Module):
 
     def start(self, host: nn.Module) -> None:
         """Take initial values from the host; called once on a fresh graft, not on a loaded one."""
+
+    def bind(self, host: nn.Module) -> None:
+        """Change plain attributes of the host (a count of tokens, say) for as long as the graft hangs."""
+
+    def release(self, host: nn.Module) -> None:
+        """Undo `bind`."""
 
 
 class _Watch:
@@ -100,10 +106,13 @@ def graft(host: nn.Module, name: str, child: Graft) -> None:
                 other.calls = False
     host.__dict__["_graft_names"] = (*host.__dict__.get("_graft_names", ()), name)
     _dress(host)
+    child.bind(host)
 
 
 def prune(host: nn.Module) -> None:
     """Take every graft off; the host's class and attributes are again what they were."""
+    for child in grafts(host):
+        child.release(host)
     for name in host.__dict__.pop("_graft_names", ()):
         del host._modules[name]
     _dress(host)

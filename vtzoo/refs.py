@@ -178,7 +178,7 @@ def as_path(ref: str) -> Path:
 def shown(value: object) -> str:
     """A user's value in quotes, on one line, not too long."""
     text = f"'{value}'" if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 120 else f"{text[:100]}…{text[-1]}"  # noqa: PLR2004 - fits a terminal
+    return text if len(text) <= 120 else f"{text[:100]}…{text[-1]}"
 
 
 def resolve(ref: str, entries: Iterable[Entry], section: Section | None = None) -> Entry:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, Index, Sections, builtin, builtin_path, dump, is_catalogue, parse
+from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
 from vtzoo.errors import Conflict, NotFound, UsageError, VtzooError
 from vtzoo.files import atomic_write, reading, sha256, sha256_bytes, writing
 from vtzoo.refs import Entry, Section, check_digest, check_facts, check_name, check_section, objects_of, resolve
@@ -352,6 +352,6 @@ def _upward() -> Path | None:
         return None
     for folder in (here, *here.parents):
         index = folder / INDEX
-        if index.is_file() and index != builtin_path() and not is_catalogue(index):
+        if index.is_file() and not is_catalogue(index):
             return folder
     return None

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Vectors:
 
     def __iter__(self) -> Iterator[Vector]:
         for task in self.whole.order:
-            if self.weights[task] and self.name in self.whole.sources[task]:
+            if self.weights[task] and self.name in self.whole.names[task]:
                 yield Vector(task, self.weights[task], self.whole.read(task, self.name))
 
     def sum(self, weights: Sequence[float] | None = None) -> Tensor:
@@ -99,6 +99,7 @@ class Whole:
         labels: Sequence[str] = (),
     ) -> None:
         self.sources, self.weights, self.shapes = tuple(sources), tuple(weights), shapes
+        self.names = [frozenset(s) for s in sources]
         self.order = tuple(order) or tuple(range(len(sources)))
         self._labels = tuple(labels) or tuple(f"task vector {i + 1}" for i in range(len(sources)))
         self._floors: dict[tuple[int, float], float] = {}
@@ -115,13 +116,15 @@ class Whole:
         """
         value = self.sources[task][name].to(torch.float32)
         if value.numel() and not all(bool(x.isfinite()) for x in value.aminmax()):
-            raise Corrupt(f"{self._labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr")
+            raise Corrupt(
+                f"{self._labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
+            )
         return value
 
     def floor(self, task: int, density: float) -> float:
         """`floor` of a whole task vector, found at the first call."""
         if (task, density) not in self._floors:
-            names = sorted(self.sources[task])
+            names = sorted(self.names[task])
             self._floors[task, density] = floor(lambda: (self.read(task, n) for n in names), density)
         return self._floors[task, density]
 
@@ -135,7 +138,7 @@ class Whole:
         count = len(self.sources)
         squares, same, both = [0.0] * count, _square(count), _square(count)
         for name in sorted(self.shapes):
-            tasks = [t for t in range(count) if name in self.sources[t]]
+            tasks = [t for t in range(count) if name in self.names[t]]
             signs: list[Tensor] = []
             for task in tasks:
                 value = self.read(task, name).reshape(-1)
@@ -147,7 +150,9 @@ class Whole:
                 moved = (sign.abs() @ sign.abs().T).double()
                 both[place[:, None], place] += moved
                 same[place[:, None], place] += (moved + (sign @ sign.T).double()) / 2
-        shares = {(i, j): float(same[i, j] / both[i, j]) if both[i, j] else None for i, j in combinations(range(count), 2)}
+        shares = {
+            (i, j): float(same[i, j] / both[i, j]) if both[i, j] else None for i, j in combinations(range(count), 2)
+        }
         return [math.sqrt(s) for s in squares], shares
 
 
@@ -193,5 +198,5 @@ def _from_top(counts: Tensor, rank: int) -> tuple[int, int]:
     return place, rank - int(reached[index] - counts[place])
 
 
-def _square(count: int) -> Any:
+def _square(count: int) -> Tensor:
     return torch.zeros(count, count, dtype=torch.float64)

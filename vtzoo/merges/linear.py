@@ -31,4 +31,7 @@ def check(weights: Sequence[float]) -> None:
         UsageError: they add up to nothing.
     """
     if abs(sum(weights)) <= 1e-6 * sum(abs(w) for w in weights):
-        raise UsageError(f"the coefficients {', '.join(f'{w:g}' for w in weights)} add up to 0: they have no mean", "use task-arithmetic")
+        raise UsageError(
+            f"the coefficients {', '.join(f'{w:g}' for w in weights)} add up to 0: they have no mean",
+            "use task-arithmetic",
+        )

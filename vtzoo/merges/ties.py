@@ -43,7 +43,11 @@ def ties(
     """
     pull, mass = torch.zeros(2, *vectors.shape), torch.zeros(2, *vectors.shape)
     for vector in vectors:
-        least = vectors.whole.floor(vector.task, density) if scope == "vector" else floor(lambda v=vector: [v.value], density)
+        least = (
+            vectors.whole.floor(vector.task, density)
+            if scope == "vector"
+            else floor(lambda v=vector: [v.value], density)
+        )
         for side, part in enumerate(_sides(vector, least)):
             mass[side] += (part > 0) * abs(vector.weight)
             pull[side] += part.mul_(abs(vector.weight))

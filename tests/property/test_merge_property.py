@@ -1,0 +1,76 @@
+"""Merges on arbitrary small task vectors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vtzoo import registry
+from vtzoo.merges._whole import Whole, floor
+
+MERGES = registry.names("merges")
+ENTRY = st.floats(-1e3, 1e3, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1.0, -1.0, 0.5])
+ROW = st.lists(ENTRY, min_size=6, max_size=6).map(torch.tensor)
+ROWS = st.lists(ROW, min_size=1, max_size=4)
+WEIGHTS = st.floats(0.125, 2.0, width=32)
+
+
+class Fresh(dict):
+    """Gives a new tensor at each access, as task vectors do."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return super().__getitem__(name).clone()
+
+
+def run(merge: str, rows: list[Tensor], weights: list[float], **knobs: object) -> Tensor:
+    """A merge of one tensor, halves of which lie in two tensors of the task vectors."""
+    function = getattr(registry.load("merges", merge), merge.replace("-", "_"))
+    sources = [Fresh({"a": r[:4], "b": r[4:]}) for r in rows]
+    whole = Whole(sources, weights, {"a": (4,), "b": (2,)})
+    return torch.cat([function(whole.at(n), **knobs) for n in ("a", "b")])
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@given(rows=ROWS, data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_merges_stay_finite_and_within_their_inputs(merge, rows, data):
+    """With positive weights no entry is larger than the weighted magnitudes of the inputs add up to."""
+    weights = [data.draw(WEIGHTS) for _ in rows]
+    out = run(merge, rows, weights)
+    bound = sum(r.abs() * max(w, 1.0) for r, w in zip(rows, weights, strict=True))
+    assert out.isfinite().all()
+    assert (out.abs() <= bound * 1.0001 + 1e-6).all()
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@given(rows=ROWS)
+@settings(deadline=None, max_examples=50)
+def test_merges_turn_round_with_their_inputs(merge, rows):
+    """Task vectors of the opposite sign merge to the opposite."""
+    weights = [1.0] * len(rows)
+    assert torch.equal(run(merge, rows, weights), -run(merge, [-r for r in rows], weights))
+
+
+@given(rows=ROWS)
+@settings(deadline=None, max_examples=100)
+def test_ties_follows_one_side(rows):
+    """Every entry of TIES is zero or has the sign of the elected sum, and lies among the values that agree."""
+    out, table = run("ties", rows, [1.0] * len(rows), density=1.0), torch.stack(rows).double()
+    for value, column in zip(out.double(), table.T, strict=True):
+        agree = column[column.sign() == value.sign()]
+        if value != 0:
+            assert agree.min() * (1 - 1e-6) - 1e-6 <= value <= agree.max() * (1 + 1e-6) + 1e-6 or value < 0
+            assert agree.abs().min() * (1 - 1e-6) <= value.abs() <= agree.abs().max() * (1 + 1e-6)
+
+
+@given(pieces=st.lists(st.lists(ENTRY, min_size=1, max_size=9).map(torch.tensor), min_size=1, max_size=5), density=st.floats(0.001, 0.999))
+@settings(deadline=None, max_examples=200)
+def test_the_floor_keeps_the_share(pieces, density):
+    """At least the share of the non-zero entries reaches the floor, and without those that equal it fewer do."""
+    magnitudes = torch.cat(pieces).abs()
+    magnitudes = magnitudes[magnitudes >= 1e-40]
+    least = floor(lambda: pieces, density)
+    wanted = max(1, round(density * len(magnitudes))) if len(magnitudes) else 0
+    assert int((magnitudes >= least).sum()) >= wanted
+    assert int((magnitudes > least).sum()) < max(wanted, 1)

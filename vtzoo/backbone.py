@@ -1,0 +1,122 @@
+"""Build a frozen timm backbone from the zoo's card of it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import timm
+from timm.models import get_pretrained_cfg, is_model
+from torch import nn
+
+from vtzoo.anatomy import Anatomy, head_names
+from vtzoo.bases import weights_path
+from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.fingerprint import fingerprint_of
+from vtzoo.live import CARD
+from vtzoo.refs import Entry
+from vtzoo.spec import BackboneCard, Preprocess
+from vtzoo.zoo import Zoo
+
+
+def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
+    """Build a backbone, frozen and in eval mode.
+
+    Args:
+        name_or_ref: an entry of the zoo or its catalogue, or any timm model name.
+        zoo: where to look; by default the one `Zoo.find` gives.
+        pretrained: load the entry's weights; otherwise random ones.
+        model_args: passed to timm over the entry's own; `num_classes` is 0 unless given.
+
+    Raises:
+        NotFound: neither the zoo nor timm knows the name.
+        Network: the weights must be fetched and can't be.
+    """
+    return build_card(card_of(name_or_ref, zoo), zoo=zoo, pretrained=pretrained, **model_args)
+
+
+def card_of(name: str, zoo: Zoo | None = None) -> BackboneCard:
+    """The card of an entry, or one made from timm's own config for a name that is in no zoo."""
+    try:
+        entry: Entry = (zoo or Zoo.find()).resolve(name, "backbones")
+    except NotFound:
+        if not is_model(name):
+            raise
+        return timm_card(name)
+    return BackboneCard.of(entry.name, entry.facts)
+
+
+def timm_card(name: str) -> BackboneCard:
+    """A card from timm's registry."""
+    if not is_model(name):
+        raise NotFound(f"timm has no architecture '{name}'", did_you_mean(name, timm.list_models()))
+    config = get_pretrained_cfg(name)
+    facts = config.to_dict() if config else {}
+    head = facts.get("classifier") or ()
+    return BackboneCard(
+        name=name,
+        arch=name,
+        source=f"hf-hub:{facts['hf_hub_id']}" if facts.get("hf_hub_id") else "",
+        license=facts.get("license") or "",
+        head=(head,) if isinstance(head, str) else tuple(head),
+        preprocess=Preprocess.of(facts),
+    )
+
+
+def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
+    """Build what a card describes; the card, with its fingerprint, stays on the model."""
+    overlay: dict[str, Any] = {}
+    if pretrained:
+        overlay = {"file": str(weights_path(card, zoo)), "hf_hub_id": None, "url": "", "source": ""}
+    args = {"num_classes": 0, **card.model_args, **model_args}
+    model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
+    shown = replace(card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head_names(model))
+    if not shown.fingerprint or not pretrained:
+        plain = model if not model_args else create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, num_classes=0, **card.model_args)
+        shown = replace(shown, fingerprint=fingerprint_of(plain if pretrained else model))
+    model.__dict__[CARD] = shown
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def create(arch: str, **args: Any) -> nn.Module:
+    """timm's `create_model` with refusals that a person can act on."""
+    if not is_model(arch):
+        raise NotFound(f"timm has no architecture '{arch}'", did_you_mean(arch, timm.list_models()))
+    try:
+        return timm.create_model(arch, **args)
+    except TypeError as error:
+        raise UsageError(f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it") from error
+
+
+def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[str, Any]]:
+    """The card at another input size, and the timm arguments that this needs."""
+    if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
+        return card, {}
+    config = get_pretrained_cfg(card.arch)
+    resized = replace(card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels)))
+    return resized, {"img_size": pixels} if config and config.fixed_input_size else {}
+
+
+def family(anatomy: Anatomy) -> str:
+    """"tokens" for networks of tokens (attention, or blocks on [batch, tokens, width]), "maps" for convolutional ones."""
+    attends = any({"attention", "qkv"} & anatomy.roles(s) for s in anatomy.linears)
+    flat = any(len(anatomy.seen[b.name].x) == 3 for b in anatomy.blocks)  # noqa: PLR2004 - batch, tokens, width
+    return "tokens" if attends or flat else "maps"
+
+
+def config_json(model: nn.Module, card: BackboneCard, classes: tuple[str, ...], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm needs beside the weights to load a folder: architecture, arguments, labels, preprocessing."""
+    own: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
+    keep = ("first_conv", "classifier", "pool_size", "license", "fixed_input_size")
+    shape = card.preprocess
+    config = {k: own[k] for k in keep if own.get(k) is not None}
+    config |= {"input_size": list(shape.input_size), "mean": list(shape.mean), "std": list(shape.std)}
+    config |= {"interpolation": shape.interpolation, "crop_pct": shape.crop_pct, "crop_mode": shape.crop_mode}
+    config |= {"num_classes": len(classes)} | ({"license": card.license} if card.license else {})
+    return {
+        "architecture": card.arch.partition(".")[0],
+        "num_classes": len(classes),
+        "num_features": getattr(model, "num_features", 0),
+        "model_args": {**card.model_args, **extra},
+        "label_names": list(classes),
+        "pretrained_cfg": config,
+    }

@@ -1,0 +1,122 @@
+"""What can't be merged, and why: told from headers, before a tensor is read; values that must be equal come last."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vtzoo.delta import BASE, Delta
+from vtzoo.errors import Conflict, ShapeMismatch, UsageError, WrongBackbone
+from vtzoo.folding import Folded, rebuild
+from vtzoo.spec import BackboneCard
+from vtzoo.tensors import shape_of
+
+
+def label(index: int, delta: Delta) -> str:
+    """What to call a delta in a message: its place in the user's order, and its tasks."""
+    return f"delta {index + 1} ({', '.join(t.name for t in delta.tasks) or delta.method})"
+
+
+def weights_of(
+    coef: Sequence[float] | None, count: int, check: Callable[[Sequence[float]], None] | None = None
+) -> tuple[float, ...]:
+    """One finite weight per delta, not all of them zero.
+
+    Raises:
+        UsageError: anything else, or what the algorithm's own `check` refuses.
+    """
+    if not count:
+        raise UsageError("nothing to merge", "name at least one delta")
+    weights = (1.0,) * count if coef is None else tuple(float(c) for c in coef)
+    if len(weights) != count:
+        raise UsageError(f"{len(weights)} coefficients for {count} deltas", "give one per delta, in the same order")
+    if not all(math.isfinite(w) for w in weights) or not any(weights):
+        said = ", ".join(f"{w:g}" for w in weights)
+        raise UsageError(f"the coefficients {said} can't weigh anything", "give finite numbers, not all 0")
+    if check is not None:
+        check(weights)
+    return weights
+
+
+def same_backbone(deltas: Sequence[Delta]) -> None:
+    """Same weights, same input size, same names and shapes of resized tensors.
+
+    Raises:
+        WrongBackbone: the fingerprints differ, or there is none.
+        ShapeMismatch: the deltas were made for different input sizes.
+    """
+    first, sizes = deltas[0], dict[tuple[int, ...], str]()
+    for i, delta in enumerate(deltas):
+        who, card = label(i, delta), delta.backbone
+        if not card.fingerprint or card.fingerprint != first.backbone.fingerprint:
+            made = f"{who} was made for {_named(card)}, {label(0, first)} for {_named(first.backbone)}"
+            raise WrongBackbone(made, "merge deltas of one backbone")
+        sizes |= {t.preprocess.input_size: who for t in delta.tasks}
+        if len(sizes) > 1:
+            seen = ", ".join(f"{'x'.join(map(str, s[1:]))} px ({w})" for s, w in sizes.items())
+            raise ShapeMismatch(f"the deltas were made for different input sizes: {seen}", "train them at one size")
+        differ = sorted(set(_resized(delta).items()) ^ set(_resized(first).items()))
+        if differ:
+            name = differ[0][0].removeprefix(BASE)
+            raise ShapeMismatch(f"{who} and {label(0, first)} resize {name} differently", "train them at one size")
+
+
+def complete(delta: Delta, who: str, ground: Folded) -> None:
+    """Every tensor of every graft is there in its shape, and so is what it acts on in the base.
+
+    Raises:
+        ShapeMismatch: the first that isn't.
+    """
+    own = {n: shape_of(delta.tensors, n) for n in delta.tensors}
+    there = {n: ground.shape(n) for n in ground.base}
+    for part in delta.parts:
+        for site in part.sites:
+            for name, tensor in rebuild(part.module, site, part.config).state_dict().items():
+                _fits(own, f"{site.key(part.graft)}.{name}", tensor.shape, who)
+            for name, shape in site.facts.get("params", {}).items():
+                _fits(there, site.key(name), shape, f"the base of {who}")
+            if site.kind in ("linear", "conv", "norm"):
+                _fits(there, site.key("weight"), site.shape, f"the base of {who}")
+
+
+def equal_values(deltas: Sequence[Delta]) -> None:
+    """What two deltas hold under one name is the same: heads of tasks of one name, and resized tensors.
+
+    Raises:
+        Conflict: two different heads for one task.
+        ShapeMismatch: two different resizings.
+    """
+    seen: dict[str, tuple[str, Delta]] = {}
+    for i, delta in enumerate(deltas):
+        who = label(i, delta)
+        for task in delta.tasks:
+            before, other = seen.setdefault(task.name, (who, delta))
+            same = other is delta or other.task(task.name) == task
+            if not (same and _equal(other.head(task.name), delta.head(task.name))):
+                raise Conflict(
+                    f"{before} and {who} have different heads for a task named '{task.name}'",
+                    f"give one another name: vtzoo.merging.renamed(delta, '{task.name}', '{task.name}-2')",
+                )
+        if not _equal(delta.overrides, deltas[0].overrides):
+            said = f"{who} and {label(0, deltas[0])} hold different resized tensors of one backbone"
+            raise ShapeMismatch(said, "train them with one version of vtzoo")
+
+
+def _fits(shapes: Mapping[str, tuple[int, ...]], name: str, wanted: Sequence[int], who: str) -> None:
+    seen = shapes.get(name)
+    if seen is None or list(seen) != list(wanted):
+        found = "is missing" if seen is None else f"has shape {list(seen)}"
+        raise ShapeMismatch(f"{who}: {name} {found} where {list(wanted)} is wanted", "is the file complete?")
+
+
+def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a is b or (sorted(a) == sorted(b) and all(torch.equal(a[n], b[n]) for n in a))
+
+
+def _resized(delta: Delta) -> dict[str, tuple[int, ...]]:
+    return {n: shape_of(delta.tensors, n) for n in delta.tensors if n.startswith(BASE)}
+
+
+def _named(card: BackboneCard) -> str:
+    return f"{card.name or card.arch} ({card.fingerprint[:19] + '…' if card.fingerprint else 'no fingerprint'})"

@@ -1,0 +1,48 @@
+"""Shared by the methods that add a small non-linear branch: down, activation and up along a module's channels."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtzoo.anatomy import Anatomy, Site
+from vtzoo.graft import Graft
+
+ATTENTION = ("attn", "attention", "self_attn", "token_mixer", "mlp_tokens", "linear_tokens")
+MLP = ("mlp", "mlp_channels", "ffn")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+def at(anatomy: Anatomy, name: str) -> Site:
+    """A called module as a site that knows its channel axis."""
+    return anatomy.module(name, axis=anatomy.channel_axis(name))
+
+
+def hosts(anatomy: Anatomy, *kinds: Sequence[str]) -> list[Site]:
+    """In each block its first child of each kind (a list of names); the block itself where it has none of any."""
+    found: list[Site] = []
+    for block in anatomy.blocks:
+        inside = (anatomy.within(block.name, *names) for names in kinds)
+        found += [at(anatomy, n) for n in inside if n is not None and anatomy.seen[n].y] or [at(anatomy, block.name)]
+    return found
+
+
+class Bottleneck(Graft):
+    """up(act(down(x))) with weights down [rank, channels], up [channels, rank] and their biases."""
+
+    def __init__(self, site: Site, rank: int, act: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.axis: int = site.facts["axis"]
+        self.act, self.dropout = act, dropout
+        channels = self.channels = site.shape[-1 if self.axis == -1 else self.axis - 1]
+        self.down, self.down_bias = nn.Parameter(torch.empty(rank, channels)), nn.Parameter(torch.zeros(rank))
+        self.up, self.up_bias = nn.Parameter(torch.zeros(channels, rank)), nn.Parameter(torch.zeros(channels))
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Same shape as x; every position by itself."""
+        x = x.movedim(self.axis, -1)
+        hidden = ACTIVATIONS[self.act](F.linear(x, self.down, self.down_bias))
+        if self.dropout and self.training:
+            hidden = F.dropout(hidden, self.dropout)
+        return F.linear(hidden, self.up, self.up_bias).movedim(-1, self.axis)

@@ -1,0 +1,81 @@
+"""Adapter: bottlenecks in sequence with a block's parts (Houlsby et al. 2019, arXiv:1902.00751, sec. 2.1).
+
+    y = f(x) + scale * (U act(D f(x) + d) + u)
+
+placement=houlsby: f is the attention, and the MLP, each before its residual; pfeiffer: the MLP only (Pfeiffer et al.
+2020, arXiv:2005.00247); adapter+: the whole block, after its residual (Steitz & Roth 2024, arXiv:2406.06820).
+Shapes: D [rank, channels], d [rank], U [channels, rank], u [channels], scale [channels] or 1.
+Folds: no: an activation stands between its two matrices.  Identity at init: nearly (D and U ~ truncated N(0, 0.01), as
+in the papers); exactly with init=zero (D Kaiming-uniform, U zero).
+Parameters: 2 * rank * channels + rank + channels per site, channels more with a learned scale.
+Departs from the paper: the norms stay frozen (stack with `+norm`); a layer scale comes after the adapter; in a block
+without such parts (ResNet, EfficientNet) the bottleneck follows the whole block, as 1x1 convolutions; a Mixer's token
+MLP counts as attention, the bottleneck acting on its channels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import UsageError
+from vtzoo.methods._bottleneck import ATTENTION, MLP, Bottleneck, hosts
+
+GROUP = "adapter/sequential"
+PAPER = "arXiv:1902.00751"
+RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Knobs.
+
+    Attributes:
+        placement: where the bottlenecks stand.
+        rank: their width.
+        act: their activation.
+        scale: channel learns one factor per channel from 1 on; auto does so for adapter+ alone.
+        init: small starts both matrices near zero, zero starts as the identity.
+    """
+
+    placement: Literal["adapter+", "houlsby", "pfeiffer"] = "adapter+"
+    rank: Annotated[int, Field(ge=1)] = 8
+    act: Literal["gelu", "relu", "silu"] = "gelu"
+    scale: Literal["auto", "channel", "none"] = "auto"
+    init: Literal["small", "zero"] = "small"
+
+
+def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
+    """The modules whose outputs pass a bottleneck."""
+    found = hosts(anatomy, *{"adapter+": (), "houlsby": (ATTENTION, MLP), "pfeiffer": (MLP,)}[config.placement])
+    if not found:
+        raise UsageError("this backbone has no numbered blocks for an adapter to follow", "use lora or ssf instead")
+    return found
+
+
+class Graft(Bottleneck):
+    """A bottleneck on a module's output."""
+
+    def __init__(self, site: Site, config: Config) -> None:
+        super().__init__(site, config.rank, config.act)
+        learned = config.scale == "channel" or (config.scale == "auto" and config.placement == "adapter+")
+        self.scale = nn.Parameter(torch.ones(self.channels)) if learned else None
+        if config.init == "zero":
+            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+            return
+        for weight in (self.down, self.up):
+            nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02)
+
+    def leave(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - the interface
+        """Add the branch to the output."""
+        branch = self.branch(y)
+        if self.scale is None:
+            return y + branch
+        shape = [1] * y.ndim
+        shape[self.axis] = -1
+        return y + self.scale.reshape(shape) * branch

@@ -1,0 +1,60 @@
+"""MLP head: a small perceptron on frozen pooled features (Jia et al. 2022, arXiv:2203.12119, Mlp-k).
+
+    logits = W_k relu(... relu(W_1 h + b_1) ...) + b_k,   h = pooled features of the frozen backbone
+
+Shapes: W_1 [hidden, features], the layers between [hidden, hidden], W_k [classes, hidden].
+Folds: no: the head is not linear (a headless fold gives the bare backbone).  Identity at init: yes (of the features;
+the head is new).
+Parameters: (features + 1) * hidden + (layers - 2) * (hidden + 1) * hidden + (hidden + 1) * classes, all in the head.
+Departs from the paper: two layers by default, since a thousand images seldom feed the three of its tables; no
+normalisation between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import UsageError
+from vtzoo.graft import Graft
+
+GROUP = "fine-tuning/head"
+PAPER = "arXiv:2203.12119"
+RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+__all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "head", "sites"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Knobs.
+
+    Attributes:
+        layers: linear layers, the classifier counted.
+        hidden: their width; None means as wide as the features.
+        dropout: before each layer but the first, while training.
+    """
+
+    layers: Annotated[int, Field(ge=2)] = 2
+    hidden: Annotated[int, Field(ge=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 - the head only
+    """None; the backbone must have a linear classifier to replace."""
+    if not any(isinstance(anatomy.model.get_submodule(n), nn.Linear) for n in anatomy.head):
+        raise UsageError("this backbone has no linear classifier to replace", "build it with num_classes=N")
+    return ()
+
+
+def head(old: nn.Linear, config: Config) -> nn.Module:
+    """The perceptron that stands in for timm's linear classifier."""
+    width = config.hidden or old.in_features
+    sizes = [old.in_features, *[width] * (config.layers - 1), old.out_features]
+    layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
+    for fan_in, out in pairwise(sizes[1:]):
+        layers += [nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(fan_in, out)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,63 @@
+"""One evaluation pass and what is measured in it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ECE_BINS = 15
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Run a model over labelled batches: ([n, classes] float32, [n])."""
+    device = next(model.parameters()).device
+    was, model = model.training, model.eval()
+    pairs = [(model(x.to(device)).float().cpu(), y) for x, y in batches]
+    model.train(was)
+    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+
+
+def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Top-1, top-5, balanced accuracy (mean recall of the classes present), loss in nats, ECE, confusion.
+
+    Args:
+        logits: [n, classes].
+        labels: [n], class indices.
+
+    Returns:
+        Fractions in [0, 1]; `confusion[true][predicted]` counts images; `images` is n.
+    """
+    n, classes = logits.shape
+    guess = logits.argmax(-1)
+    confusion = torch.zeros(classes, classes, dtype=torch.long)
+    confusion.index_put_((labels, guess), torch.ones(n, dtype=torch.long), accumulate=True)
+    support = confusion.sum(1)
+    recall = confusion.diagonal()[support > 0] / support[support > 0]
+    top5 = (logits.topk(min(5, classes), dim=-1).indices == labels[:, None]).any(-1)
+    return {
+        "top1": (guess == labels).double().mean().item(),
+        "top5": top5.double().mean().item(),
+        "balanced": recall.double().mean().item(),
+        "loss": F.cross_entropy(logits.double(), labels).item(),
+        "ece": expected_calibration_error(logits, labels),
+        "images": n,
+        "confusion": confusion.tolist(),
+    }
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, arXiv:1706.04599)."""
+    confidence, guess = logits.double().softmax(-1).max(-1)
+    right = (guess == labels).double()
+    bins = (confidence * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+    zeros = torch.zeros(ECE_BINS, dtype=torch.float64)
+    gap = zeros.index_add(0, bins, confidence) - zeros.index_add(0, bins, right)
+    return (gap.abs().sum() / len(labels)).item()
+
+
+def brief(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The scalars, rounded for an index or a header; the confusion matrix is left out."""
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items() if k != "confusion"}

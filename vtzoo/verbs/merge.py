@@ -1,0 +1,132 @@
+"""Merge deltas of a zoo, or delta files, into one new entry of the zoo; no model is built."""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtzoo import files, talk
+from vtzoo.delta import Delta
+from vtzoo.errors import UsageError
+from vtzoo.folding import task_vector
+from vtzoo.merging import Plan, assembled, plan
+from vtzoo.refs import as_path, is_path
+from vtzoo.results import Merged
+from vtzoo.zoo import Zoo
+
+
+def merge_refs(
+    *,
+    refs: Sequence[str],
+    method: str,
+    name: str,
+    coef: Sequence[float] | None = None,
+    layers: str | None = None,
+    zoo: Zoo | None = None,
+) -> Merged:
+    """Merge deltas and keep the result in the zoo.
+
+    Args:
+        refs: deltas of one backbone: names, unique prefixes, or paths.
+        method: an algorithm with its knobs, such as "ties[density=0.2]".
+        name: of the new delta.
+        coef: one weight per ref, all 1 by default.
+        layers: factors by tensor name, such as "blocks.0-5:0.3".
+        zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
+
+    Returns:
+        The entry; its report has the parents with their coefficients and norms, the agreement of signs by pair, how
+        many tensors were touched, and the merged norm.
+
+    Raises:
+        NotFound: a ref or an algorithm that isn't there.
+        UsageError: a delta given twice, or what `vtzoo.merge` refuses.
+        Mismatch: deltas that can't be merged (see `vtzoo.merge`).
+        Conflict: the name exists.
+        Resources: the disk is full.
+    """
+    from vtzoo.bases import open_base
+
+    zoo = zoo or Zoo.find()
+    zoo.check_free("deltas", name)
+    found = [_open(ref, zoo) for ref in refs]
+    digests, deltas = [d for d, _ in found], [d for _, d in found]
+    _refuse_twice(refs, digests)
+    base = open_base(deltas[0].backbone, zoo) if deltas else {}
+    made = plan(deltas, method, base=base, coef=coef, layers=layers)
+    talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
+    merged = assembled(made, digests)
+    with _folder(zoo) as folder:
+        path = folder / "merged.safetensors"
+        digest = merged.save(path)
+        size_bytes = path.stat().st_size
+        report = _report(made, refs, digests) | {"merged_norm": _norm(base, Delta.open(path))}
+        zoo.add_object(path)
+    facts = {
+        "digest": digest,
+        "size_bytes": size_bytes,
+        "method": merged.method,
+        "backbone": merged.backbone.name,
+        "fingerprint": merged.backbone.fingerprint,
+        "tasks": [t.name for t in merged.tasks],
+        "metrics": {},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "",
+    }
+    entry = zoo.put("deltas", name, facts)
+    return Merged(ref=entry.name, path=str(zoo.object(digest)), report=report)
+
+
+def _open(ref: str, zoo: Zoo) -> tuple[str, Delta]:
+    """A delta and its file's digest."""
+    if is_path(ref):
+        path = as_path(ref)
+        return files.sha256(path), Delta.open(path)
+    digest = zoo.resolve(ref, "deltas").digest
+    return digest, Delta.open(zoo.object(digest))
+
+
+def _refuse_twice(refs: Sequence[str], digests: Sequence[str]) -> None:
+    for i, digest in enumerate(digests):
+        if digest in digests[:i]:
+            said = f"{refs[digests.index(digest)]} and {refs[i]} are one delta"
+            raise UsageError(said, "give it once, and its weight with --coef")
+
+
+@contextmanager
+def _folder(zoo: Zoo) -> Iterator[Path]:
+    """A folder on the zoo's own disk that is gone afterwards."""
+    home = zoo.root / ".vtzoo"
+    with files.writing(home):
+        home.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=home, prefix="merge-")
+    with folder as path:
+        yield Path(path)
+
+
+def _report(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
+    norms, shares = made.whole.report()
+    return {
+        "spec": made.spec,
+        "tensors": len(made.whole.shapes),
+        "parameters": sum(math.prod(s) for s in made.whole.shapes.values()),
+        "parents": [
+            {"ref": ref, "digest": digest, "method": d.method, "coef": c, "norm": norm, "tensors": len(names)}
+            for ref, digest, d, c, norm, names in zip(
+                refs, digests, made.deltas, made.coef, norms, made.whole.names, strict=True
+            )
+        ],
+        "sign_agreement": [{"a": refs[i], "b": refs[j], "share": share} for (i, j), share in shares.items()],
+    }
+
+
+def _norm(base: Mapping[str, Tensor], merged: Delta) -> float:
+    """The L2 norm of what was written, read back."""
+    vector = task_vector(base, merged)
+    return math.sqrt(sum(float(torch.linalg.vector_norm(vector[n], dtype=torch.float64)) ** 2 for n in vector))
