@@ -60,8 +60,8 @@ def families() -> dict[str, list[str]]:
 def table(found: list[dict[str, Any]]) -> list[Block]:
     """All of a kind, one a row."""
     if not found or "group" not in found[0]:
-        return [Table(("name", "paper", "what it is"), [(c["name"], c["paper"], _what(c)) for c in found])]
-    rows = [(c["name"], c["group"], c["folds"], c["paper"], _what(c)) for c in found]
+        return [Table(("name", "paper", "what it is"), [(c["name"], c["paper"], what(c)) for c in found])]
+    rows = [(c["name"], c["group"], c["folds"], c["paper"], what(c)) for c in found]
     return [Table(("name", "group", "folds", "paper", "what it is"), rows)]
 
 
@@ -75,7 +75,7 @@ def page(card: dict[str, Any]) -> list[Block]:
     return [*blocks, Line(""), Table(("knob", "default", "type"), rows)] if rows else [*blocks, Line("knobs: none")]
 
 
-def _what(card: dict[str, Any]) -> str:
+def what(card: dict[str, Any]) -> str:
     """The summary without the name it starts with and the citation it ends with."""
     _, colon, rest = str(card["summary"]).partition(": ")
     return (rest if colon else card["summary"]).partition(" (")[0].rstrip(".")

@@ -2,36 +2,37 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vtzoo.errors import Corrupt
+from vtzoo.files import header
+from vtzoo.refs import Entry, as_path, is_path
 
 from ._blocks import Block, Line, Table, number, size
 
 if TYPE_CHECKING:
-    from vtzoo.zoo import Entry, Zoo
+    from ._session import Session
 
-SECTIONS = ("backbones", "deltas", "models")
+_LONG = ("header.config.", "header.backbone.")
 _RIGHT = frozenset({"size", "params", "input", "top-1"})
 
 
-def listed(entry: "Entry") -> dict[str, Any]:
+def listed(entry: Entry) -> dict[str, Any]:
     """One entry as plain facts, the form `ls --json` prints."""
     return {"name": entry.name, "section": entry.section, **entry.facts}
 
 
-def described(zoo: "Zoo", ref: str) -> dict[str, Any]:
-    """One entry with what its own file says (a delta's header)."""
+def described(session: "Session", ref: str) -> dict[str, Any]:
+    """One entry, or a file outside any zoo, with what its own header says."""
+    if is_path(ref):
+        path = as_path(ref)
+        return {"name": path.name, "size_bytes": path.stat().st_size, **_inside(path)}
+    zoo = session.zoo()
     entry = zoo.resolve(ref)
     found = listed(entry)
     digest = entry.facts.get("digest")
-    if entry.section == "deltas" and digest:
-        from vtzoo.files import header
-
-        path = zoo.object(digest)
-        head = header(path)
-        found["path"] = str(path)
-        found["header"] = json.loads(head.metadata.get("vtzoo", "{}"))
-        found["tensors"] = {name: {"dtype": s.dtype, "shape": list(s.shape)} for name, s in head.tensors.items()}
-    return found
+    return {**found, **_inside(zoo.object(digest))} if digest else found
 
 
 def tables(found: list[dict[str, Any]]) -> list[Block]:
@@ -46,8 +47,8 @@ def tables(found: list[dict[str, Any]]) -> list[Block]:
 
 
 def page(facts: dict[str, Any]) -> list[Block]:
-    """All facts of one entry, one a line; tensors only counted."""
-    rows = [(key, _words(value)) for key, value in _flat(facts) if _words(value)]
+    """The facts of one entry, one a line; tensors only counted, sites left to `--json`."""
+    rows = [(key, _words(value)) for key, value in _flat(facts) if _words(value) and not key.startswith(_LONG)]
     return [Table(("fact", "value"), rows)]
 
 
@@ -55,6 +56,17 @@ def top1(metrics: Mapping[str, Any] | None) -> str:
     """The accuracy worth a column: of the test split, else validation, else the mean over tasks."""
     found = _accuracies(metrics or {})
     return f"{sum(found) / len(found):.1%}" if found else ""
+
+
+def _inside(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself: its facts when it is a delta, and its tensors."""
+    head = header(path)
+    try:
+        facts = json.loads(head.metadata.get("vtzoo", "{}"))
+    except ValueError as error:
+        raise Corrupt(f"{path}: its header is no JSON ({error})", "fetch it or make it again") from error
+    tensors = {name: {"dtype": span.dtype, "shape": list(span.shape)} for name, span in head.tensors.items()}
+    return {"path": str(path), "header": facts, "tensors": tensors}
 
 
 def _accuracies(metrics: Mapping[str, Any]) -> list[float]:

@@ -77,18 +77,26 @@ def _first_line(error: BaseException) -> str:
 def _usage(error: typer.TyperException) -> Refusal:
     """Typer's own usage errors, in the house's two lines."""
     ctx: Any = getattr(error, "ctx", None)
-    path = ctx.command_path if ctx is not None else "vtzoo"
-    hint = f"{path} --help"
-    message = error.format_message()
-    option = getattr(error, "option_name", None)
-    if ctx is not None and option is not None and message.startswith("No such option"):
-        message = f"no such option: {option}"
-        hint = _suggest(str(option), [*_options(ctx), *GLOBALS], hint)
-    elif ctx is not None and message.startswith("No such command"):
+    message = _lower_first(error.format_message().rstrip("."))
+    if ctx is None:
+        return Refusal(message, "vtzoo --help", error.exit_code)
+    hint = f"{ctx.command_path} --help"
+    commands: dict[str, Any] = getattr(ctx.command, "commands", {})
+    option = getattr(error, "option_name", "")
+    if message.startswith("no such option"):
+        message, hint = f"no such option: {option}", _suggest(option, [*_options(ctx), *GLOBALS], hint)
+    elif message.startswith("no such command"):
         word = message.split("'")[1]
-        message = f"no such command: {word}"
-        hint = _suggest(word, getattr(ctx.command, "commands", {}), hint)
-    return Refusal(_lower_first(message.rstrip(".")), hint, error.exit_code)
+        message, hint = f"no such command: {word}", _suggest(word, commands, hint)
+    elif message == "missing command":
+        hint = f"one of {', '.join(commands)} ({hint})"
+    return Refusal(message + _seen(error), hint, error.exit_code)
+
+
+def _seen(error: BaseException) -> str:
+    """The value that pydantic refused on Typer's behalf."""
+    errors: Any = getattr(error.__cause__, "errors", None)
+    return f", not {errors()[0]['input']!r}" if errors is not None else ""
 
 
 def _options(ctx: Any) -> list[str]:

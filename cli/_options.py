@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -70,6 +70,19 @@ def numbers(text: str | None, what: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{what} '{text}' is not a list of numbers", f"for example {what} 0.5,0.5,0.5") from None
+
+
+def check_spec(kind: Literal["methods", "merges", "losses"], spec: str) -> None:
+    """Refuse a spec that doesn't parse or names nothing, before a verb loads torch.
+
+    Raises:
+        UsageError: not the grammar.
+        NotFound: no such method, merge or loss.
+    """
+    from vtzoo import knobs, registry
+
+    for part in knobs.parse(spec):
+        registry.card(kind, part.name)
 
 
 def _read(path: Path) -> dict[str, Any]:

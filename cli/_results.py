@@ -6,7 +6,6 @@ from typing import Any
 from ._blocks import Block, Line, Table, number
 
 _SHOWN = ("top1", "top5", "balanced_accuracy", "loss", "ece")
-_RIGHT = frozenset({*_SHOWN, "images", "value", "probability"})
 
 
 def trained(facts: dict[str, Any]) -> list[Block]:
@@ -32,7 +31,7 @@ def predicted(facts: dict[str, Any]) -> list[Block]:
         for p in facts["predictions"]
         for i, t in enumerate(p["top"])
     ]
-    return [Table(("image", "task", "class", "probability"), rows, right=_RIGHT)]
+    return [Table(("image", "task", "class", "probability"), rows, right=frozenset({"probability"}))]
 
 
 def merged(facts: dict[str, Any]) -> list[Block]:
@@ -77,7 +76,8 @@ def _metrics(what: str, found: Mapping[str, Any]) -> list[Block]:
     nested = {k: v for k, v in found.items() if isinstance(v, Mapping)} or ({"": found} if found else {})
     columns = [c for c in _SHOWN if any(c in m for m in nested.values())]
     rows = [(str(k), *(_metric(c, m.get(c)) for c in columns)) for k, m in nested.items()]
-    return [Table((what, *columns), rows, right=_RIGHT)] if columns else []
+    names = [_label(c) for c in columns]
+    return [Table((what, *names), rows, right=frozenset(names))] if columns else []
 
 
 def _metric(name: str, value: Any) -> str:

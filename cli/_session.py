@@ -1,6 +1,7 @@
 """What the global options say, and the two things every command needs: the zoo and a place for its result."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vtzoo.errors import UsageError
+from vtzoo.refs import as_path, is_path
 
 from . import _render
 from ._blocks import Block
@@ -29,11 +31,22 @@ class Session:
         """Give the session that the program's callback left in the context."""
         return ctx.find_object(cls) or cls()
 
-    def zoo(self) -> "Zoo":
-        """Find the zoo that `--zoo`, the environment or the working folder says."""
+    def zoo(self, *refs: str) -> "Zoo":
+        """Find the zoo that `--zoo`, the environment or the working folder says.
+
+        Raises:
+            NotFound: there is none, or a ref means nothing in it: said now, before a verb loads torch.
+        """
         from vtzoo.zoo import Zoo
 
-        return Zoo.find(self.zoo_path)
+        zoo = Zoo.find(self.zoo_path)
+        for ref in refs:
+            if is_path(ref):
+                as_path(ref)
+            else:
+                with suppress(UsageError):  # whether an unclear ref will do is for the verb to say
+                    zoo.resolve(ref)
+        return zoo
 
     def show(self, result: Any, view: Callable[[Any], list[Block]]) -> None:
         """Print a result: one JSON document with `--json`, else its human form."""

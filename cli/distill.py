@@ -9,7 +9,7 @@ from . import _results
 from ._session import Session
 
 EXAMPLES = (
-    "vtzoo distill --teacher fashion/lora --student test_vit --data vtzoo:fashion --loss kd --name fashion/small",
+    "vtzoo distill --teacher fashion/lora --student mobilenetv4_conv_small --data vtzoo:fashion --name fashion/kd",
 )
 
 
@@ -33,6 +33,11 @@ def run(
     sets: o.Sets = None,
     resume: o.Resume = False,
     skip_bad: o.SkipBad = False,
+    views: Annotated[int, typer.Option("--views", metavar="N", min=1, help="Crops of each image that are taught.")] = 4,
+    teacher_size: Annotated[
+        int | None,
+        typer.Option("--teacher-size", metavar="PIXELS", help="Side at which a bare convolutional teacher looks."),
+    ] = None,
 ) -> None:
     """Teach a small network what any entry knows."""
     session = Session.of(ctx)
@@ -46,10 +51,12 @@ def run(
         precision=precision,
         seed=seed,
     )
+    o.check_spec("losses", loss)
+    zoo = session.zoo(*teachers)
     from vtzoo.verbs.distill import distill
 
     result = distill(
-        teachers=teachers, student=student, data=data, loss=loss, name=name, zoo=session.zoo(), recipe=recipe,
-        resume=resume, skip_bad=skip_bad,
+        teachers=teachers, student=student, data=data, loss=loss, name=name, zoo=zoo, recipe=recipe,
+        resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, command=session.command,
     )  # fmt: skip
     session.show(result, _results.distilled)

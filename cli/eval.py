@@ -1,6 +1,6 @@
 """`vtzoo eval`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,10 +19,12 @@ def run(
     task: Task = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images per step.")] = 64,
     skip_bad: SkipBad = False,
+    split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Which part of the data.")] = "test",
 ) -> None:
     """Measure a delta, merge or model on test images."""
     session = Session.of(ctx)
+    zoo = session.zoo(ref)
     from vtzoo.verbs.evaluate import evaluate
 
-    result = evaluate(ref=ref, data=data, task=task, zoo=session.zoo(), batch_size=batch_size, skip_bad=skip_bad)
+    result = evaluate(ref=ref, data=data, task=task, zoo=zoo, batch_size=batch_size, skip_bad=skip_bad, split=split)
     session.show(result, _results.evaluated)

@@ -32,30 +32,33 @@ def onnx(
 ) -> None:
     """Write ONNX with a free batch size, checked with onnxruntime before the file appears."""
     session = Session.of(ctx)
+    zoo = session.zoo(ref)
     from vtzoo.verbs.export.onnx import export_onnx
 
-    result = export_onnx(ref=ref, out=out, opset=opset, tolerance=tolerance, task=task, zoo=session.zoo(), name=name)
+    result = export_onnx(ref=ref, out=out, opset=opset, tolerance=tolerance, task=task, zoo=zoo, name=name)
     session.show(result, _results.exported)
 
 
-def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None, name: Keep = None) -> None:
-    """Write a folder that plain timm loads."""
+def timm(ctx: typer.Context, *, ref: Ref, out: Folder) -> None:
+    """Write a folded model or a student as a folder that plain timm loads."""
     session = Session.of(ctx)
+    zoo = session.zoo(ref)
     from vtzoo.verbs.export.timm import export_timm
 
-    session.show(export_timm(ref=ref, out=out, task=task, zoo=session.zoo(), name=name), _results.exported)
+    session.show(export_timm(ref=ref, out=out, zoo=zoo), _results.exported)
 
 
-def safetensors(ctx: typer.Context, *, ref: Ref, out: File, task: Task = None, name: Keep = None) -> None:
-    """Write plain weights as one safetensors file."""
+def safetensors(ctx: typer.Context, *, ref: Ref, out: File) -> None:
+    """Write the tensors of any entry as one safetensors file."""
     session = Session.of(ctx)
+    zoo = session.zoo(ref)
     from vtzoo.verbs.export.safetensors import export_safetensors
 
-    session.show(export_safetensors(ref=ref, out=out, task=task, zoo=session.zoo(), name=name), _results.exported)
+    session.show(export_safetensors(ref=ref, out=out, zoo=zoo), _results.exported)
 
 
 COMMANDS = (
     ("onnx", onnx, ("vtzoo export onnx fashion/lora fashion.onnx",)),
-    ("timm", timm, ("vtzoo export timm fashion/lora fashion-timm/",)),
+    ("timm", timm, ("vtzoo export timm fashion/folded fashion-timm/",)),
     ("safetensors", safetensors, ("vtzoo export safetensors fashion/lora fashion.safetensors",)),
 )

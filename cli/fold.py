@@ -32,9 +32,10 @@ def run(
 ) -> None:
     """Write a delta or merge into plain weights for plain timm."""
     session = Session.of(ctx)
+    zoo = session.zoo(ref)
     from vtzoo.verbs.fold import fold_ref
 
     result = fold_ref(
-        ref=ref, out=out, task=task, headless=headless, dtype=dtype, tolerance=tolerance, zoo=session.zoo(), name=name
+        ref=ref, out=out, task=task, headless=headless, dtype=dtype, tolerance=tolerance, zoo=zoo, name=name
     )
     session.show(result, _results.folded)

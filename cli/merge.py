@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from . import _results
-from ._options import Name, numbers
+from ._options import Name, check_spec, numbers
 from ._session import Session
 
 EXAMPLES = ("vtzoo merge fashion/lora emoji/ssf --method 'ties[density=0.2]' --name both",)
@@ -27,7 +27,9 @@ def run(
     """Merge several deltas into one that keeps every head."""
     session = Session.of(ctx)
     weights = numbers(coef, "--coef")
+    check_spec("merges", method)
+    zoo = session.zoo(*refs)
     from vtzoo.verbs.merge import merge_refs
 
-    result = merge_refs(refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=session.zoo())
+    result = merge_refs(refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=zoo)
     session.show(result, _results.merged)

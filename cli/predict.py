@@ -21,6 +21,7 @@ def run(
 ) -> None:
     """Name the most probable classes of images."""
     session = Session.of(ctx)
+    zoo = session.zoo(ref)
     from vtzoo.verbs.predict import predict
 
-    session.show(predict(ref=ref, images=images, task=task, top=top, zoo=session.zoo()), _results.predicted)
+    session.show(predict(ref=ref, images=images, task=task, top=top, zoo=zoo), _results.predicted)

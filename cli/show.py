@@ -12,4 +12,4 @@ EXAMPLES = ("vtzoo show fashion/lora", "vtzoo show fashion/lora --json")
 def run(ctx: typer.Context, *, ref: Ref) -> None:
     """Show what an entry is, what made it, and how good it is."""
     session = Session.of(ctx)
-    session.show(_entries.described(session.zoo(), ref), _entries.page)
+    session.show(_entries.described(session, ref), _entries.page)

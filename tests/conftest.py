@@ -3,7 +3,6 @@
 import os
 import random
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 NETWORK = "VTZOO_TEST_NET"
 if not os.environ.get(NETWORK):
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--golden` stores what the golden tests find instead of comparing."""
+    parser.addoption("--golden", action="store_true", help="write stored texts anew")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +40,7 @@ def _seeds() -> None:
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test off the zoo and the data folder of whoever runs it."""
-    home: Path = tmp_path_factory.getbasetemp() / "home"
+    home = tmp_path_factory.getbasetemp() / "home"
     home.mkdir(exist_ok=True)
     for name in ("HOME", "USERPROFILE", "XDG_DATA_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(home))

@@ -15,6 +15,7 @@ from vtzoo.fingerprint import fingerprint_of
 from vtzoo.live import CARD
 from vtzoo.refs import Entry
 from vtzoo.spec import BackboneCard, Preprocess
+from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
 
 
@@ -66,14 +67,15 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
     """Build what a card describes; the card, with its fingerprint, stays on the model."""
     overlay: dict[str, Any] = {}
     if pretrained:
-        overlay = {"file": str(weights_path(card, zoo)), "hf_hub_id": None, "url": "", "source": ""}
+        overlay = {"state_dict": dict(TensorFile(weights_path(card, zoo))), "source": ""}
     args = {"num_classes": 0, **card.model_args, **model_args}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
-    shown = replace(card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head_names(model))
+    shown = replace(card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=card.head or head_names(model))
     if not shown.fingerprint or not pretrained:
         plain = model if not model_args else create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, num_classes=0, **card.model_args)
         shown = replace(shown, fingerprint=fingerprint_of(plain if pretrained else model))
     model.__dict__[CARD] = shown
+    getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # loaded; not to be carried along
     return model.requires_grad_(requires_grad=False).eval()
 
 

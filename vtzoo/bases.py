@@ -38,7 +38,7 @@ def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor
     """The backbone's tensors by timm name, head left out; each is read when asked for."""
     source = TensorFile(weights_path(card, zoo))
     inside = tuple(h + "." for h in card.head)
-    names = [n for n in source if not (inside and n.startswith(inside))]
+    names = [n for n in source if n not in card.head and not (inside and n.startswith(inside))]
     return Lazy({n: (lambda n=n: source[n]) for n in names}, {n: shape_of(source, n) for n in names})
 
 

@@ -85,7 +85,7 @@ class Delta:
                 recipe=doc.get("recipe", {}),
                 lineage=doc["lineage"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Corrupt(f"{path}: the delta's header lacks or garbles {error}", "make the delta again, or fetch it again") from error
 
     def save(self, path: str | Path) -> str:
@@ -149,7 +149,12 @@ def read_header(path: Path) -> dict[str, Any]:
     text = files.header(path).metadata.get("vtzoo")
     if text is None:
         raise Corrupt(f"{path} is a safetensors file but no vtzoo delta", "add it with: vtzoo add delta NAME --backbone REF --weights FILE")
-    doc = json.loads(text)
+    try:
+        doc = json.loads(text)
+    except (ValueError, RecursionError):
+        doc = None
+    if not isinstance(doc, dict):
+        raise Corrupt(f"{path}: the delta's header is no JSON document", "make the delta again, or fetch it again")
     if doc.get("schema") != SCHEMA:
         raise Corrupt(f"{path} has schema {doc.get('schema')!r}, this vtzoo reads {SCHEMA}", "upgrade vtzoo")
     return doc

@@ -39,6 +39,12 @@ class Folded(Mapping[str, Tensor]):
         maker = self.makers.get(name)
         return maker() if maker else self.base[name]
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would compute the tensor
+        return name in self.makers or name in self.base
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.makers or name in self.base
+
     def __iter__(self) -> Iterator[str]:
         yield from self.base
         yield from (n for n in self.makers if n not in self.base)

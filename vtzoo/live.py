@@ -102,12 +102,13 @@ def attach(model: nn.Module, delta: Delta, *, task: str | None = None, check: bo
     _same_places(model, delta, anatomy)
     record = _begin(model, delta.method)
     try:
-        for part in delta.parts:
-            _hang(model, part, part.module, part.config, fresh=False)
-        record.parts.extend(delta.parts)
-        _load(model, {n: t for n, t in delta.tensors.items() if not n.startswith("@")})
-        if task != "" and delta.tasks:
-            set_head(model, delta, delta.task(task).name)
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten; the caller's random numbers stay in step
+            for part in delta.parts:
+                _hang(model, part, part.module, part.config, fresh=False)
+            record.parts.extend(delta.parts)
+            _load(tensors_of(model), {n: t for n, t in delta.tensors.items() if not n.startswith("@")})
+            if task != "" and delta.tasks:
+                set_head(model, delta, delta.task(task).name)
         _alive(model, anatomy)
     except BaseException:
         detach(model)
@@ -210,7 +211,7 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
     like = next((p for n, p in model.named_parameters() if not n.startswith(head_names(model))), None)
     for name in head_names(model):
         model.get_submodule(name).to(like.device if like is not None else None)
-    _load(model, dict(delta.head(task)))
+    _load(head_state(model), dict(delta.head(task)))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -303,8 +304,8 @@ def _same_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
 
 
 @torch.no_grad()
-def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    places = {**tensors_of(model), **head_state(model)}
+def _load(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Fill every place; none may be left over on either side, or what was drawn at random would stay."""
     for name in tensors:
         if name not in places:
             raise ShapeMismatch(f"the delta holds {name}, which has no place in this model", "is the file complete and from this vtzoo version?")
@@ -312,9 +313,10 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise ShapeMismatch(
                 f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model", "build the model that the delta names"
             )
-    lacking = [n for n in tensors_of(model) if n not in tensors] if not any(n in head_state(model) for n in tensors) else []
+    lacking = [n for n in places if n not in tensors]
     if lacking:
-        raise ShapeMismatch(f"the delta lacks {lacking[0]} and {len(lacking) - 1} more", "fetch the file again")
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ShapeMismatch(f"the delta lacks {lacking[0]}{more}", "fetch the file again")
     for name, value in tensors.items():
         places[name].copy_(value)
 

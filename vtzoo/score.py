@@ -40,7 +40,7 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     return {
         "top1": (guess == labels).double().mean().item(),
         "top5": top5.double().mean().item(),
-        "balanced": recall.double().mean().item(),
+        "balanced_accuracy": recall.double().mean().item(),
         "loss": F.cross_entropy(logits.double(), labels).item(),
         "ece": expected_calibration_error(logits, labels),
         "images": n,

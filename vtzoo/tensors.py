@@ -37,6 +37,12 @@ class TensorFile(Mapping[str, Tensor]):
             raise KeyError(name)
         return self._open.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.header.tensors
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.header.tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.header.tensors)
 
@@ -57,6 +63,12 @@ class Lazy(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would compute the tensor
+        return name in self._makers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
@@ -70,9 +82,8 @@ class Lazy(Mapping[str, Tensor]):
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """A tensor's shape, from the mapping's own knowledge where it has any."""
-    if isinstance(tensors, TensorFile | Lazy):
-        return tensors.shape(name)
-    return tuple(tensors[name].shape)
+    known = getattr(tensors, "shape", None)
+    return known(name) if known is not None else tuple(tensors[name].shape)
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
@@ -90,7 +101,8 @@ def write(
 
     Args:
         path: where; it appears only when complete.
-        tensors: computed one by one, sorted by name. A floating tensor is cast to `dtype` once, if given.
+        tensors: computed one by one. A floating tensor is cast to `dtype` once, if given. Wide numbers come first, then
+            by name, so that every tensor lies at a multiple of its own width, as readers that map the file want it.
         metadata: the header's string map; written with sorted keys.
         dtype: None keeps each tensor's own.
 
@@ -98,15 +110,14 @@ def write(
         The file's sha256, 64 hex digits.
 
     Raises:
-        Corrupt: a tensor holds NaN or infinity.
+        Corrupt: a tensor holds NaN or infinity, or does in the new dtype.
         Resources: the disk is full.
     """
-    names = sorted(tensors)
-    kinds = _kinds(tensors, names, dtype)
+    kinds = _kinds(tensors, dtype)
     with files.atomic_write(path) as out:
         out.write(_header(kinds, metadata))
-        for name in names:
-            _put(out, name, tensors[name], *kinds[name])
+        for name, (code, shape) in kinds.items():
+            _put(out, name, tensors[name], code, shape)
     return files.sha256(path)
 
 
@@ -117,33 +128,32 @@ def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[
     for name, (code, shape) in kinds.items():
         start, end = end, end + math.prod(shape) * DTYPES[code].itemsize
         doc[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(doc, separators=(",", ":")).encode()
+    text = json.dumps(doc, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _kinds(
-    tensors: Mapping[str, Tensor], names: list[str], dtype: torch.dtype | None
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Code and shape of each tensor as it will be written."""
+def _kinds(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Code and shape of each tensor as it will be written, in the order of writing."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name in names:
-        if isinstance(tensors, TensorFile):
-            own = DTYPES[tensors.header.tensors[name].dtype]
-        else:
-            own = torch.float32 if isinstance(tensors, Lazy) and dtype is not None else tensors[name].dtype
-        code = _CODES[dtype if dtype is not None and own.is_floating_point else own]
-        found[name] = (code, shape_of(tensors, name))
-    return found
+    for name in sorted(tensors):
+        own = DTYPES[tensors.header.tensors[name].dtype] if isinstance(tensors, TensorFile) else tensors[name].dtype
+        kind = dtype if dtype is not None and own.is_floating_point else own
+        if kind not in _CODES:
+            raise Corrupt(f"tensor {name} is {kind}, which is not stored", "cast it to float32 first")
+        found[name] = (_CODES[kind], shape_of(tensors, name))
+    return dict(sorted(found.items(), key=lambda item: -DTYPES[item[1][0]].itemsize))  # stable: by name within a width
 
 
 def _put(out: BinaryIO, name: str, tensor: Tensor, code: str, shape: tuple[int, ...]) -> None:
     wanted = DTYPES[code]
     if tuple(tensor.shape) != shape:
         raise Corrupt(f"tensor {name} came out as {tuple(tensor.shape)} instead of {shape}", "report this as a bug")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise Corrupt(f"tensor {name} holds NaN or infinity", "train again with a lower --lr, or check the source file")
     flat = tensor.detach().to("cpu", wanted).contiguous().reshape(-1)
+    if wanted.is_floating_point and not bool(torch.isfinite(flat).all()):
+        if bool(torch.isfinite(tensor).all()):
+            raise Corrupt(f"tensor {name} holds numbers too large for {code}", "keep float32, or use bfloat16")
+        raise Corrupt(f"tensor {name} holds NaN or infinity", "train again with a lower --lr, or check the source file")
     if flat.numel():
         out.write(memoryview(flat.view(torch.uint8).numpy()))
 

@@ -12,6 +12,7 @@ from vtzoo.merges._whole import Whole, floor
 MERGES = registry.names("merges")
 ENTRY = st.floats(-1e3, 1e3, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1.0, -1.0, 0.5])
 ROW = st.lists(ENTRY, min_size=6, max_size=6).map(torch.tensor)
+PIECES = st.lists(st.lists(ENTRY, min_size=1, max_size=9).map(torch.tensor), min_size=1, max_size=5)
 ROWS = st.lists(ROW, min_size=1, max_size=4)
 WEIGHTS = st.floats(0.125, 2.0, width=32)
 
@@ -64,7 +65,7 @@ def test_ties_follows_one_side(rows):
             assert agree.abs().min() * (1 - 1e-6) <= value.abs() <= agree.abs().max() * (1 + 1e-6)
 
 
-@given(pieces=st.lists(st.lists(ENTRY, min_size=1, max_size=9).map(torch.tensor), min_size=1, max_size=5), density=st.floats(0.001, 0.999))
+@given(pieces=PIECES, density=st.floats(0.001, 0.999))
 @settings(deadline=None, max_examples=200)
 def test_the_floor_keeps_the_share(pieces, density):
     """At least the share of the non-zero entries reaches the floor, and without those that equal it fewer do."""

@@ -1,15 +1,21 @@
 """Merges against independent rewrites in a few lines, and the parts of the engine."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import vtzoo
-from tests.contract.test_merges import base_of, random_deltas, real
-from vtzoo.errors import UsageError
+from tests.contract.merge_cases import base_of, random_deltas, real
+from vtzoo.delta import Delta
+from vtzoo.errors import Conflict, NotFound, Resources, UsageError
 from vtzoo.folding import fold
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._whole import Whole, floor
+from vtzoo.tensors import write
+from vtzoo.verbs.merge import merge_refs
+from vtzoo.zoo import Zoo
 
 SHAPES = {"a.weight": (37, 11), "a.bias": (37,), "b.weight": (5, 3, 2, 2), "b.bias": (5,)}
 NAMES = sorted(SHAPES)
@@ -165,3 +171,89 @@ def test_layer_patterns():
     with pytest.raises(UsageError) as caught:
         factors_of("block.0:1", names)
     assert "blocks.0" in caught.value.hint
+
+
+# ---------------------------------------------------------------------------------------------------------------- verb
+@pytest.fixture
+def zoo(tmp_path):
+    """A zoo with a tiny backbone's weights and three deltas of it; one more lies in a file outside."""
+    zoo = Zoo.init(tmp_path / "zoo")
+    write(tmp_path / "base.safetensors", base_of("vit"), {})
+    source = f"object:sha256:{zoo.add_object(tmp_path / 'base.safetensors')}"
+    for spec in ("lora", "ssf", "bitfit", "norm"):
+        delta = real(spec, "vit")
+        path = tmp_path / f"{spec}.safetensors"
+        delta.with_(backbone=replace(delta.backbone, name="tiny", source=source)).save(path)
+        if spec != "norm":
+            zoo.put("deltas", f"{spec}/a", {"digest": zoo.add_object(path)})
+    return zoo
+
+
+def everything(zoo):
+    """Every file of a zoo with its bytes, its lock left out."""
+    return {p: p.read_bytes() for p in zoo.root.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_refs_merge_into_an_entry(zoo, tmp_path):
+    """Names, unique prefixes and paths merge into an entry whose file is what `vtzoo.merge` gives, with a report."""
+    refs = ["lora/a", "ssf", str(tmp_path / "norm.safetensors")]
+    result = merge_refs(refs=refs, method="ties[density=0.5]", name="all", coef=(1, 0.5, 1), zoo=zoo)
+    entry, opened = zoo.resolve("all", "deltas"), Delta.open(result.path)
+    assert (result.ref, entry.facts["tasks"], entry.facts["method"]) == (
+        "all",
+        ["lora", "ssf", "norm"],
+        "ties[density=0.5]",
+    )
+    assert entry.facts["size_bytes"] == len(zoo.object(entry.digest).read_bytes())
+    assert opened.lineage["parents"][0] == zoo.resolve("lora/a").digest
+    wanted = vtzoo.merge(
+        [real(s, "vit") for s in ("lora", "ssf", "norm")], "ties[density=0.5]", base=base_of("vit"), coef=(1, 0.5, 1)
+    )
+    assert all(torch.equal(opened.tensors[n], wanted.tensors[n]) for n in wanted.tensors)
+    parents, pairs = result.report["parents"], result.report["sign_agreement"]
+    assert [p["coef"] for p in parents] == [1.0, 0.5, 1.0]
+    assert all(p["norm"] > 0 for p in parents)
+    assert result.report["merged_norm"] > 0
+    assert [(p["a"], p["b"]) for p in pairs] == [(refs[0], refs[1]), (refs[0], refs[2]), (refs[1], refs[2])]
+    assert all(p["share"] is None or 0 <= p["share"] <= 1 for p in pairs)
+    assert result.report["tensors"] == len(opened.tensors) - 6
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"name": "lora/a"}, Conflict),
+        ({"name": "Bad Name"}, UsageError),
+        ({"refs": ["lora/a", "sff/a"]}, NotFound),
+        ({"refs": ["lora/a", "lora"]}, UsageError),
+        ({"refs": []}, UsageError),
+        ({"refs": ["lora/a", "./nowhere.safetensors"]}, NotFound),
+        ({"method": "tise"}, NotFound),
+        ({"method": "ties[density=x]"}, UsageError),
+        ({"coef": (1.0,)}, UsageError),
+        ({"layers": "stages.0:1"}, UsageError),
+    ],
+)
+def test_a_refused_merge_leaves_the_zoo_as_it_was(zoo, change, error):
+    """A taken name, an unknown or doubled ref, or a wrong spec is refused with a hint, and no file is new."""
+    before = everything(zoo)
+    with pytest.raises(error) as caught:
+        merge_refs(**{"refs": ["lora/a", "ssf/a"], "method": "linear", "name": "all", "zoo": zoo, **change})
+    assert caught.value.hint
+    assert everything(zoo) == before
+
+
+def test_a_full_disk_leaves_the_zoo_as_it_was(zoo, monkeypatch):
+    """When the disk is full in the middle of writing, the merge ends with Resources and nothing half-written stays."""
+    before, calls = everything(zoo), []
+
+    def full(*args):
+        calls.append(args)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Resources):
+        merge_refs(refs=["lora/a", "ssf/a"], method="linear", name="all", zoo=zoo)
+    assert calls
+    assert everything(zoo) == before
+    assert not [p for p in (zoo.root / ".vtzoo").iterdir() if p.name.startswith("merge-")]

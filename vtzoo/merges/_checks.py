@@ -92,13 +92,14 @@ def equal_values(deltas: Sequence[Delta]) -> None:
         who = label(i, delta)
         for task in delta.tasks:
             before, other = seen.setdefault(task.name, (who, delta))
-            same = other is delta or other.task(task.name) == task
-            if not (same and _equal(other.head(task.name), delta.head(task.name))):
+            if other is delta:
+                continue
+            if other.task(task.name) != task or not _equal(other.head(task.name), delta.head(task.name)):
                 raise Conflict(
                     f"{before} and {who} have different heads for a task named '{task.name}'",
-                    f"give one another name: vtzoo.merging.renamed(delta, '{task.name}', '{task.name}-2')",
+                    f"rename one in Python: vtzoo.merging.renamed(delta, '{task.name}', '{task.name}-2')",
                 )
-        if not _equal(delta.overrides, deltas[0].overrides):
+        if i and not _equal(delta.overrides, deltas[0].overrides):
             said = f"{who} and {label(0, deltas[0])} hold different resized tensors of one backbone"
             raise ShapeMismatch(said, "train them with one version of vtzoo")
 
@@ -111,7 +112,7 @@ def _fits(shapes: Mapping[str, tuple[int, ...]], name: str, wanted: Sequence[int
 
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a is b or (sorted(a) == sorted(b) and all(torch.equal(a[n], b[n]) for n in a))
+    return sorted(a) == sorted(b) and all(torch.equal(a[n], b[n]) for n in a)
 
 
 def _resized(delta: Delta) -> dict[str, tuple[int, ...]]:

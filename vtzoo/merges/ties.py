@@ -6,7 +6,7 @@
 
 Trimming looks at the whole task vector (`scope=vector`, as the paper does) or at each tensor by itself (`scope=tensor`,
 as mergekit does). Where the sum is zero nobody is elected and D is zero.
-Symmetric: yes.  Neutral: one delta with density 1 and scale 1 comes back, whatever its weight.
+Symmetric: yes.  Neutral: one delta with density 1 and scale 1 comes back, whatever its (positive) weight.
 Departs from the paper: weights (the paper has none; a negative one turns its task vector round); zeros don't count
 in the density, so the result does not depend on untouched tensors being stored; entries that equal the last one kept
 are kept too; where the authors' code elects the majority's sign for a sum of zero, this elects none.

@@ -31,8 +31,8 @@ class Prompt(graft.Graft):
 
     def insert(self, x: Tensor) -> Tensor:
         """[batch, n, width] -> [batch, n + tokens, width]."""
-        prompt = F.dropout(self.prompt, self.dropout, self.training)
-        return torch.cat([x[:, : self.at], prompt.expand(x.shape[0], -1, -1), x[:, self.at :]], dim=1)
+        prompt = F.dropout(self.prompt.expand(x.shape[0], -1, -1), self.dropout, self.training)
+        return torch.cat([x[:, : self.at], prompt, x[:, self.at :]], dim=1)
 
     def drop(self, y: Tensor) -> Tensor:
         """[batch, n + tokens, width] -> [batch, n, width]."""

@@ -1,4 +1,4 @@
-"""Linear probe: train a linear classifier on frozen pooled features, nothing else (He et al. 2021, arXiv:2111.06377, A.1).
+"""Linear probe: train a linear classifier on frozen pooled features (He et al. 2021, arXiv:2111.06377, A.1).
 
     logits = W h + b,   h = pooled features of the frozen backbone
 

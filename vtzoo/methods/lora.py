@@ -71,7 +71,9 @@ class Graft(graft.Graft):
         self.scale = (config.alpha or config.rank) / config.rank
         self.dropout = config.dropout
         out, fan_in = site.shape[0] // self.groups, math.prod(site.shape[1:])
-        self.slices = [i for i, c in enumerate("qkv") if c in config.qkv] if "fused" in site.facts and config.qkv != "qkv" else []
+        self.slices = (
+            [i for i, c in enumerate("qkv") if c in config.qkv] if "fused" in site.facts and config.qkv != "qkv" else []
+        )
         rank = min(config.rank, out, fan_in)
         if self.slices:
             self.A, self.B = _parameter(len(self.slices), rank, fan_in), _parameter(len(self.slices), out // 3, rank)

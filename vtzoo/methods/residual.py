@@ -36,7 +36,8 @@ class Config:
 
     Attributes:
         kind: beside each convolution, or after it.
-        targets: convolutions by role, name or glob; auto is those of the blocks wider than 1x1.
+        targets: convolutions by role, name or glob; auto is those of the blocks (where they aren't numbered, past
+            the stem) wider than 1x1.
     """
 
     kind: Literal["parallel", "series"] = "parallel"
@@ -45,8 +46,9 @@ class Config:
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     """The convolutions that the targets name."""
-    wide = [s for s in anatomy.convs if "blocks" in anatomy.roles(s) and max(s.shape[2:]) > 1]
-    auto = [s for s in wide if _why_not(s, config) is None]
+    numbered = [s for s in anatomy.convs if "blocks" in anatomy.roles(s)]
+    near = numbered if anatomy.blocks else [s for s in anatomy.convs if s.name != anatomy.stem]
+    auto = [s for s in near if max(s.shape[2:]) > 1 and _why_not(s, config) is None]
     if not auto and "auto" in config.targets:
         raise UsageError(
             "residual adapters stand at convolutions wider than 1x1, and the blocks of this backbone have none",

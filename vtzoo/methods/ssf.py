@@ -59,7 +59,9 @@ class Graft(graft.Graft):
         self.calls = site.kind == "linear" and site.called
         scaled = "gain" if site.facts.get("standardised") else "weight"
         self.edits = (scaled, "bias") if site.bias else (scaled,)
-        self.gamma = nn.Parameter(torch.empty(out).normal_(1.0, config.init_std) if config.init_std else torch.ones(out))
+        self.gamma = nn.Parameter(
+            torch.empty(out).normal_(1.0, config.init_std) if config.init_std else torch.ones(out)
+        )
         self.beta = nn.Parameter(torch.empty(out).normal_(0.0, config.init_std)) if site.bias else None
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - the interface

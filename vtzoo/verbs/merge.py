@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vtzoo import files, talk
+from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.folding import task_vector
@@ -51,8 +52,6 @@ def merge_refs(
         Conflict: the name exists.
         Resources: the disk is full.
     """
-    from vtzoo.bases import open_base
-
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
     found = [_open(ref, zoo) for ref in refs]
@@ -61,13 +60,11 @@ def merge_refs(
     base = open_base(deltas[0].backbone, zoo) if deltas else {}
     made = plan(deltas, method, base=base, coef=coef, layers=layers)
     talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
-    merged = assembled(made, digests)
+    report, merged = _report(made, refs, digests), assembled(made, digests)
     with _folder(zoo) as folder:
-        path = folder / "merged.safetensors"
-        digest = merged.save(path)
-        size_bytes = path.stat().st_size
-        report = _report(made, refs, digests) | {"merged_norm": _norm(base, Delta.open(path))}
-        zoo.add_object(path)
+        digest = merged.save(folder / "merged.safetensors")
+        size_bytes = (folder / "merged.safetensors").stat().st_size
+        zoo.add_object(folder / "merged.safetensors")
     facts = {
         "digest": digest,
         "size_bytes": size_bytes,
@@ -76,11 +73,12 @@ def merge_refs(
         "fingerprint": merged.backbone.fingerprint,
         "tasks": [t.name for t in merged.tasks],
         "metrics": {},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": "",
     }
     entry = zoo.put("deltas", name, facts)
-    return Merged(ref=entry.name, path=str(zoo.object(digest)), report=report)
+    path = zoo.object(digest)
+    return Merged(ref=entry.name, path=str(path), report=report | {"merged_norm": _norm(base, Delta.open(path))})
 
 
 def _open(ref: str, zoo: Zoo) -> tuple[str, Delta]:
@@ -100,7 +98,7 @@ def _refuse_twice(refs: Sequence[str], digests: Sequence[str]) -> None:
 
 
 @contextmanager
-def _folder(zoo: Zoo) -> Iterator[Path]:
+def _folder(zoo: Zoo) -> Generator[Path, None, None]:
     """A folder on the zoo's own disk that is gone afterwards."""
     home = zoo.root / ".vtzoo"
     with files.writing(home):
@@ -117,7 +115,7 @@ def _report(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str
         "tensors": len(made.whole.shapes),
         "parameters": sum(math.prod(s) for s in made.whole.shapes.values()),
         "parents": [
-            {"ref": ref, "digest": digest, "method": d.method, "coef": c, "norm": norm, "tensors": len(names)}
+            {"ref": ref, "digest": digest[:12], "method": d.method, "coef": c, "norm": norm, "tensors": len(names)}
             for ref, digest, d, c, norm, names in zip(
                 refs, digests, made.deltas, made.coef, norms, made.whole.names, strict=True
             )

@@ -1,0 +1,77 @@
+"""What the tests of merges share: real deltas of tiny backbones, made-up ones of any shape, and mappings that watch."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from tests import families
+from vtzoo import registry
+from vtzoo.anatomy import Site
+from vtzoo.delta import Delta, Part
+from vtzoo.fingerprint import base_state
+from vtzoo.graft import tensors_of
+from vtzoo.live import extract, head_state, inject
+from vtzoo.spec import BackboneCard, Task
+from vtzoo.tensors import Lazy
+
+MERGES = registry.names("merges")
+SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
+CARD = BackboneCard(name="tiny", arch="tiny", fingerprint="sha256:" + "0" * 64)
+
+
+def neutral(merge: str) -> str:
+    """The spec with density and scale at 1."""
+    knobs = [k.name for k in registry.card("merges", merge).knobs if k.name in ("density", "scale")]
+    return f"{merge}[{','.join(f'{k}=1' for k in knobs)}]" if knobs else merge
+
+
+@cache
+def base_of(family: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A tiny backbone's tensors (shared, never changed)."""
+    return base_state(families.build(family, dtype=dtype))
+
+
+@cache
+def real(spec: str, family: str, task: str = "", dtype: torch.dtype = torch.float32) -> Delta:
+    """A delta of a method on a tiny backbone, none of whose tensors is at its start (shared, never changed)."""
+    model = inject(families.build(family, dtype=dtype), spec)
+    families.perturb(tensors_of(model))
+    families.perturb(head_state(model), seed=len(spec))
+    name = task or spec.partition("[")[0]
+    return extract(model, tasks=[Task(name=name, classes=tuple("abcde"))])
+
+
+def stored(vectors: dict[str, Tensor], base: dict[str, Tensor], task: str = "t") -> Delta:
+    """A `full` delta with these task vectors, and a head that is its own."""
+    sites: dict[str, dict[str, list[int]]] = {}
+    for name, value in vectors.items():
+        module, _, param = name.rpartition(".")
+        sites.setdefault(module, {})[param] = list(value.shape)
+    places = {n: ".".join([*n.split(".")[:-1], "full", n.rpartition(".")[2]]) for n in vectors}
+    tensors = {places[n]: base[n] + v for n, v in vectors.items()}
+    tensors[f"@head/{task}/head.weight"] = torch.full((2, 3), float(len(task)))
+    part = Part(
+        method="full", graft="full",
+        sites=tuple(Site(name=m, kind="params", facts={"params": p}) for m, p in sites.items()),
+    )  # fmt: skip
+    tasks = (Task(name=task, classes=("a", "b")),)
+    return Delta(method="full", parts=(part,), backbone=CARD, tensors=tensors, tasks=tasks)
+
+
+def random_deltas(count: int, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[Delta]]:
+    """A random base and random `full` deltas of it."""
+    draw = torch.Generator().manual_seed(0)
+    base, *rows = [{n: torch.randn(s, generator=draw) for n, s in shapes.items()} for _ in range(count + 1)]
+    return base, [stored({n: 0.1 * v for n, v in row.items()}, base, f"t{i}") for i, row in enumerate(rows)]
+
+
+def same(a: Delta, b: Delta) -> bool:
+    """Whether two deltas hold the same bits under the same names."""
+    return sorted(a.tensors) == sorted(b.tensors) and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+
+
+def copies(tensors: dict[str, Tensor]) -> Lazy:
+    """Tensors as a file gives them: new ones at every access."""
+    shapes = {n: tuple(v.shape) for n, v in tensors.items()}
+    return Lazy({n: (lambda v=v: v.clone()) for n, v in tensors.items()}, shapes)

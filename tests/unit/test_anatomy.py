@@ -1,0 +1,152 @@
+"""anatomy.py: finding the sites of a backbone."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests import families
+from vtzoo.anatomy import Site, head_names, input_size, is_norm, probe, survey
+from vtzoo.errors import UsageError
+
+
+def test_sites_of_a_transformer() -> None:
+    """A ViT's linears, their shapes, its blocks, prefix and stem."""
+    anatomy = survey(families.build("vit"))
+    qkv = next(s for s in anatomy.linears if s.name == "blocks.1.attn.qkv")
+    assert (qkv.shape, qkv.bias, qkv.called, qkv.facts) == ((96, 32), True, True, {"fused": 3})
+    assert [b.name for b in anatomy.blocks] == ["blocks.0", "blocks.1"]
+    assert anatomy.blocks[0].shape == (13, 32)
+    assert (anatomy.prefix, anatomy.stem) == (1, "patch_embed.proj")
+    assert not any(s.name.startswith("head") for s in anatomy.linears)
+
+
+def test_read_sites_are_told_from_called_ones() -> None:
+    """BEiT's qkv is read, its proj is called."""
+    called = {s.name: s.called for s in survey(families.build("beit")).linears}
+    assert not called["blocks.0.attn.qkv"]
+    assert called["blocks.0.attn.proj"]
+
+
+def test_sites_of_a_convolutional_network() -> None:
+    """Convolutions carry groups, stride and padding; weight-standardised ones say so."""
+    anatomy = survey(families.build("resnet"))
+    conv = next(s for s in anatomy.convs if s.name == "layer3.0.conv2")
+    assert conv.facts["stride"] == [2, 2]
+    assert conv.facts["groups"] == 1
+    assert "standardised" not in conv.facts
+    assert all(s.facts["standardised"] == "gain" for s in survey(families.build("nfnet")).convs if "attn" not in s.name)
+    assert "bare" in {s.facts.get("standardised") for s in survey(families.build("hybrid")).convs}
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_blocks_are_found_in_order(family: str) -> None:
+    """Every family has numbered blocks, none inside another, in the order in which they run."""
+    model = families.build(family)
+    blocks = [b.name for b in survey(model).blocks]
+    assert len(blocks) >= 2
+    assert not any(a != b and a.startswith(b + ".") for a in blocks for b in blocks)
+    order, handles = [], []
+    for name in blocks:
+        handles.append(model.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name)))
+    probe(model)
+    assert order == blocks
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "count"),
+    [
+        ("vit", "qkv", 2),
+        ("vit", "attention", 4),
+        ("vit", "mlp", 4),
+        ("vit", "fc1", 2),
+        ("vit", "linear", 8),
+        ("vit", "conv", 1),
+        ("vit", "blocks.1.*", 4),
+        ("vit", "auto", 8),
+        ("swinv2", "auto", 12),
+        ("swinv2", "cpb_mlp*|*cpb_mlp*".split("|")[1], 6),
+        ("swin", "downsample", 1),
+        ("convnext", "depthwise", 5),
+        ("resnet", "pointwise", 6),
+    ],
+)
+def test_targets_choose_sites(family: str, target: str, count: int) -> None:
+    """A role, the last part of a name, or a glob over full names."""
+    assert len(survey(families.build(family)).select([target])) == count
+
+
+def test_unknown_target_is_refused_with_a_suggestion() -> None:
+    """A target that names nothing is a usage error that suggests the nearest word."""
+    with pytest.raises(UsageError, match="kqv") as refusal:
+        survey(families.build("vit")).select(["kqv"])
+    assert "qkv" in refusal.value.hint
+
+
+def test_targets_together_keep_the_order_of_the_net() -> None:
+    """Several targets give each site once, in the net's order."""
+    names = [s.name for s in survey(families.build("vit")).select(["mlp", "fc1", "qkv"])]
+    assert names == [f"blocks.{i}.{n}" for i in (0, 1) for n in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
+
+
+def test_auto_works_without_numbered_blocks() -> None:
+    """A RegNet's blocks are not numbered: auto is every dense convolution past the stem."""
+    anatomy = survey(timm.create_model("regnetx_002", num_classes=2))
+    names = {s.name for s in anatomy.select(["auto"])}
+    assert not anatomy.blocks
+    assert names
+    assert anatomy.stem not in names
+
+
+def test_survey_leaves_the_model_alone() -> None:
+    """Hooks are gone, modes are as they were, and no gradient is kept."""
+    model = families.build("resnet").train()
+    model.layer1.eval()
+    modes = {n: m.training for n, m in model.named_modules()}
+    statistics = {n: b.clone() for n, b in model.named_buffers()}
+    survey(model)
+    assert {n: m.training for n, m in model.named_modules()} == modes
+    assert all(torch.equal(b, statistics[n]) for n, b in model.named_buffers())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_head_is_what_the_classifier_says() -> None:
+    """The head's names; both of a distilled DeiT's; none for a net that has no classifier."""
+    assert head_names(families.build("vit")) == ("head",)
+    assert head_names(families.build("deit-dist")) == ("head", "head_dist")
+    assert head_names(families.build("resnet")) == ("fc",)
+    assert head_names(nn.Linear(2, 2)) == ()
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_probe_size_fits(family: str) -> None:
+    """The size for a probe is one that the model takes: its own where it is fixed, a small one elsewhere."""
+    model = families.build(family)
+    channels, height, width = input_size(model)
+    assert channels == 3
+    if families.FAMILIES[family].kind == "tokens":
+        assert (height, width) == families.FAMILIES[family].size
+    else:
+        assert (height, width) == (96, 96)
+
+
+def test_what_counts_as_a_norm() -> None:
+    """Affine normalisations of one dimension do; a linear, and a norm without weight, don't."""
+    assert is_norm(nn.LayerNorm(3))
+    assert is_norm(nn.BatchNorm2d(3))
+    assert is_norm(nn.RMSNorm(3))
+    assert not is_norm(nn.LayerNorm(3, elementwise_affine=False))
+    assert not is_norm(nn.Linear(3, 1))
+
+
+def test_site_survives_json() -> None:
+    """A site comes back equal from its JSON, which leaves out defaults."""
+    for site in survey(families.build("mobilenetv4")).convs:
+        assert Site.of(site.json()) == site
+    assert Site(name="a", kind="linear", shape=(2, 3)).json() == {"name": "a", "kind": "linear", "shape": [2, 3]}
+
+
+def test_keys_of_the_root_have_no_dot() -> None:
+    """A parameter of the root is named by itself."""
+    assert Site(name="", kind="params").key("pos_embed") == "pos_embed"
+    assert Site(name="a.b", kind="params").key("w") == "a.b.w"

@@ -1,0 +1,228 @@
+"""Where images come from (a folder, a zip, a timm reader), how one is decoded, and the labelled sequence of them."""
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset, get_worker_info
+
+from vtzoo.errors import Corrupt, Mismatch, VtzooError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+CACHE_BYTES = 512 * 2**20
+# what Pillow's plugins raise on damaged files
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class Tree(Protocol):
+    """A set of named files: relative names with forward slashes."""
+
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """Every image's name and its size in bytes."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """One file's bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The images below a folder; hidden files and other suffixes are passed over."""
+
+    root: Path
+
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        return str(self.root)
+
+    def sizes(self) -> dict[str, int]:
+        """Every image's name and size."""
+        found = ((p.relative_to(self.root), p) for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES)
+        return {n.as_posix(): p.stat().st_size for n, p in found if p.is_file() and not _hidden(n.parts)}
+
+    def read(self, name: str) -> bytes:
+        """One file's bytes."""
+        return (self.root / name).read_bytes()
+
+
+@dataclass
+class Zip:
+    """The images inside a zip file, read in place."""
+
+    path: Path
+    name: str = ""
+
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        return self.name or str(self.path)
+
+    @cached_property
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(io.BytesIO(self.path.read_bytes()))
+        except (OSError, zipfile.BadZipFile) as error:
+            raise Corrupt(f"{self.path} can't be read as a zip file ({error})", "download or pack it again") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "name": self.name}
+
+    def sizes(self) -> dict[str, int]:
+        """Every image's name and size."""
+        infos = [i for i in self._open.infolist() if Path(i.filename).suffix.lower() in SUFFIXES]
+        return {i.filename: i.file_size for i in infos if not _hidden(Path(i.filename).parts)}
+
+    def read(self, name: str) -> bytes:
+        """One file's bytes."""
+        return self._open.read(name)
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def decode(data: bytes, name: str, side: int = 0) -> Image.Image:
+    """Decode to upright RGB, transparency over white.
+
+    `side` in pixels lets a large JPEG be read at a coarser scale that still covers it.
+
+    Raises:
+        Corrupt: it isn't an image, or only part of one; the message names it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if side:
+                image.draft("RGB", (side, side))
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except _BROKEN as error:
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        why = ("no known format" if data else "it is empty") if unknown else " ".join(str(error).split())[:120]
+        raise Corrupt(f"{name} is not a whole image ({why})", "remove or replace it, or pass --skip-bad") from error
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads and decodes the named images of a tree."""
+
+    tree: Tree
+    side: int = 0
+
+    def __call__(self, name: str) -> Image.Image:
+        try:
+            data = self.tree.read(name)
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise Corrupt(
+                f"{self.tree.where}: {name} can't be read ({error})", "check the file, or pass --skip-bad"
+            ) from error
+        return decode(data, f"{self.tree.where}/{name}", self.side)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return image.point(lambda v: v / 256).convert("L").convert("RGB")  # type: ignore[operator] - a linear scale in place of a table
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(eq=False)
+class Images(Dataset[tuple[Image.Image, int]]):
+    """Labelled images, decoded when asked for; small sets stay decoded in memory. Label -1 means unlabelled.
+
+    `paths` name the images, `digest` stands for their names and sizes, `skipped` are the broken ones left out.
+    """
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    digest: str
+    load: Callable[[str], Image.Image]
+    skipped: tuple[str, ...] = ()
+    where: str = ""
+    _cache: dict[str, Image.Image] = field(default_factory=dict[str, Image.Image], repr=False)
+    _cached_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.paths[index]
+        image = self._cache.get(path)
+        if image is None:
+            image = self.load(path)
+            size = 3 * image.width * image.height
+            if get_worker_info() is None and self._cached_bytes + size <= CACHE_BYTES:
+                self._cache[path] = image
+                self._cached_bytes += size
+        return image, self.labels[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+
+    def take(self, indices: Iterable[int]) -> "Images":
+        """The images at these places, in this order."""
+        chosen = list(indices)
+        paths, labels = tuple(self.paths[i] for i in chosen), tuple(self.labels[i] for i in chosen)
+        digest = hashlib.sha256("\n".join([self.digest, *sorted(paths)]).encode()).hexdigest()
+        return replace(self, paths=paths, labels=labels, digest=digest, _cache={}, _cached_bytes=0)
+
+    def limit(self, count: int, seed: int = 0) -> "Images":
+        """A class-balanced subset of `count` images, the same for the same seed; 0 or more than there are means all."""
+        if count <= 0 or count >= len(self):
+            return self
+        rank = [hashlib.sha256(f"{seed}/{path}".encode()).digest() for path in self.paths]
+        by_class: dict[int, list[int]] = {}
+        for i in sorted(range(len(self)), key=rank.__getitem__):
+            by_class.setdefault(self.labels[i], []).append(i)
+        rounds = sorted((turn, rank[i], i) for members in by_class.values() for turn, i in enumerate(members))
+        return self.take(sorted(i for _, _, i in rounds[:count]))
+
+    def aligned(self, classes: Sequence[str]) -> "Images":
+        """The same images with labels counted in another order of the same classes (a trained head's).
+
+        Raises:
+            Mismatch: a class here isn't among those.
+        """
+        if missing := [c for c in self.classes if c not in classes]:
+            names = ", ".join(missing[:5])
+            raise Mismatch(
+                f"{self.where} has classes the task doesn't know: {names}", f"the task knows: {', '.join(classes[:12])}"
+            )
+        place = [list(classes).index(c) for c in self.classes]
+        return replace(self, classes=tuple(classes), labels=tuple(y if y < 0 else place[y] for y in self.labels))
+
+    def without_bad(self) -> "Images":
+        """The same without the images that can't be decoded; `skipped` names those."""
+        bad = {path for path in self.paths if not self._whole(path)}
+        kept = self.take(i for i, path in enumerate(self.paths) if path not in bad) if bad else self
+        kept.skipped = tuple(sorted(bad))
+        return kept
+
+    def _whole(self, path: str) -> bool:
+        try:
+            self.load(path)
+        except VtzooError:
+            return False
+        return True
+
+
+def digest_of(sizes: dict[str, int]) -> str:
+    """Sha256 over sorted names and sizes."""
+    return hashlib.sha256("\n".join(f"{n} {sizes[n]}" for n in sorted(sizes)).encode()).hexdigest()

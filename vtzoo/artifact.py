@@ -1,0 +1,213 @@
+"""Open whatever a ref means (a delta, a backbone, a folded model, a student) and make it run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vtzoo.backbone import build_card, card_of, create
+from vtzoo.bases import open_base
+from vtzoo.delta import Delta
+from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
+from vtzoo.fingerprint import COUNTER, base_state
+from vtzoo.folding import Folded, fold
+from vtzoo.live import attach, head_state
+from vtzoo.refs import is_path
+from vtzoo.spec import BackboneCard, Preprocess, Task
+from vtzoo.tensors import TensorFile
+from vtzoo.zoo import Zoo
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One of three: a delta, a bare backbone's card, or a plain model's files.
+
+    Attributes:
+        ref: its name in the zoo, or the path.
+        digest: of its weights, 64 hex digits; "" for a backbone.
+    """
+
+    ref: str
+    zoo: Zoo
+    digest: str = ""
+    delta: Delta | None = None
+    card: BackboneCard | None = None
+    files: Mapping[str, Path] | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was opened from."""
+        return self.files[WEIGHTS] if self.files else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """A model ready to run, with what its outputs mean."""
+
+    model: nn.Module
+    card: BackboneCard
+    task: Task | None
+    preprocess: Preprocess
+
+
+def open_ref(ref: str, zoo: Zoo | None = None) -> Artifact:
+    """Find and open what a ref means.
+
+    Raises:
+        NotFound: nothing of that name.
+        UsageError: the ref is ambiguous.
+        Corrupt: the file is damaged.
+    """
+    zoo = zoo or Zoo.find()
+    if is_path(ref):
+        return _from_path(Path(ref).expanduser(), zoo)
+    entry = zoo.resolve(ref)
+    if entry.section == "backbones":
+        return Artifact(ref=entry.name, zoo=zoo, card=BackboneCard.of(entry.name, entry.facts))
+    if entry.section == "deltas":
+        digest = _hex(entry.facts["digest"])
+        return Artifact(ref=entry.name, zoo=zoo, digest=digest, delta=Delta.open(zoo.object(digest)))
+    files = {name: zoo.object(_hex(digest)) for name, digest in entry.facts["files"].items()}
+    if WEIGHTS not in files or CONFIG not in files:
+        raise UsageError(f"'{entry.name}' is an export, not a model that runs here", "use the model or delta that it was made from")
+    return Artifact(ref=entry.name, zoo=zoo, digest=_hex(entry.facts["files"][WEIGHTS]), files=files)
+
+
+def as_backbone(artifact: Artifact) -> Artifact:
+    """Refuse anything but a backbone."""
+    if artifact.card is None:
+        raise UsageError(f"'{artifact.ref}' is no backbone", "see them with: vtzoo ls backbones")
+    return artifact
+
+
+def as_delta(artifact: Artifact) -> Delta:
+    """The delta.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if artifact.delta is None:
+        raise UsageError(f"'{artifact.ref}' is no delta", "see them with: vtzoo ls deltas")
+    return artifact.delta
+
+
+def go_live(artifact: Artifact, task: str | None = None, *, plain: bool = False) -> Live:
+    """Build and load.
+
+    Args:
+        artifact: what `open_ref` gives.
+        task: whose head; may be left out where there is one; "" for none.
+        plain: fold a delta into plain weights instead of attaching it.
+
+    Raises:
+        NotFoldable: `plain`, and the delta has no such form.
+        WrongBackbone: the backbone's weights are not those the delta was trained on.
+    """
+    if artifact.delta is not None:
+        return _live_delta(artifact.delta, artifact.zoo, task, plain=plain)
+    if artifact.card is not None:
+        return _live_backbone(artifact.card, artifact.zoo)
+    assert artifact.files is not None
+    return _live_files(artifact.files)
+
+
+def fold_artifact(delta: Delta, zoo: Zoo, task: str | None) -> Folded:
+    """Fold a delta into its own backbone's file; streams, builds no model."""
+    return fold(open_base(delta.backbone, zoo), delta, task=task)
+
+
+def plain_model(delta: Delta, folded: Folded, classes: int) -> nn.Module:
+    """A stock timm model holding folded weights."""
+    card = delta.backbone
+    model = create(card.arch, pretrained=False, num_classes=classes, **{**card.model_args, **folded.all_args})
+    return load_plain(model, folded)
+
+
+def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
+    """Load a complete state dict, refusing anything missing or left over."""
+    state = model.state_dict()
+    lacking, spare = {n for n in set(state) - set(tensors) if not n.endswith(COUNTER)}, set(tensors) - set(state)
+    if lacking or spare:
+        raise ShapeMismatch(f"the weights lack {sorted(lacking)[:2]} and bring {sorted(spare)[:2]}", "is this the architecture they were made for?")
+    for name in tensors:
+        state[name].copy_(tensors[name])
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool) -> Live:
+    chosen = None if task == "" or (task is None and not delta.tasks) else delta.task(task)
+    card = delta.backbone
+    preprocess = chosen.preprocess if chosen else card.preprocess
+    if plain:
+        folded = fold_artifact(delta, zoo, "" if chosen is None else chosen.name)
+        model = plain_model(delta, folded, len(chosen.classes) if chosen else 0)
+    else:
+        model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0)
+        attach(model, delta, task="" if chosen is None else chosen.name)
+    return Live(model=model, card=card, task=chosen, preprocess=preprocess)
+
+
+def _live_backbone(card: BackboneCard, zoo: Zoo) -> Live:
+    model = build_card(card, zoo=zoo)
+    return Live(model=model, card=card, task=None, preprocess=card.preprocess)
+
+
+def _live_files(files: Mapping[str, Path]) -> Live:
+    try:
+        config = json.loads(files[CONFIG].read_text(encoding="utf-8"))
+        arch, shown = config["architecture"], config["pretrained_cfg"]
+        labels = tuple(config.get("label_names") or [str(i) for i in range(config.get("num_classes", 0))])
+        args = config.get("model_args", {})
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{files[CONFIG]} is no timm config: {error}", "make the folder again") from error
+    model = create(arch, pretrained=False, num_classes=len(labels), **args)
+    load_plain(model, TensorFile(files[WEIGHTS]))
+    preprocess = Preprocess.of(shown)
+    card = BackboneCard(name=arch, arch=arch, model_args=args, preprocess=preprocess, license=shown.get("license", ""))
+    names = config.get("vtzoo", {}).get("tasks") or ["task"]
+    task = Task(name=names[0], classes=labels, preprocess=preprocess) if labels else None
+    return Live(model=model, card=card, task=task, preprocess=preprocess)
+
+
+def _from_path(path: Path, zoo: Zoo) -> Artifact:
+    if path.is_dir():
+        files = {n: path / n for n in (CONFIG, WEIGHTS)}
+        if missing := [n for n, p in files.items() if not p.is_file()]:
+            raise NotFound(f"{path} has no {missing[0]}", "give a folder that vtzoo fold or timm wrote")
+        return Artifact(ref=str(path), zoo=zoo, files=files)
+    return Artifact(ref=str(path), zoo=zoo, delta=Delta.open(path))
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+def store_model(
+    zoo: Zoo, name: str, model: nn.Module, card: BackboneCard, *, kind: str, classes: tuple[str, ...], facts: Mapping[str, Any]
+) -> str:
+    """Keep a plain model in the zoo as a timm folder's two files; gives the weights' digest."""
+    import tempfile
+
+    from vtzoo.backbone import config_json
+    from vtzoo.tensors import write
+
+    config = {**config_json(model, card, classes, {}), "vtzoo": {"kind": kind, **facts.get("lineage", {}), "tasks": facts.get("tasks", [])}}
+    text = json.dumps(config, indent=2, sort_keys=True).encode()
+    with tempfile.TemporaryDirectory(dir=zoo.root if zoo.root.is_dir() else None) as folder:
+        path = Path(folder) / WEIGHTS
+        write(path, {**base_state(model), **head_state(model)}, {"format": "pt"})
+        files = {WEIGHTS: zoo.add_object(path), CONFIG: zoo.add_object(text)}
+        size = path.stat().st_size + len(text)
+    zoo.put("models", name, {"kind": kind, "files": files, "size_bytes": size, "arch": card.arch, **facts})
+    return files[WEIGHTS]
+
+
+def resolved_card(name: str, zoo: Zoo | None) -> BackboneCard:
+    """A backbone's card by ref; a name that only timm knows counts too."""
+    card = card_of(name, zoo)
+    return replace(card, name=card.name or name)

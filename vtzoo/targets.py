@@ -1,0 +1,142 @@
+"""A teacher's answers, computed once per image and view and kept on disk.
+
+Teacher and student see the same crop (Beyer et al. 2021, arXiv:2106.05237): a view is a pure function of (seed, view,
+index), rendered once at the larger of their input sizes, each side then at its own size, mean and std. Student epoch e
+reads view e mod V. One safetensors file per view, named by everything that decides its content.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from vtzoo import data as D
+from vtzoo import talk
+from vtzoo.artifact import Live
+from vtzoo.errors import Resources
+from vtzoo.losses._outputs import Outputs
+from vtzoo.spec import Preprocess
+from vtzoo.tensors import TensorFile, write
+
+BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What decides the targets: teachers and their digests, images, the student's preprocessing, crops and seed."""
+
+    teachers: Sequence[Live]
+    digests: Sequence[str]
+    images: D.Images
+    student: Preprocess
+    needs: Sequence[str]
+    views: int
+    min_scale: float
+    seed: int
+
+    def key(self, view: int) -> str:
+        """Sixteen hex digits, the file's name."""
+        parts = [list(self.digests), [asdict(t.preprocess) for t in self.teachers], self.images.digest, len(self.images)]
+        parts += [asdict(self.student), list(self.needs), self.min_scale, self.seed, view]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def outputs(model: nn.Module, x: Tensor, needs: Sequence[str]) -> Outputs:
+    """Pooled features and logits of a timm model, as far as needed; [batch, 3, h, w] -> Outputs."""
+    if "features" not in needs:
+        return Outputs(logits=model(x))
+    body = model.forward_features(x)  # type: ignore[operator] - a method of timm models
+    features = model.forward_head(body, pre_logits=True)  # type: ignore[operator] - likewise
+    logits = model.forward_head(body) if "logits" in needs else None  # type: ignore[operator] - likewise
+    return Outputs(logits=logits, features=features)
+
+
+def prepared(teaching: Teaching, folder: Path) -> list[TensorFile]:
+    """The target files of all views; those that are missing are computed.
+
+    Raises:
+        Resources: not enough disk for them.
+    """
+    found: list[TensorFile] = []
+    for view in range(teaching.views):
+        path = folder / f"{teaching.key(view)}.safetensors"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _enough_disk(teaching, folder)
+            write(path, _compute(teaching, view), {"view": str(view)})
+        found.append(TensorFile(path))
+    return found
+
+
+def normalised(pixels: Tensor, shape: Preprocess) -> Tensor:
+    """uint8 pixels -> a network's input at its own size; [n, 3, s, s] -> [n, 3, h, w]."""
+    x = pixels.float() / 255
+    if tuple(x.shape[2:]) != shape.input_size[1:]:
+        x = F.interpolate(x, shape.input_size[1:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    mean, std = torch.tensor(shape.mean), torch.tensor(shape.std)
+    return (x - mean[:, None, None]) / std[:, None, None]
+
+
+@torch.inference_mode()
+def _compute(teaching: Teaching, view: int) -> dict[str, Tensor]:
+    side = max([teaching.student.input_size[1], *(t.preprocess.input_size[1] for t in teaching.teachers)])
+    crop = v2.Compose([v2.RandomResizedCrop(side, (teaching.min_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(), _Pixels()])
+    columns: dict[str, list[Tensor]] = {"pixels": [], "labels": []}
+    ready = D.Seeded(teaching.images, crop, D.mixed(teaching.seed, view))
+    every: D.Batches = DataLoader(ready, BATCH)
+    models = [t.model.to(memory_format=torch.channels_last) for t in teaching.teachers]
+    for pixels, labels in talk.track(every, f"teacher, view {view + 1}/{teaching.views}", -(-len(teaching.images) // BATCH)):
+        small = F.interpolate(pixels.float(), teaching.student.input_size[1:], mode="bicubic", antialias=True, align_corners=False)
+        columns["pixels"].append(small.round().clamp(0, 255).to(torch.uint8))
+        columns["labels"].append(labels)
+        answers = [outputs(m, normalised(pixels, t.preprocess), teaching.needs) for m, t in zip(models, teaching.teachers, strict=True)]
+        for name, value in _joined(answers).items():
+            columns.setdefault(name, []).append(value.half())
+    return {n: torch.cat(parts) for n, parts in columns.items()}
+
+
+def _joined(answers: Sequence[Outputs]) -> dict[str, Tensor]:
+    """Several teachers: features side by side, class probabilities averaged (as log-probabilities)."""
+    found: dict[str, Tensor] = {}
+    features = [a.features for a in answers if a.features is not None]
+    logits = [a.logits for a in answers if a.logits is not None]
+    if features:
+        found["features"] = torch.cat(features, -1)
+    if logits:
+        found["logits"] = logits[0] if len(logits) == 1 else torch.stack([z.softmax(-1) for z in logits]).mean(0).log().clamp(min=-60)
+    return found
+
+
+class _Pixels(nn.Module):
+    def forward(self, image: Image.Image) -> Tensor:
+        return v2.functional.pil_to_tensor(image)
+
+
+def _enough_disk(teaching: Teaching, folder: Path) -> None:
+    import shutil
+
+    pixels = 3 * teaching.student.input_size[1] * teaching.student.input_size[2]
+    width = sum(int(getattr(t.model, "num_features", 1280)) for t in teaching.teachers)
+    wanted, free = len(teaching.images) * (pixels + 2 * width), shutil.disk_usage(folder).free
+    if wanted > free:
+        raise Resources(f"a view's targets take {wanted >> 20} MiB, {free >> 20} MiB are free in {folder}", "use fewer images (--set limit=N) or free some disk")
+
+
+def statistics(file: TensorFile) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per feature dimension, over one view; [width] each."""
+    features = file["features"].float()
+    return features.mean(0), features.std(0).clamp(min=1e-3)
+
+
+def facts(teaching: Teaching) -> dict[str, Any]:
+    """What a student's lineage keeps of its teaching."""
+    return {"teachers": list(teaching.digests), "licenses": sorted({t.card.license for t in teaching.teachers if t.card.license}), "images": len(teaching.images), "views": teaching.views}

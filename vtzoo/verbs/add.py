@@ -1,0 +1,143 @@
+"""Bring weights from a file into the zoo: a backbone, or a fine-tuned checkpoint as a `full` delta."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vtzoo.anatomy import head_names, survey
+from vtzoo.artifact import resolved_card
+from vtzoo.backbone import build_card, create, timm_card
+from vtzoo.delta import HEAD, Delta, Part
+from vtzoo.errors import NotFound, ShapeMismatch
+from vtzoo.fingerprint import COUNTER, base_state, fingerprint
+from vtzoo.results import Result
+from vtzoo.spec import BackboneCard, Task
+from vtzoo.tensors import TensorFile, shape_of
+from vtzoo.zoo import Zoo
+
+
+def add_backbone(
+    *, name: str, arch: str, weights: Path, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+    input_size: tuple[int, int, int] | None = None, license: str = "", zoo: Zoo | None = None,  # noqa: A002 - the field's word
+) -> Result:  # fmt: skip
+    """Keep a backbone: a timm architecture's weights from a safetensors file.
+
+    Args:
+        name: what to call it.
+        arch: timm architecture.
+        weights: timm-named tensors; a classifier in it is kept but is no part of the backbone.
+        mean: of the input in [0, 1] units; timm's own for the architecture unless given.
+        std: likewise.
+        input_size: [channels, height, width] in pixels; likewise.
+        license: SPDX name.
+        zoo: where to keep it.
+
+    Raises:
+        ShapeMismatch: tensors are missing, left over, or of another shape than the architecture's at this size.
+    """
+    zoo = zoo or Zoo.find()
+    zoo.check_free("backbones", name)
+    card = timm_card(arch)
+    given = {k: v for k, v in {"mean": mean, "std": std, "input_size": input_size}.items() if v is not None}
+    source = _open(weights)
+    preprocess = replace(card.preprocess, **given)
+    args = {"img_size": preprocess.input_size[1]} if input_size and _takes_size(arch) else {}
+    model = create(arch, pretrained=False, num_classes=0, **args)
+    inside = tuple(h + "." for h in card.head or head_names(model))
+    base = {n: source[n] for n in source if not (inside and n.startswith(inside))}
+    _fits(base, model.state_dict(), arch)
+    digest = zoo.add_object(weights)
+    made = BackboneCard(
+        name=name, arch=arch, source=f"object:sha256:{digest}", license=license or card.license, fingerprint=fingerprint(base), head=tuple(n for n in source if n.startswith(inside)),
+        params=sum(p.numel() for p in model.parameters()), features=int(getattr(model, "num_features", 0)), preprocess=preprocess, model_args=args,
+    )  # fmt: skip
+    zoo.put("backbones", name, {**made.json(), "digest": digest, "size_bytes": weights.stat().st_size})
+    return Result(ref=name, path=str(zoo.object(digest)))
+
+
+def add_delta(*, name: str, backbone: str, weights: Path, classes: Path | None = None, zoo: Zoo | None = None) -> Result:
+    """Keep a fine-tuned checkpoint as a `full` delta of its backbone; it must be complete.
+
+    Args:
+        name: what to call it; the part before the last "/" names its task.
+        backbone: what it was fine-tuned from.
+        weights: timm-named tensors of the same architecture, with its classifier.
+        classes: a text file, one label a line, in the order of the classifier's rows.
+        zoo: where to keep it.
+
+    Raises:
+        ShapeMismatch: not the backbone's architecture, or not complete.
+    """
+    import tempfile
+
+    zoo = zoo or Zoo.find()
+    zoo.check_free("deltas", name)
+    card = resolved_card(backbone, zoo)
+    model = build_card(card, zoo=zoo)
+    source = _open(weights)
+    inside = tuple(h + "." for h in head_names(model))
+    body = {n: source[n] for n in source if not n.startswith(inside)}
+    head = {n: source[n] for n in source if n.startswith(inside)}
+    _fits(body, base_state(model), card.arch)
+    anatomy = survey(model)
+    sites = tuple(anatomy.params(anatomy.parameter_names))
+    tensors = {s.key(f"full.{p}"): body[s.key(p)].float() for s in sites for p in s.facts["params"]}
+    task = Task(name=name.rpartition("/")[0] or name, classes=_labels(classes, head), preprocess=card.preprocess)
+    tensors |= {f"{HEAD}{task.name}/{n}": t.float() for n, t in head.items()}
+    delta = Delta(
+        method="full", parts=(Part(method="full", graft="full", sites=sites),), backbone=getattr(model, "vtzoo_card"), tensors=tensors,  # noqa: B009 - set by build
+        tasks=(task,) if head else (), lineage={"verb": "add"},
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        delta.save(path)
+        digest, size = zoo.add_object(path), path.stat().st_size
+    zoo.put(
+        "deltas", name,
+        {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "tasks": [t.name for t in delta.tasks], "metrics": {}},
+    )  # fmt: skip
+    return Result(ref=name, path=str(zoo.object(digest)))
+
+
+def _open(path: Path) -> TensorFile:
+    if not path.is_file():
+        raise NotFound(f"no file {path}", "give a .safetensors file")
+    return TensorFile(path)
+
+
+def _takes_size(arch: str) -> bool:
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(arch)
+    return bool(config and config.fixed_input_size)
+
+
+def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Any], arch: str) -> None:
+    wanted = {n: t for n, t in wanted.items() if not n.endswith(COUNTER)}
+    found = {n: found[n] for n in found if not n.endswith(COUNTER)}
+    lacking, spare = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if lacking or spare:
+        raise ShapeMismatch(
+            f"the file is not a complete {arch}: it lacks {len(lacking)} tensors ({', '.join(lacking[:2])}) and has {len(spare)} others ({', '.join(spare[:2])})",
+            "give timm-named weights of this architecture",
+        )
+    for name, value in wanted.items():
+        if shape_of(found, name) != tuple(value.shape):
+            raise ShapeMismatch(f"{name} is {list(shape_of(found, name))} in the file, {list(value.shape)} in {arch}", "is --input-size or --arch another?")
+
+
+def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:
+    rows = next((int(t.shape[0]) for n, t in head.items() if n.endswith("weight")), 0)
+    if path is None:
+        return tuple(str(i) for i in range(rows))
+    if not path.is_file():
+        raise NotFound(f"no file {path}", "give a text file with one class a line")
+    labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if len(labels) != rows:
+        raise ShapeMismatch(f"{path} has {len(labels)} classes, the classifier {rows}", "write one class a line, in the classifier's order")
+    return labels
+
+

@@ -1,0 +1,79 @@
+"""Measure any ref on labelled images; a merge beside the deltas it was made from."""
+
+from typing import Any
+
+from vtzoo import data as D
+from vtzoo.artifact import Artifact, go_live, open_ref
+from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.results import Evaluated
+from vtzoo.score import logits_of, measure
+from vtzoo.zoo import Zoo
+
+
+def evaluate(
+    *, ref: str, data: str, task: str | None = None, zoo: Zoo | None = None, batch_size: int = 64, skip_bad: bool = False,
+    split: D.Split = "test",
+) -> Evaluated:  # fmt: skip
+    """One pass over the test split (the validation split where there is no test).
+
+    Args:
+        ref: a delta, merge, folded model or student.
+        data: of the task; its class folders must be the task's classes.
+        task: whose head, where there are several.
+        zoo: where to look.
+        batch_size: images per batch.
+        skip_bad: leave out broken images.
+        split: which part of the data.
+
+    Returns:
+        `metrics[task]` for this ref and, for a merge, `metrics["PARENT (alone)"]` for the parent that brought the task.
+
+    Raises:
+        Mismatch: the data's classes are not the task's.
+    """
+    zoo = zoo or Zoo.find()
+    artifact = open_ref(ref, zoo)
+    if artifact.card is not None:
+        raise UsageError(f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …")
+    images = _images(data, split, skip_bad=skip_bad)
+    name, found = _one(artifact, images, task, batch_size)
+    metrics = {name: found}
+    if parent := _parent(artifact, name):
+        metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
+    return Evaluated(ref=artifact.ref, path=str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref, metrics=metrics)
+
+
+def _images(data: str, split: D.Split, *, skip_bad: bool) -> D.Images:
+    try:
+        return D.open_data(data, split=split, skip_bad=skip_bad)
+    except NotFound:
+        if split != "test":
+            raise
+        return D.open_data(data, split="val", skip_bad=skip_bad)
+
+
+def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int) -> tuple[str, dict[str, Any]]:
+    live = go_live(artifact, task)
+    if live.task is None:
+        raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")
+    if set(images.classes) - set(live.task.classes):
+        lacking = sorted(set(live.task.classes) ^ set(images.classes))
+        raise Mismatch(
+            f"the data's {len(images.classes)} classes are not the {len(live.task.classes)} of task '{live.task.name}' ({', '.join(lacking[:3])})",
+            "choose the task's own data, or another --task",
+        )
+    images = images.aligned(live.task.classes)
+    transform = D.transforms(live.preprocess, train=False)
+    return live.task.name, measure(*logits_of(live.model, D.loader(images, transform, batch_size=batch_size)))
+
+
+def _parent(artifact: Artifact, task: str) -> Artifact | None:
+    """The zoo's entry of the delta that brought a merge this task."""
+    if artifact.delta is None or artifact.delta.lineage.get("verb") != "merge":
+        return None
+    parents = {p.removeprefix("sha256:") for p in artifact.delta.lineage["parents"]}
+    for entry in artifact.zoo.entries("deltas"):
+        digest = entry.facts.get("digest", "").removeprefix("sha256:")
+        if digest in parents and task in entry.facts.get("tasks", ()):
+            return open_ref(entry.name, artifact.zoo)
+    return None

@@ -1,0 +1,98 @@
+"""Write a delta into a plain timm folder, and prove that it is the same function."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from vtzoo import talk
+from vtzoo.artifact import CONFIG, WEIGHTS, Live, as_delta, fold_artifact, go_live, open_ref
+from vtzoo.backbone import config_json
+from vtzoo.delta import Delta
+from vtzoo.errors import FoldError, UsageError
+from vtzoo.files import atomic_dir
+from vtzoo.folding import Folded as LazyFolded
+from vtzoo.results import Folded
+from vtzoo.tensors import write
+from vtzoo.zoo import Zoo
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+PROBES = 4
+
+
+def fold_ref(
+    *, ref: str, out: Path, task: str | None = None, headless: bool = False, dtype: str = "float32", tolerance: float = 1e-5,
+    zoo: Zoo | None = None, name: str | None = None,
+) -> Folded:  # fmt: skip
+    """Fold a delta or merge into a folder that plain timm loads.
+
+    Args:
+        ref: a delta or a merge.
+        out: the folder to make; it appears only when it was verified.
+        task: whose head, where there are several.
+        headless: leave the head out.
+        dtype: of the written weights.
+        tolerance: largest allowed difference, relative to the attached model's largest output (float32).
+        zoo: where to look.
+        name: also keep the result in the zoo.
+
+    Raises:
+        NotFoldable: no exact form in plain weights, and why.
+        FoldError: the folded model's outputs differ by more than the tolerance.
+        Conflict: `out` or `name` exists.
+    """
+    zoo = zoo or Zoo.find()
+    if dtype not in DTYPES:
+        raise UsageError(f"no dtype '{dtype}'", f"one of {', '.join(DTYPES)}")
+    if name:
+        zoo.check_free("models", name)
+    artifact = open_ref(ref, zoo)
+    delta = as_delta(artifact)
+    chosen = "" if headless or not delta.tasks else delta.task(task).name
+    folded = fold_artifact(delta, zoo, chosen)
+    live = go_live(artifact, chosen)
+    with atomic_dir(Path(out)) as folder:
+        _write(folder, folded, delta, live, dtype, artifact.digest)
+        report = _verify(folder, live, tolerance, dtype)
+    report["tensors"] = len(folded.changed)
+    if name:
+        _keep(zoo, name, Path(out), delta, live, report, artifact.digest)
+    talk.say(f"folded into {out}: largest relative difference {report['max_rel']:.1e}")
+    return Folded(ref=name or artifact.ref, path=str(out), report=report)
+
+
+def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: str, digest: str) -> None:
+    write(folder / WEIGHTS, folded, {"format": "pt"}, DTYPES[dtype])
+    classes = live.task.classes if live.task else ()
+    card = replace(live.card, preprocess=live.preprocess)
+    config = config_json(live.model, card, classes, folded.all_args)
+    lineage: Mapping[str, Any] = {"verb": "fold", "parents": [f"sha256:{digest}"], "method": delta.method, "backbone": delta.backbone.name}
+    config["vtzoo"] = {**lineage, "tasks": [live.task.name] if live.task else []}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+@torch.inference_mode()
+def _verify(folder: Path, live: Live, tolerance: float, dtype: str) -> dict[str, Any]:
+    """Load with plain timm and compare on random images."""
+    plain = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(PROBES, *live.preprocess.input_size, generator=generator)
+    a, b = live.model(x).double(), plain(x).double()
+    worst = (a - b).abs().max().item()
+    relative = worst / max(a.abs().max().item(), 1e-30)
+    allowed = tolerance if dtype in ("float32", "float64") else max(tolerance, 5e-2)
+    if not relative <= allowed:
+        raise FoldError(f"folded and attached outputs differ by {relative:.1e} of the largest output (allowed {allowed:.1e})", "report this as a bug, or pass a larger --tolerance knowingly")
+    return {"max_abs": worst, "max_rel": relative, "tolerance": allowed, "verified_on": f"{PROBES} random images through plain timm", "dtype": dtype}
+
+
+def _keep(zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict[str, Any], digest: str) -> None:
+    files = {n: zoo.add_object(out / n) for n in (WEIGHTS, CONFIG)}
+    size = sum((out / n).stat().st_size for n in files)
+    tasks = [live.task.name] if live.task else []
+    lineage = {"verb": "fold", "parents": [f"sha256:{digest}"]}
+    zoo.put("models", name, {"kind": "folded", "files": files, "size_bytes": size, "arch": delta.backbone.arch, "tasks": tasks, "metrics": {"max_rel": report["max_rel"]}, "lineage": lineage})

@@ -1,0 +1,45 @@
+"""Classify image files with any ref."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtzoo import data as D
+from vtzoo.artifact import go_live, open_ref
+from vtzoo.errors import NotFound, UsageError
+from vtzoo.results import Predicted
+from vtzoo.zoo import Zoo
+
+
+def predict(*, ref: str, images: Sequence[str], task: str | None = None, top: int = 5, zoo: Zoo | None = None) -> Predicted:
+    """The most probable classes of each image.
+
+    Args:
+        ref: a delta, merge, folded model or student.
+        images: files.
+        task: whose head, where there are several.
+        top: how many classes.
+        zoo: where to look.
+
+    Raises:
+        NotFound: a file is missing.
+        Corrupt: a file is no image.
+    """
+    zoo = zoo or Zoo.find()
+    if missing := [p for p in images if not Path(p).is_file()]:
+        raise NotFound(f"no image {missing[0]}", "give image files")
+    artifact = open_ref(ref, zoo)
+    live = go_live(artifact, task)
+    if live.task is None:
+        raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")
+    transform = D.transforms(live.preprocess, train=False)
+    found: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for path in images:
+            chances = live.model(transform(D.open_image(path))[None]).float().softmax(-1)[0]
+            best = chances.topk(min(top, len(live.task.classes)))
+            ranked = [{"class": live.task.classes[i], "probability": round(p, 6)} for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+            found.append({"image": path, "task": live.task.name, "top": ranked})
+    return Predicted(ref=artifact.ref, path=str(artifact.path or ""), predictions=found)

@@ -1,0 +1,226 @@
+"""Train a delta: backbone and data in, one self-describing file out."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtzoo import data as D
+from vtzoo import knobs, registry, talk
+from vtzoo.anatomy import survey
+from vtzoo.artifact import resolved_card
+from vtzoo.backbone import build_card, family, sized
+from vtzoo.bases import open_base
+from vtzoo.delta import Delta
+from vtzoo.errors import NotFound, UsageError
+from vtzoo.fit import Plan, fit
+from vtzoo.fingerprint import base_state
+from vtzoo.live import CARD, extract, inject, trainable
+from vtzoo.methods._protocol import recipe as method_recipe
+from vtzoo.recipe import Recipe
+from vtzoo.results import Trained
+from vtzoo.score import brief, logits_of, measure
+from vtzoo.spec import BackboneCard, Task
+from vtzoo.tensors import shape_of
+from vtzoo.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything resolved, nothing trained yet."""
+
+    zoo: Zoo
+    name: str
+    card: BackboneCard
+    spec: str
+    model: nn.Module
+    recipe: Recipe
+    task: Task
+    train: D.Images
+    val: D.Images
+
+
+def train(
+    *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
+    recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
+    skip_bad: bool = False, command: str = "",
+) -> Trained:  # fmt: skip
+    """Train a delta and its head on a frozen backbone and keep it in the zoo.
+
+    Args:
+        backbone: ref of a backbone, or a timm name.
+        data: see `vtzoo.data.open_data`; validation is on its val split, test (if any) is measured once at the end.
+        method: a stack of methods such as "lora[rank=8]+bitfit".
+        name: what to call the delta; the part before the last "/" names its task.
+        zoo: where to keep it.
+        recipe: training knobs over the method's own defaults; see `vtzoo.recipe.Recipe`.
+        head: "linear" (default) or "mlp[…]", short for adding mlp-head to the stack.
+        resume: go on from this name's checkpoint.
+        dry_run: resolve and report, train nothing.
+        skip_bad: leave out broken images.
+        command: the line that was typed, for the index.
+
+    Raises:
+        Conflict: the name exists.
+        NotFound, UsageError, Corrupt: see the parts.
+        Interrupted: stopped; a checkpoint is written.
+    """
+    job = _prepare(backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, skip_bad=skip_bad)
+    params = sum(p.numel() for p in trainable(job.model).values())
+    shown = {k: v for k, v in asdict(job.recipe).items()}
+    talk.say(f"{name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {job.recipe.lr:g}")
+    if dry_run:
+        return Trained(ref=name, path="", recipe=shown, params=params)
+    delta = _run(job, data, resume=resume, skip_bad=skip_bad)
+    return _keep(job, delta, params, command)
+
+
+def _prepare(
+    backbone: str, data: str, method: str, name: str, zoo: Zoo, user: Mapping[str, Any], head: str | None, *, skip_bad: bool
+) -> _Job:
+    zoo.check_free("deltas", name)
+    spec = _with_head(method, head)
+    parts = [(p, registry.load("methods", p.name)) for p in knobs.parse(spec)]
+    for part, module in parts:
+        knobs.decode(module.Config, part.knobs, part.name)
+    asked = knobs.decode(Recipe, user, "recipe")
+    assert isinstance(asked, Recipe)
+    card, args = sized(resolved_card(backbone, zoo), asked.image_size)
+    images = D.open_data(data, split="train", skip_bad=skip_bad)
+    val = D.open_data(data, split="val", skip_bad=skip_bad)
+    torch.manual_seed(asked.seed)
+    model = build_card(card, zoo=zoo, num_classes=len(images.classes), **args)
+    inject(model, spec, seed=asked.seed)
+    resolved = _resolve(asked, [m for _, m in parts], family(survey(model)))
+    task = Task(name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess)
+    return _Job(zoo, name, card, spec, model, resolved, task, images.limit(asked.limit, asked.seed), val)
+
+
+def _with_head(method: str, head: str | None) -> str:
+    if head in (None, "linear"):
+        return method
+    part = knobs.one(head)
+    if part.name not in ("mlp", "mlp-head"):
+        raise UsageError(f"no head is called '{part.name}'", "use --head linear or --head mlp[hidden=256]")
+    return f"{method}+{knobs.Part('mlp-head', part.knobs)}"
+
+
+def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
+    """Fill in what the user left open: the most careful learning rate of the stack's methods."""
+    defaults = [method_recipe(m, kind) for m in modules]
+    lr = recipe.lr or min((d["lr"] for d in defaults if "lr" in d), default=1e-3)
+    decay = recipe.weight_decay if recipe.weight_decay is not None else max((d.get("weight_decay", 0.0) for d in defaults), default=0.0)
+    return replace(recipe, lr=lr, weight_decay=decay)
+
+
+def _run(job: _Job, data: str, *, resume: bool, skip_bad: bool) -> Delta:
+    recipe, model, shape = job.recipe, job.model, job.task.preprocess
+    transform = D.transforms(shape, train=True, augment=recipe.augment)
+    plain = D.transforms(shape, train=False)
+    mixes = recipe.mixup > 0 or recipe.cutmix > 0
+    key = hashlib.sha256(json.dumps([job.spec, asdict(recipe), job.card.name, job.train.digest, len(job.train)], sort_keys=True).encode()).hexdigest()
+
+    def batches(epoch: int, start: int) -> D.Batches:
+        return D.loader(
+            job.train, transform, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, start=start, workers=recipe.workers,
+            drop_last=mixes,
+        )  # fmt: skip
+
+    def held_out(which: nn.Module) -> dict[str, float]:
+        found = measure(*logits_of(which, D.loader(job.val, plain, batch_size=recipe.batch_size, workers=recipe.workers)))
+        return {"top1": found["top1"], "val_loss": found["loss"]}
+
+    started = time.monotonic()
+    history = fit(
+        Plan(
+            model=model, loss=_loss(recipe, len(job.task.classes)), batches=batches, steps=len(batches(0, 0)),
+            recipe=recipe, validate=held_out, checkpoint=_checkpoint(job), key=key,
+        ),
+        resume=resume,
+    )  # fmt: skip
+    metrics: dict[str, Any] = {"seconds": round(time.monotonic() - started, 1), "epochs": len(history)}
+    metrics["val"] = brief(measure(*logits_of(model, D.loader(job.val, plain, batch_size=recipe.batch_size))))
+    test = _test(data, skip_bad=skip_bad)
+    if test is not None:
+        metrics["test"] = brief(measure(*logits_of(model, D.loader(test, plain, batch_size=recipe.batch_size))))
+    skipped = len(job.train.skipped) + len(job.val.skipped)
+    if skipped:
+        metrics["skipped"] = skipped
+    return _delta(job, metrics)
+
+
+def _loss(recipe: Recipe, classes: int) -> Any:
+    mix = None
+    if recipe.mixup or recipe.cutmix:
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
+    soft = SoftTargetCrossEntropy()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y = batch
+        if mix is None:
+            return F.cross_entropy(model(x).float(), y, label_smoothing=recipe.label_smoothing)
+        x, y = mix(x, y)
+        return soft(model(x).float(), y)
+
+    return loss
+
+
+def _test(data: str, *, skip_bad: bool) -> D.Images | None:
+    try:
+        return D.open_data(data, split="test", skip_bad=skip_bad)
+    except (NotFound, UsageError):
+        return None
+
+
+def _checkpoint(job: _Job) -> Path:
+    return job.zoo.root / ".vtzoo" / "checkpoints" / f"{job.name.replace('/', '--')}.safetensors"
+
+
+def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
+    source = open_base(job.card, job.zoo)
+    live = base_state(job.model)
+    resized = {n: t for n, t in live.items() if n in source and shape_of(source, n) != tuple(t.shape)}
+    card: BackboneCard = replace(getattr(job.model, CARD), preprocess=job.card.preprocess)
+    lineage = {"verb": "train", "data": f"sha256:{job.train.digest}", "images": len(job.train), "seed": job.recipe.seed, "versions": versions()}
+    return extract(
+        job.model, tasks=[job.task], backbone=card, overrides=resized, metrics=metrics, recipe=asdict(job.recipe), lineage=lineage
+    )
+
+
+def versions() -> dict[str, str]:
+    """What an artifact was made with."""
+    from importlib.metadata import version
+
+    return {p: version(p) for p in ("vtzoo", "torch", "timm")}
+
+
+def _keep(job: _Job, delta: Delta, params: int, command: str) -> Trained:
+    import tempfile
+    from datetime import UTC, datetime
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        delta.save(path)
+        digest = job.zoo.add_object(path)
+        size = path.stat().st_size
+    test = delta.metrics.get("test") or delta.metrics["val"]
+    job.zoo.put(
+        "deltas", job.name,
+        {
+            "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
+            "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": {"top1": test["top1"]},
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "command": command,
+        },
+    )  # fmt: skip
+    return Trained(
+        ref=job.name, path=str(job.zoo.object(digest)), metrics=dict(delta.metrics), recipe=asdict(job.recipe), params=params, digest=digest
+    )
