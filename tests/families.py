@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import timm
@@ -52,9 +52,20 @@ def _mixer(**args: Any) -> nn.Module:
 
 def _efficientnet(*, repeats: int = 2, **args: Any) -> nn.Module:
     """EfficientNet's units (separable, fused, inverted with squeeze-and-excite), padded as TensorFlow does."""
-    stages = [["ds_r1_k3_s1_e1_c8"], ["er_r1_k3_s2_e4_c12"], [f"ir_r{repeats}_k5_s2_e4_c16_se0.25"], ["ir_r1_k3_s2_e4_c24_se0.25"]]
+    stages = [
+        ["ds_r1_k3_s1_e1_c8"],
+        ["er_r1_k3_s2_e4_c12"],
+        [f"ir_r{repeats}_k5_s2_e4_c16_se0.25"],
+        ["ir_r1_k3_s2_e4_c24_se0.25"],
+    ]
     return _create_effnet(
-        "tf_efficientnet_b0", block_args=decode_arch_def(stages), stem_size=8, num_features=40, act_layer=nn.SiLU, pad_type="same", **args
+        "tf_efficientnet_b0",
+        block_args=decode_arch_def(stages),
+        stem_size=8,
+        num_features=40,
+        act_layer=nn.SiLU,
+        pad_type="same",
+        **args,
     )
 
 
@@ -90,21 +101,45 @@ FAMILIES: dict[str, Family] = {
     "eva02": _plain("eva02_tiny_patch14_224"),
     "dinov3": _plain("vit_small_patch16_dinov3_qkvb"),
     "cait": _plain("cait_xxs24_224", depth_token_only=1),
-    "swin": Family("swin_tiny_patch4_window7_224", {"img_size": 32, **_SWIN}, (32, 32), {"depths": (2, 2)}, {"img_size": 64}),
-    "swinv2": Family("swinv2_tiny_window8_256", {"img_size": 32, **_SWIN}, (32, 32), {"depths": (2, 2)}, {"img_size": 64}),
+    "swin": Family(
+        "swin_tiny_patch4_window7_224", {"img_size": 32, **_SWIN}, (32, 32), {"depths": (2, 2)}, {"img_size": 64}
+    ),
+    "swinv2": Family(
+        "swinv2_tiny_window8_256", {"img_size": 32, **_SWIN}, (32, 32), {"depths": (2, 2)}, {"img_size": 64}
+    ),
     "mixer": Family(
-        _mixer, {"img_size": (24, 32), "patch_size": 8, "embed_dim": 32, "num_blocks": 2}, (24, 32), {"num_blocks": 3}, {"img_size": 32}
+        _mixer,
+        {"img_size": (24, 32), "patch_size": 8, "embed_dim": 32, "num_blocks": 2},
+        (24, 32),
+        {"num_blocks": 3},
+        {"img_size": 32},
     ),
     "hybrid": Family(
-        "vit_tiny_r_s16_p8_224", {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}, (64, 64), {"depth": 3}, {"img_size": 96}
+        "vit_tiny_r_s16_p8_224",
+        {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2},
+        (64, 64),
+        {"depth": 3},
+        {"img_size": 96},
     ),
-    "convnext": Family("test_convnext", {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}, (64, 64), {"depths": (1, 1, 3, 1)}, kind="maps"),
+    "convnext": Family(
+        "test_convnext",
+        {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1)},
+        (64, 64),
+        {"depths": (1, 1, 3, 1)},
+        kind="maps",
+    ),
     "resnet": Family(
-        "test_resnet", {"channels": (8, 16, 16, 24), "stem_width": 8, "layers": (2, 1, 1, 1)}, (64, 48), {"layers": (2, 1, 2, 1)}, kind="maps"
+        "test_resnet",
+        {"channels": (8, 16, 16, 24), "stem_width": 8, "layers": (2, 1, 1, 1)},
+        (64, 48),
+        {"layers": (2, 1, 2, 1)},
+        kind="maps",
     ),
     "efficientnet": Family(_efficientnet, {}, (49, 64), {"repeats": 3}, kind="maps"),
     "mobilenetv4": Family(_mobilenetv4, {}, (64, 64), {"repeats": 2}, kind="maps"),
-    "nfnet": Family("test_nfnet", {"width_factor": 0.5, "depths": (1, 2, 1, 1)}, (64, 64), {"depths": (1, 2, 2, 1)}, kind="maps"),
+    "nfnet": Family(
+        "test_nfnet", {"width_factor": 0.5, "depths": (1, 2, 1, 1)}, (64, 64), {"depths": (1, 2, 2, 1)}, kind="maps"
+    ),
 }
 
 
@@ -113,7 +148,9 @@ def names() -> list[str]:
     return sorted(FAMILIES)
 
 
-def build(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, classes: int = CLASSES, **changes: Any) -> nn.Module:
+def build(
+    name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, classes: int = CLASSES, **changes: Any
+) -> nn.Module:
     """A fresh tiny backbone of a family in eval mode; the same arguments give the same bits.
 
     Args:
@@ -126,7 +163,9 @@ def build(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, class
     return deepcopy(_template(name, dtype, seed, classes, tuple(sorted(changes.items()))))
 
 
-def batch(name: str, count: int = 2, *, dtype: torch.dtype = torch.float64, size: tuple[int, int] | None = None) -> Tensor:
+def batch(
+    name: str, count: int = 2, *, dtype: torch.dtype = torch.float64, size: tuple[int, int] | None = None
+) -> Tensor:
     """Random images that a family's backbone takes, the same at every call."""
     generator = torch.Generator().manual_seed(7)
     return torch.randn(count, 3, *(size or FAMILIES[name].size), generator=generator, dtype=torch.float64).to(dtype)
@@ -141,8 +180,10 @@ def perturb(tensors: Mapping[str, Tensor], *, seed: int = 1, scale: float = 0.1)
         value.add_(torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype) * scale)
 
 
-@lru_cache(maxsize=None)
-def _template(name: str, dtype: torch.dtype, seed: int, classes: int, changes: tuple[tuple[str, Any], ...]) -> nn.Module:
+@cache
+def _template(
+    name: str, dtype: torch.dtype, seed: int, classes: int, changes: tuple[tuple[str, Any], ...]
+) -> nn.Module:
     family = FAMILIES[name]
     args = {"num_classes": classes, **family.args, **dict(changes)}
     model = timm.create_model(family.arch, **args) if isinstance(family.arch, str) else family.arch(**args)

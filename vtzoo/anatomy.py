@@ -43,7 +43,8 @@ class Site:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Site":
         """From a header's JSON."""
-        return cls(**{**data, "shape": tuple(data.get("shape", ()))})
+        facts: dict[str, Any] = {**data, "shape": tuple(data.get("shape", ()))}
+        return cls(**facts)
 
     def json(self) -> dict[str, Any]:
         """Plain JSON; defaults left out."""
@@ -213,8 +214,12 @@ class Anatomy:
     def _linear(self, name: str, m: nn.Linear) -> Site:
         fused = {"fused": 3} if name.endswith("qkv") and m.out_features % 3 == 0 else {}
         return Site(
-            name=name, kind="linear", shape=(m.out_features, m.in_features), bias=m.bias is not None,
-            called=name in self.seen, facts=fused,
+            name=name,
+            kind="linear",
+            shape=(m.out_features, m.in_features),
+            bias=m.bias is not None,
+            called=name in self.seen,
+            facts=fused,
         )
 
     def _conv(self, name: str, m: nn.Conv2d) -> Site:
@@ -222,13 +227,22 @@ class Anatomy:
         if "StdConv" in type(m).__name__:  # the weight is standardised as it is read, so its scale has no effect
             facts["standardised"] = "gain" if "gain" in own_parameters(m) else "bare"
         return Site(
-            name=name, kind="conv", shape=tuple(m.weight.shape), bias=m.bias is not None, called=name in self.seen, facts=facts
+            name=name,
+            kind="conv",
+            shape=tuple(m.weight.shape),
+            bias=m.bias is not None,
+            called=name in self.seen,
+            facts=facts,
         )
 
     def _norm(self, name: str, m: nn.Module) -> Site:
         own = own_parameters(m)
         return Site(
-            name=name, kind="norm", shape=tuple(own["weight"].shape), bias="bias" in own, called=name in self.seen,
+            name=name,
+            kind="norm",
+            shape=tuple(own["weight"].shape),
+            bias="bias" in own,
+            called=name in self.seen,
             facts={"type": type(m).__name__},
         )
 
@@ -254,8 +268,8 @@ def input_size(model: nn.Module, most: int | None = 96) -> tuple[int, int, int]:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     channels, height, width = tuple(config.get("input_size") or (3, 224, 224))
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
-    sized = (m.img_size for m in model.modules() if getattr(m, "img_size", None) is not None)  # a patch embedding, often
-    fixed = next(sized, None)
+    sized = (getattr(m, "img_size", None) for m in model.modules())  # a patch embedding's, often
+    fixed: Any = next((s for s in sized if s is not None), None)
     if fixed is not None:
         height, width = (fixed, fixed) if isinstance(fixed, int) else tuple(fixed)
     elif most and not config.get("fixed_input_size"):

@@ -74,7 +74,9 @@ def open_ref(ref: str, zoo: Zoo | None = None) -> Artifact:
         return Artifact(ref=entry.name, zoo=zoo, digest=digest, delta=Delta.open(zoo.object(digest)))
     files = {name: zoo.object(_hex(digest)) for name, digest in entry.facts["files"].items()}
     if WEIGHTS not in files or CONFIG not in files:
-        raise UsageError(f"'{entry.name}' is an export, not a model that runs here", "use the model or delta that it was made from")
+        raise UsageError(
+            f"'{entry.name}' is an export, not a model that runs here", "use the model or delta that it was made from"
+        )
     return Artifact(ref=entry.name, zoo=zoo, digest=_hex(entry.facts["files"][WEIGHTS]), files=files)
 
 
@@ -133,7 +135,10 @@ def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
     state = model.state_dict()
     lacking, spare = {n for n in set(state) - set(tensors) if not n.endswith(COUNTER)}, set(tensors) - set(state)
     if lacking or spare:
-        raise ShapeMismatch(f"the weights lack {sorted(lacking)[:2]} and bring {sorted(spare)[:2]}", "is this the architecture they were made for?")
+        raise ShapeMismatch(
+            f"the weights lack {sorted(lacking)[:2]} and bring {sorted(spare)[:2]}",
+            "is this the architecture they were made for?",
+        )
     for name in tensors:
         state[name].copy_(tensors[name])
     return model.requires_grad_(requires_grad=False).eval()
@@ -188,7 +193,14 @@ def _hex(digest: str) -> str:
 
 
 def store_model(
-    zoo: Zoo, name: str, model: nn.Module, card: BackboneCard, *, kind: str, classes: tuple[str, ...], facts: Mapping[str, Any]
+    zoo: Zoo,
+    name: str,
+    model: nn.Module,
+    card: BackboneCard,
+    *,
+    kind: str,
+    classes: tuple[str, ...],
+    facts: Mapping[str, Any],
 ) -> str:
     """Keep a plain model in the zoo as a timm folder's two files; gives the weights' digest."""
     import tempfile
@@ -196,7 +208,10 @@ def store_model(
     from vtzoo.backbone import config_json
     from vtzoo.tensors import write
 
-    config = {**config_json(model, card, classes, {}), "vtzoo": {"kind": kind, **facts.get("lineage", {}), "tasks": facts.get("tasks", [])}}
+    config = {
+        **config_json(model, card, classes, {}),
+        "vtzoo": {"kind": kind, **facts.get("lineage", {}), "tasks": facts.get("tasks", [])},
+    }
     text = json.dumps(config, indent=2, sort_keys=True).encode()
     with tempfile.TemporaryDirectory(dir=zoo.root if zoo.root.is_dir() else None) as folder:
         path = Path(folder) / WEIGHTS

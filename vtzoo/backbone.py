@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models import get_pretrained_cfg, is_model
@@ -13,10 +13,12 @@ from vtzoo.bases import weights_path
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import fingerprint_of
 from vtzoo.live import CARD
-from vtzoo.refs import Entry
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
+
+if TYPE_CHECKING:
+    from vtzoo.refs import Entry
 
 
 def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
@@ -51,7 +53,7 @@ def timm_card(name: str) -> BackboneCard:
     if not is_model(name):
         raise NotFound(f"timm has no architecture '{name}'", did_you_mean(name, timm.list_models()))
     config = get_pretrained_cfg(name)
-    facts = config.to_dict() if config else {}
+    facts: dict[str, Any] = config.to_dict() if config else {}
     head = facts.get("classifier") or ()
     return BackboneCard(
         name=name,
@@ -70,9 +72,21 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
         overlay = {"state_dict": dict(TensorFile(weights_path(card, zoo))), "source": ""}
     args = {"num_classes": 0, **card.model_args, **model_args}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
-    shown = replace(card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=card.head or head_names(model))
+    shown = replace(
+        card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=card.head or head_names(model)
+    )
     if not shown.fingerprint or not pretrained:
-        plain = model if not model_args else create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, num_classes=0, **card.model_args)
+        plain = (
+            model
+            if not model_args
+            else create(
+                card.arch,
+                pretrained=pretrained,
+                pretrained_cfg_overlay=overlay or None,
+                num_classes=0,
+                **card.model_args,
+            )
+        )
         shown = replace(shown, fingerprint=fingerprint_of(plain if pretrained else model))
     model.__dict__[CARD] = shown
     getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # loaded; not to be carried along
@@ -86,7 +100,9 @@ def create(arch: str, **args: Any) -> nn.Module:
     try:
         return timm.create_model(arch, **args)
     except TypeError as error:
-        raise UsageError(f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it") from error
+        raise UsageError(
+            f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it"
+        ) from error
 
 
 def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[str, Any]]:
@@ -94,18 +110,22 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
     if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
         return card, {}
     config = get_pretrained_cfg(card.arch)
-    resized = replace(card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels)))
+    resized = replace(
+        card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
+    )
     return resized, {"img_size": pixels} if config and config.fixed_input_size else {}
 
 
 def family(anatomy: Anatomy) -> str:
-    """"tokens" for networks of tokens (attention, or blocks on [batch, tokens, width]), "maps" for convolutional ones."""
+    """Say "tokens" for networks of tokens (attention, or blocks on [batch, tokens, width]), "maps" for convolutional ones."""
     attends = any({"attention", "qkv"} & anatomy.roles(s) for s in anatomy.linears)
-    flat = any(len(anatomy.seen[b.name].x) == 3 for b in anatomy.blocks)  # noqa: PLR2004 - batch, tokens, width
+    flat = any(len(anatomy.seen[b.name].x) == 3 for b in anatomy.blocks)
     return "tokens" if attends or flat else "maps"
 
 
-def config_json(model: nn.Module, card: BackboneCard, classes: tuple[str, ...], extra: Mapping[str, Any]) -> dict[str, Any]:
+def config_json(
+    model: nn.Module, card: BackboneCard, classes: tuple[str, ...], extra: Mapping[str, Any]
+) -> dict[str, Any]:
     """What timm needs beside the weights to load a folder: architecture, arguments, labels, preprocessing."""
     own: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
     keep = ("first_conv", "classifier", "pool_size", "license", "fixed_input_size")

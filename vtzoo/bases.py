@@ -31,7 +31,9 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
             return path
     if kind == "hf-hub":
         return _fetch(*rest.partition("@")[::2])
-    raise UsageError(f"'{card.name}' has no weights (source '{card.source}')", "vtzoo add backbone NAME --arch … --weights FILE")
+    raise UsageError(
+        f"'{card.name}' has no weights (source '{card.source}')", "vtzoo add backbone NAME --arch … --weights FILE"
+    )
 
 
 def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor]:
@@ -43,14 +45,14 @@ def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor
 
 
 def _fetch(repo: str, revision: str) -> Path:
-    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(hf_hub_download(repo, "model.safetensors", revision=revision or None))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         why = str(error).strip().split("\n")[0]
         raise Network(
-            f"{repo} could not be fetched from the hub: {why}", "connect, or: vtzoo add backbone NAME --arch ARCH --weights FILE"
+            f"{repo} could not be fetched from the hub: {why}",
+            "connect, or: vtzoo add backbone NAME --arch ARCH --weights FILE",
         ) from error

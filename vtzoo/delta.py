@@ -43,12 +43,18 @@ class Part:
 
     def json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"method": self.method, "graft": self.graft, "knobs": plain(dict(self.knobs)), "sites": [s.json() for s in self.sites]}
+        return {
+            "method": self.method,
+            "graft": self.graft,
+            "knobs": plain(dict(self.knobs)),
+            "sites": [s.json() for s in self.sites],
+        }
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Part":
         """From a header's JSON."""
-        return cls(**{**data, "sites": tuple(Site.of(s) for s in data["sites"])})
+        facts: dict[str, Any] = {**data, "sites": tuple(Site.of(s) for s in data["sites"])}
+        return cls(**facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,9 @@ class Delta:
                 lineage=doc["lineage"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Corrupt(f"{path}: the delta's header lacks or garbles {error}", "make the delta again, or fetch it again") from error
+            raise Corrupt(
+                f"{path}: the delta's header lacks or garbles {error}", "make the delta again, or fetch it again"
+            ) from error
 
     def save(self, path: str | Path) -> str:
         """Write the file atomically; the same tensors and facts give the same bytes. Returns its sha256."""
@@ -94,16 +102,18 @@ class Delta:
 
     def header(self) -> dict[str, Any]:
         """The JSON document of the file."""
-        return plain({
-            "schema": SCHEMA,
-            "method": self.method,
-            "config": {"parts": [p.json() for p in self.parts]},
-            "backbone": {"name": self.backbone.name, **self.backbone.json()},
-            "tasks": [t.json() for t in self.tasks],
-            "metrics": self.metrics,
-            "recipe": self.recipe,
-            "lineage": self.lineage,
-        })
+        return plain(
+            {
+                "schema": SCHEMA,
+                "method": self.method,
+                "config": {"parts": [p.json() for p in self.parts]},
+                "backbone": {"name": self.backbone.name, **self.backbone.json()},
+                "tasks": [t.json() for t in self.tasks],
+                "metrics": self.metrics,
+                "recipe": self.recipe,
+                "lineage": self.lineage,
+            }
+        )
 
     def task(self, name: str | None = None) -> Task:
         """A task by name; without a name the only one.
@@ -115,7 +125,10 @@ class Delta:
             return self.tasks[0]
         known = [t.name for t in self.tasks]
         if name is None:
-            raise NotFound(f"this delta has {len(known)} tasks: {', '.join(known)}", f"choose one with --task {known[0] if known else 'NAME'}")
+            raise NotFound(
+                f"this delta has {len(known)} tasks: {', '.join(known)}",
+                f"choose one with --task {known[0] if known else 'NAME'}",
+            )
         if name not in known:
             raise NotFound(f"this delta has no task '{name}'", did_you_mean(name, known))
         return next(t for t in self.tasks if t.name == name)
@@ -148,7 +161,10 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     text = files.header(path).metadata.get("vtzoo")
     if text is None:
-        raise Corrupt(f"{path} is a safetensors file but no vtzoo delta", "add it with: vtzoo add delta NAME --backbone REF --weights FILE")
+        raise Corrupt(
+            f"{path} is a safetensors file but no vtzoo delta",
+            "add it with: vtzoo add delta NAME --backbone REF --weights FILE",
+        )
     try:
         doc = json.loads(text)
     except (ValueError, RecursionError):

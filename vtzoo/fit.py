@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from vtzoo import files, talk
@@ -104,14 +104,17 @@ class _Run:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state(reset_partial_state=True)  # a process may train several times, each in its own precision
+        # a process may train several times, each in its own precision; accelerate has no public way to say so
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - see above
         recipe = plan.recipe
         precision = {"fp32": "no"}.get(recipe.precision, recipe.precision)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu")
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
         self.model = plan.model.to(self.device)
-        everything = nn.ModuleDict({"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {}))
+        everything = nn.ModuleDict(
+            {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
+        )
         self.trained = {n: p for n, p in everything.named_parameters() if p.requires_grad}
         self.optimizer = create_optimizer_v2(
             everything, opt=recipe.optimizer, lr=recipe.lr or 1e-3, weight_decay=recipe.weight_decay or 0.0
@@ -137,7 +140,9 @@ class _Run:
             if stopped():
                 self.save()
                 where = f", checkpoint at step {state.step}" if plan.checkpoint else ""
-                raise Interrupted(f"interrupted in epoch {epoch + 1}{where}", "go on with the same command and --resume")
+                raise Interrupted(
+                    f"interrupted in epoch {epoch + 1}{where}", "go on with the same command and --resume"
+                )
         mean = torch.stack(losses).mean().item() if losses else float("nan")
         if losses and not math.isfinite(mean):
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
@@ -207,7 +212,12 @@ class _Run:
             tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for k, v in slots.items()}
         if self.ema:
             tensors |= {f"ema/{n}": t for n, t in self.ema.module.state_dict().items() if "model." + n in self.trained}
-        state = {"step": self.state.step, "history": self.state.history, "best": self.state.best, "since_best": self.state.since_best}
+        state = {
+            "step": self.state.step,
+            "history": self.state.history,
+            "best": self.state.best,
+            "since_best": self.state.since_best,
+        }
         self.plan.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write(self.plan.checkpoint, tensors, {"key": self.plan.key, "state": json.dumps(state)})
 
@@ -218,7 +228,10 @@ class _Run:
             raise NotFound("there is no checkpoint to resume", "start without --resume")
         stored, meta = TensorFile(path), files.header(path).metadata
         if meta["key"] != self.plan.key:
-            raise Mismatch("the checkpoint belongs to another recipe, method or data", "repeat the first command with --resume, or start without it")
+            raise Mismatch(
+                "the checkpoint belongs to another recipe, method or data",
+                "repeat the first command with --resume, or start without it",
+            )
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(stored[f"trained/{name}"])
@@ -233,11 +246,13 @@ class _Run:
             slots.setdefault(int(index), {})[key] = stored[name]
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         state = json.loads(meta["state"])
-        self.state = State(state["step"], state["history"], tuple(state["best"]) if state["best"] else None, state["since_best"])
+        self.state = State(
+            state["step"], state["history"], tuple(state["best"]) if state["best"] else None, state["since_best"]
+        )
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
+def _stoppable() -> Generator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request that is honoured after the step; the second one stops at once."""
     asked: list[int] = []
 

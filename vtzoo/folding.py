@@ -42,9 +42,6 @@ class Folded(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:  # Mapping's own would compute the tensor
         return name in self.makers or name in self.base
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.makers or name in self.base
-
     def __iter__(self) -> Iterator[str]:
         yield from self.base
         yield from (n for n in self.makers if n not in self.base)
@@ -90,7 +87,10 @@ def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None) -
     name = delta.task(task).name
     for part in delta.parts:
         if hasattr(part.module, "head"):
-            raise NotFoldable(f"{part.method}: {reason(part.method)}", "fold --headless, or export onnx, which keeps the head as it is")
+            raise NotFoldable(
+                f"{part.method}: {reason(part.method)}",
+                "fold --headless, or export onnx, which keeps the head as it is",
+            )
     head = delta.head(name)
     return Folded(folded, {n: (lambda n=n: head[n]) for n in head}, {n: shape_of(head, n) for n in head})
 
@@ -121,10 +121,14 @@ def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Map
     for site in part.sites:
         child = rebuild(module, site, config)
         if not child.edits:
-            raise NotFoldable(f"{part.method}: {reason(part.method)}", "keep it as a delta, or export onnx, which runs it attached")
+            raise NotFoldable(
+                f"{part.method}: {reason(part.method)}", "keep it as a delta, or export onnx, which runs it attached"
+            )
         missing = [p for p in child.edits if site.key(p) not in base]
         if missing:
-            raise ShapeMismatch(f"this backbone has no {site.key(missing[0])}", "fold into the backbone that the delta names")
+            raise ShapeMismatch(
+                f"this backbone has no {site.key(missing[0])}", "fold into the backbone that the delta names"
+            )
         prefix = f"{site.key(part.graft)}."
         for name in child.edits:
             makers[site.key(name)] = _maker(module, site, config, name, tensors, prefix, base, root)
@@ -133,14 +137,18 @@ def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Map
 
 def site_tensors(tensors: Mapping[str, Tensor], part: Part) -> dict[str, Mapping[str, Tensor]]:
     """A part's tensors by site name."""
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, Mapping[str, Tensor]] = {}
     for site in part.sites:
         prefix = f"{site.key(part.graft)}."
-        found[site.name] = {n[len(prefix) :]: tensors[n] for n in tensors if n.startswith(prefix) and "." not in n[len(prefix) :]}
+        found[site.name] = {
+            n[len(prefix) :]: tensors[n] for n in tensors if n.startswith(prefix) and "." not in n[len(prefix) :]
+        }
     return found
 
 
-def rebuild(module: Any, site: Site, config: Any, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> Graft:
+def rebuild(
+    module: Any, site: Site, config: Any, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
+) -> Graft:
     """A graft as it was saved; without tensors, its shape only (on the meta device)."""
     with torch.device("meta"):
         child: Graft = module.Graft(site, config)

@@ -11,12 +11,11 @@ convolutions, norms), the parameter's name becomes a property returning the stor
 `read`. The stored parameter, its name and its bits stay.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtzoo.errors import UsageError
@@ -80,7 +79,7 @@ class _Watch:
 
 
 @contextmanager
-def watching() -> Iterator[set[int]]:
+def watching() -> Generator[set[int]]:
     """Collect the `id` of every graft that acts inside the block."""
     _Watch.seen = set()
     try:
@@ -185,7 +184,7 @@ class _Host:
 
 
 def _rebuild(base: type, reads: frozenset[str], calls: bool, frozen: bool) -> nn.Module:
-    made = _host_class(base, reads, calls, frozen)
+    made: type[Any] = _host_class(base, reads, calls, frozen)
     return made.__new__(made)
 
 
@@ -199,13 +198,13 @@ def _dress(host: nn.Module) -> None:
     host.__class__ = base if plain else _host_class(base, reads, any(g.calls for g in children), frozen)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _host_class(base: type, reads: frozenset[str], calls: bool, frozen: bool) -> type:
     members: dict[str, Any] = {n: property(_reader(n)) for n in reads}
     members["_vtzoo_made_from"] = (base, reads, calls, frozen)
     members["__reduce_ex__"] = _Host.__reduce_ex__
     if frozen:
-        members["train"] = lambda self, mode=True: base.train(self, False)  # type: ignore[attr-defined] # noqa: ARG005, FBT003 - statistics stay
+        members["train"] = lambda self, mode=True: base.train(self, False)  # type: ignore[attr-defined] # noqa: ARG005 - statistics stay
     return type(f"Grafted{base.__name__}", (_Host, base) if calls else (base,), members)
 
 
@@ -229,5 +228,3 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
             prefix = f"{site}.{name}." if site else f"{name}."
             found.update({prefix + k: v for k, v in host._modules[name].state_dict(keep_vars=True).items()})  # type: ignore[union-attr] - never None
     return found
-
-

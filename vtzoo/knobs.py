@@ -135,11 +135,11 @@ def _fields(schema: Any) -> dict[str, Any]:
 def _adapter(schema: Any) -> Any:
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
     if dataclasses.is_dataclass(schema):
-        return TypeAdapter(with_config(config)(schema))
+        dressed: Any = with_config(config)  # typed for classes that pyright knows, not for any dataclass
+        return TypeAdapter(dressed(schema))
     signature = inspect.signature(schema).parameters
-    model = create_model(
-        schema.__name__, __config__=config, **{k: (a, signature[k].default) for k, a in _fields(schema).items()}
-    )
+    knobs: dict[str, Any] = {k: (a, signature[k].default) for k, a in _fields(schema).items()}
+    model = create_model(schema.__name__, __config__=config, **knobs)
     return _Model(model)
 
 

@@ -102,7 +102,9 @@ def attach(model: nn.Module, delta: Delta, *, task: str | None = None, check: bo
     _same_places(model, delta, anatomy)
     record = _begin(model, delta.method)
     try:
-        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten; the caller's random numbers stay in step
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # what is drawn is overwritten; the caller's random numbers stay in step
             for part in delta.parts:
                 _hang(model, part, part.module, part.config, fresh=False)
             record.parts.extend(delta.parts)
@@ -147,7 +149,11 @@ def extract(
     for task in tasks:
         tensors.update({f"{HEAD}{task.name}/{n}": _copy(t) for n, t in head_state(model).items()})
     tensors.update({BASE + n: _copy(t) for n, t in (overrides or {}).items()})
-    card = backbone or getattr(model, CARD, None) or BackboneCard(name="", arch=type(model).__name__, fingerprint=fingerprint_of(model))
+    card = (
+        backbone
+        or getattr(model, CARD, None)
+        or BackboneCard(name="", arch=type(model).__name__, fingerprint=fingerprint_of(model))
+    )
     return Delta(
         method=record.spec, parts=tuple(record.parts), backbone=card, tensors=tensors, tasks=tuple(tasks),
         metrics=metrics or {}, recipe=recipe or {}, lineage=lineage or {},
@@ -272,12 +278,15 @@ def _alive(model: nn.Module, anatomy: Anatomy) -> None:
     """Refuse a delta of which some graft never acts."""
     with watching() as seen:
         probe(model, None)
-    dead = [n for n, host in hosts(model) if any(id(host._modules[g]) not in seen for g in host.__dict__["_graft_names"])]
+    dead = [
+        n for n, host in hosts(model) if any(id(host._modules[g]) not in seen for g in host.__dict__["_graft_names"])
+    ]
     if dead:
         called = [n for n in dead if n in anatomy.seen]
         raise DeadTarget(
             f"{len(dead)} sites of {type(model).__name__} are neither called nor read in a forward pass: {', '.join(dead[:3])}"
-            + (" …" if len(dead) > 3 else "") + (f" ({len(called)} are called)" if called else ""),
+            + (" …" if len(dead) > 3 else "")
+            + (f" ({len(called)} are called)" if called else ""),
             "leave them out of targets=…",
         )
 
@@ -289,11 +298,23 @@ def _same_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
     for part in delta.parts:
         for site in part.sites:
             if site.name not in modules:
-                raise ShapeMismatch(f"the delta acts on {site.name}, which this model lacks", f"build {delta.backbone.name or 'its backbone'}")
+                raise ShapeMismatch(
+                    f"the delta acts on {site.name}, which this model lacks",
+                    f"build {delta.backbone.name or 'its backbone'}",
+                )
             now = live.get(site.name)
-            shape = now.shape if now and site.kind == now.kind else anatomy.seen[site.name].y[1:] if site.kind == "module" and site.name in anatomy.seen else site.shape
+            shape = (
+                now.shape
+                if now and site.kind == now.kind
+                else anatomy.seen[site.name].y[1:]
+                if site.kind == "module" and site.name in anatomy.seen
+                else site.shape
+            )
             if tuple(shape) != site.shape:
-                raise ShapeMismatch(f"{site.name} has shape {list(shape)}, the delta was made for {list(site.shape)}", "build the model at the delta's input size")
+                raise ShapeMismatch(
+                    f"{site.name} has shape {list(shape)}, the delta was made for {list(site.shape)}",
+                    "build the model at the delta's input size",
+                )
             for name, size in site.facts.get("params", {}).items():
                 own = modules[site.name]._parameters.get(name)
                 if own is None or list(own.shape) != list(size):
@@ -308,10 +329,14 @@ def _load(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Fill every place; none may be left over on either side, or what was drawn at random would stay."""
     for name in tensors:
         if name not in places:
-            raise ShapeMismatch(f"the delta holds {name}, which has no place in this model", "is the file complete and from this vtzoo version?")
+            raise ShapeMismatch(
+                f"the delta holds {name}, which has no place in this model",
+                "is the file complete and from this vtzoo version?",
+            )
         if tuple(places[name].shape) != shape_of(tensors, name):
             raise ShapeMismatch(
-                f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model", "build the model that the delta names"
+                f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model",
+                "build the model that the delta names",
             )
     lacking = [n for n in places if n not in tensors]
     if lacking:
@@ -327,5 +352,6 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _refuse_second(model: nn.Module) -> None:
     if installed(model) is not None:
-        raise Conflict("this model carries a delta already", "call vtzoo.detach(model) first, or stack methods with '+'")
-
+        raise Conflict(
+            "this model carries a delta already", "call vtzoo.detach(model) first, or stack methods with '+'"
+        )

@@ -66,7 +66,9 @@ def card(kind: Kind, name: str) -> Card:
     module = _sources(kind)[_known(kind, name)]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise NotFound(f"{kind[:-1]} '{name}' has no source file (module {module})", "reinstall the package that provides it")
+        raise NotFound(
+            f"{kind[:-1]} '{name}' has no source file (module {module})", "reinstall the package that provides it"
+        )
     return _read(name, Path(spec.origin))
 
 
@@ -126,5 +128,8 @@ def _knobs(tree: ast.Module, name: str) -> list[Knob]:
         if isinstance(node, ast.FunctionDef) and node.name == name.replace("-", "_"):
             args, defaults = node.args.kwonlyargs, node.args.kw_defaults
             pairs = zip(args, defaults, strict=True)
-            return [Knob(a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "") for a, d in pairs]
+            return [
+                Knob(a.arg, ast.unparse(a.annotation) if a.annotation else "", ast.unparse(d) if d else "")
+                for a, d in pairs
+            ]
     return []

@@ -40,7 +40,7 @@ class Task:
         return cls(name=facts["name"], classes=tuple(facts["classes"]), preprocess=Preprocess.of(facts))
 
     def json(self) -> dict[str, Any]:
-        """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std, …"""
+        """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std and so on."""
         return {"name": self.name, "classes": list(self.classes), **plain(asdict(self.preprocess))}
 
 

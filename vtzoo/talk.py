@@ -9,16 +9,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Voice:
-    say: Callable[[str], None] = lambda text: None  # noqa: E731, ARG005 - the silent default
-    track: Callable[[Iterable[object], str, int], Iterable[object]] = lambda items, label, total: items  # noqa: E731, ARG005 - the silent default
+    say: Callable[[str], None] = lambda text: None  # noqa: ARG005 - the silent default
+    track: Callable[[Iterable[object], str, int], Iterable[object]] = lambda items, label, total: items  # noqa: ARG005 - the silent default
 
 
 _voice = _Voice()
 
 
-def install(
-    say: Callable[[str], None], track: Callable[[Iterable[object], str, int], Iterable[object]]
-) -> None:
+def install(say: Callable[[str], None], track: Callable[[Iterable[object], str, int], Iterable[object]]) -> None:
     """Set where talk and progress go (for a command line: stderr)."""
     _voice.say, _voice.track = say, track
 

@@ -45,7 +45,12 @@ class Teaching:
 
     def key(self, view: int) -> str:
         """Sixteen hex digits, the file's name."""
-        parts = [list(self.digests), [asdict(t.preprocess) for t in self.teachers], self.images.digest, len(self.images)]
+        parts = [
+            list(self.digests),
+            [asdict(t.preprocess) for t in self.teachers],
+            self.images.digest,
+            len(self.images),
+        ]
         parts += [asdict(self.student), list(self.needs), self.min_scale, self.seed, view]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -89,16 +94,29 @@ def normalised(pixels: Tensor, shape: Preprocess) -> Tensor:
 @torch.inference_mode()
 def _compute(teaching: Teaching, view: int) -> dict[str, Tensor]:
     side = max([teaching.student.input_size[1], *(t.preprocess.input_size[1] for t in teaching.teachers)])
-    crop = v2.Compose([v2.RandomResizedCrop(side, (teaching.min_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(), _Pixels()])
+    crop = v2.Compose(
+        [
+            v2.RandomResizedCrop(side, (teaching.min_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            _Pixels(),
+        ]
+    )
     columns: dict[str, list[Tensor]] = {"pixels": [], "labels": []}
     ready = D.Seeded(teaching.images, crop, D.mixed(teaching.seed, view))
-    every: D.Batches = DataLoader(ready, BATCH)
+    every: Any = DataLoader(ready, BATCH)
     models = [t.model.to(memory_format=torch.channels_last) for t in teaching.teachers]
-    for pixels, labels in talk.track(every, f"teacher, view {view + 1}/{teaching.views}", -(-len(teaching.images) // BATCH)):
-        small = F.interpolate(pixels.float(), teaching.student.input_size[1:], mode="bicubic", antialias=True, align_corners=False)
+    for pixels, labels in talk.track(
+        every, f"teacher, view {view + 1}/{teaching.views}", -(-len(teaching.images) // BATCH)
+    ):
+        small = F.interpolate(
+            pixels.float(), teaching.student.input_size[1:], mode="bicubic", antialias=True, align_corners=False
+        )
         columns["pixels"].append(small.round().clamp(0, 255).to(torch.uint8))
         columns["labels"].append(labels)
-        answers = [outputs(m, normalised(pixels, t.preprocess), teaching.needs) for m, t in zip(models, teaching.teachers, strict=True)]
+        answers = [
+            outputs(m, normalised(pixels, t.preprocess), teaching.needs)
+            for m, t in zip(models, teaching.teachers, strict=True)
+        ]
         for name, value in _joined(answers).items():
             columns.setdefault(name, []).append(value.half())
     return {n: torch.cat(parts) for n, parts in columns.items()}
@@ -112,7 +130,9 @@ def _joined(answers: Sequence[Outputs]) -> dict[str, Tensor]:
     if features:
         found["features"] = torch.cat(features, -1)
     if logits:
-        found["logits"] = logits[0] if len(logits) == 1 else torch.stack([z.softmax(-1) for z in logits]).mean(0).log().clamp(min=-60)
+        found["logits"] = (
+            logits[0] if len(logits) == 1 else torch.stack([z.softmax(-1) for z in logits]).mean(0).log().clamp(min=-60)
+        )
     return found
 
 
@@ -128,7 +148,10 @@ def _enough_disk(teaching: Teaching, folder: Path) -> None:
     width = sum(int(getattr(t.model, "num_features", 1280)) for t in teaching.teachers)
     wanted, free = len(teaching.images) * (pixels + 2 * width), shutil.disk_usage(folder).free
     if wanted > free:
-        raise Resources(f"a view's targets take {wanted >> 20} MiB, {free >> 20} MiB are free in {folder}", "use fewer images (--set limit=N) or free some disk")
+        raise Resources(
+            f"a view's targets take {wanted >> 20} MiB, {free >> 20} MiB are free in {folder}",
+            "use fewer images (--set limit=N) or free some disk",
+        )
 
 
 def statistics(file: TensorFile) -> tuple[Tensor, Tensor]:
@@ -139,4 +162,9 @@ def statistics(file: TensorFile) -> tuple[Tensor, Tensor]:
 
 def facts(teaching: Teaching) -> dict[str, Any]:
     """What a student's lineage keeps of its teaching."""
-    return {"teachers": list(teaching.digests), "licenses": sorted({t.card.license for t in teaching.teachers if t.card.license}), "images": len(teaching.images), "views": teaching.views}
+    return {
+        "teachers": list(teaching.digests),
+        "licenses": sorted({t.card.license for t in teaching.teachers if t.card.license}),
+        "images": len(teaching.images),
+        "views": teaching.views,
+    }

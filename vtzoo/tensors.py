@@ -37,9 +37,6 @@ class TensorFile(Mapping[str, Tensor]):
             raise KeyError(name)
         return self._open.get_tensor(name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.header.tensors
-
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self.header.tensors
 
@@ -62,9 +59,6 @@ class Lazy(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would compute the tensor
         return name in self._makers
@@ -90,7 +84,8 @@ def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
     """The tensors below a prefix, with the prefix taken off."""
     names = [n for n in tensors if n.startswith(prefix)]
     return Lazy(
-        {n[len(prefix) :]: (lambda n=n: tensors[n]) for n in names}, {n[len(prefix) :]: shape_of(tensors, n) for n in names}
+        {n[len(prefix) :]: (lambda n=n: tensors[n]) for n in names},
+        {n[len(prefix) :]: shape_of(tensors, n) for n in names},
     )
 
 
@@ -155,7 +150,7 @@ def _put(out: BinaryIO, name: str, tensor: Tensor, code: str, shape: tuple[int, 
             raise Corrupt(f"tensor {name} holds numbers too large for {code}", "keep float32, or use bfloat16")
         raise Corrupt(f"tensor {name} holds NaN or infinity", "train again with a lower --lr, or check the source file")
     if flat.numel():
-        out.write(memoryview(flat.view(torch.uint8).numpy()))
+        out.write(flat.view(torch.uint8).numpy().data)
 
 
 def working(*tensors: Tensor) -> torch.dtype:

@@ -6,7 +6,7 @@ A `Case` is what a perturbed delta gave on one model; every test builds fresh mo
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ def pairs(*, works: bool = True) -> list[Any]:
 def everything(*, stacks_on: Iterable[str] = A_FEW) -> list[Any]:
     """All supported pairs, the variants, and the stacks on a few families or more."""
     more = [(spec, f) for spec, where in VARIANTS.items() for f in where]
-    more += [(spec, f) for spec in STACKS for f in stacks_on if all(SUPPORT[p].get(f) in WORKS for p in spec.split("+"))]
+    more += [
+        (spec, f) for spec in STACKS for f in stacks_on if all(SUPPORT[p].get(f) in WORKS for p in spec.split("+"))
+    ]
     return pairs() + [pytest.param(s, f, id=f"{s}-{f}") for s, f in more]
 
 
@@ -116,7 +118,7 @@ class Case:
     delta: Delta
 
 
-@lru_cache(maxsize=None)
+@cache
 def case(spec: str, family: str) -> Case:
     """The prepared case of a spec on a family (shared, never changed)."""
     x = families.batch(family)

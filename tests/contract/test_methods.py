@@ -9,7 +9,20 @@ import torch
 from torch import nn
 
 from tests import families
-from tests.contract.cases import METHODS, SUPPORT, TASK, WORKS, bare, case, everything, identity, logits, pairs, perturbed, relative
+from tests.contract.cases import (
+    METHODS,
+    SUPPORT,
+    TASK,
+    WORKS,
+    bare,
+    case,
+    everything,
+    identity,
+    logits,
+    pairs,
+    perturbed,
+    relative,
+)
 from vtzoo import registry
 from vtzoo.anatomy import head_names, survey
 from vtzoo.delta import Delta
@@ -75,7 +88,9 @@ def test_every_tensor_is_alive(spec: str, family: str) -> None:
     grads = {n: 0.0 if t.grad is None else float(t.grad.abs().max()) for n, t in tensors.items()}
     floor = 1e-10 * max(grads.values(), default=0.0)
     dead = {n for n, g in grads.items() if g <= floor}
-    assert dead == {n for n in tensors if n.rpartition(".")[2] in SHIFTS and any(fnmatchcase(n, f"{u}.*") for u in UNDONE)}
+    assert dead == {
+        n for n in tensors if n.rpartition(".")[2] in SHIFTS and any(fnmatchcase(n, f"{u}.*") for u in UNDONE)
+    }
     y = logits(model, x)
     alive = sorted(set(tensors) - dead)
     for name in alive[:: max(1, len(alive) // 8)]:
@@ -90,7 +105,7 @@ def test_every_tensor_is_alive(spec: str, family: str) -> None:
 def test_detach_gives_the_base_back(spec: str, family: str) -> None:
     """After detach values, classes of modules, attributes and requires_grad are what they were, bit for bit."""
     model = bare(family)
-    list(model.parameters())[0].requires_grad_(False)
+    next(iter(model.parameters())).requires_grad_(False)
     before = _portrait(model)
     state = {n: t.clone() for n, t in model.state_dict().items()}
     inject(model, spec)
@@ -112,7 +127,9 @@ def test_save_and_open_keep_every_bit(spec: str, family: str, tmp_path) -> None:
     first = made.delta.save(tmp_path / "a.safetensors")
     opened = Delta.open(tmp_path / "a.safetensors")
     assert sorted(opened.tensors) == sorted(made.delta.tensors)
-    assert all(torch.equal(opened.tensors[n], t) and opened.tensors[n].dtype == t.dtype for n, t in made.delta.tensors.items())
+    assert all(
+        torch.equal(opened.tensors[n], t) and opened.tensors[n].dtype == t.dtype for n, t in made.delta.tensors.items()
+    )
     assert opened.header() == made.delta.header()
     assert opened.save(tmp_path / "b.safetensors") == first
     model = attach(bare(family, classes=3), opened)
@@ -276,6 +293,14 @@ def _plain(family: str, tensors: dict, args: dict, x: torch.Tensor) -> torch.Ten
 def _portrait(model: nn.Module) -> dict:
     """Everything about a model but its values."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    modules = {n: (type(m), sorted(m.__dict__), m.training, [len(m.__dict__[h]) for h in hooks]) for n, m in model.named_modules()}
+    modules = {
+        n: (type(m), sorted(m.__dict__), m.training, [len(m.__dict__[h]) for h in hooks])
+        for n, m in model.named_modules()
+    }
     parameters = {n: (id(p), p.requires_grad) for n, p in model.named_parameters()}
-    return {"modules": modules, "parameters": parameters, "classes": getattr(model, "num_classes", None), "head": head_names(model)}
+    return {
+        "modules": modules,
+        "parameters": parameters,
+        "classes": getattr(model, "num_classes", None),
+        "head": head_names(model),
+    }

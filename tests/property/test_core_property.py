@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -33,7 +33,9 @@ def _values(annotation: Any, default: Any) -> st.SearchStrategy[Any]:
     """Values that a knob's type allows."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _numbers(arguments[0], {type(m).__name__: next(iter(vars_of(m).values())) for f in arguments[1:] for m in f.metadata})
+        return _numbers(
+            arguments[0], {type(m).__name__: next(iter(vars_of(m).values())) for f in arguments[1:] for m in f.metadata}
+        )
     if origin in (Union, UnionType):
         return st.one_of(_values(a, default) for a in arguments)
     if origin is Literal:
@@ -56,7 +58,13 @@ def _numbers(kind: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
     low, high = limits.get("Ge", limits.get("Gt")), limits.get("Le", limits.get("Lt"))
     if kind is int:
         return st.integers((low or 0) + ("Gt" in limits), high if high is not None else 10**6)
-    return st.floats(low or 0.0, 1e6 if high is None else high, exclude_min="Gt" in limits, exclude_max="Lt" in limits, allow_subnormal=False)
+    return st.floats(
+        low or 0.0,
+        1e6 if high is None else high,
+        exclude_min="Gt" in limits,
+        exclude_max="Lt" in limits,
+        allow_subnormal=False,
+    )
 
 
 @st.composite
@@ -95,7 +103,9 @@ def test_config_survives_being_typed(method: str, data: Any) -> None:
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,9}", fullmatch=True)
 VALUE = st.from_regex(r"[A-Za-z0-9_.*:/-]{1,8}", fullmatch=True)
-PARTS = st.builds(knobs.Part, NAMES, st.dictionaries(NAMES, VALUE | st.lists(VALUE, min_size=2, max_size=3), max_size=3))
+PARTS = st.builds(
+    knobs.Part, NAMES, st.dictionaries(NAMES, VALUE | st.lists(VALUE, min_size=2, max_size=3), max_size=3)
+)
 
 
 @few
@@ -124,7 +134,9 @@ def test_parse_understands_or_refuses(text: str) -> None:
 def tensors(draw: Any) -> dict[str, Tensor]:
     """Named tensors of any dtype and small shape, empty and scalar ones included."""
     found = {}
-    for name in draw(st.lists(st.text(min_size=1, max_size=12).filter(lambda n: n != "__metadata__"), unique=True, max_size=6)):
+    for name in draw(
+        st.lists(st.text(min_size=1, max_size=12).filter(lambda n: n != "__metadata__"), unique=True, max_size=6)
+    ):
         dtype, shape = draw(st.sampled_from(list(DTYPES.values()))), draw(st.lists(st.integers(0, 4), max_size=3))
         generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
         found[name] = (torch.randn(shape, generator=generator) * 50).to(dtype)
@@ -132,7 +144,9 @@ def tensors(draw: Any) -> dict[str, Tensor]:
 
 
 @few
-@given(given=tensors(), metadata=st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=3), seed=st.randoms())
+@given(
+    given=tensors(), metadata=st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=3), seed=st.randoms()
+)
 def test_written_file_is_a_safetensors_file(given: dict[str, Tensor], metadata: dict[str, str], seed: Any) -> None:
     """What is written, the safetensors library and TensorFile both read back bit for bit, in any order of names."""
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +177,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 FOLDS = [(m, f) for m in METHODS for f in ("vit", "beit", "nfnet", "resnet") if SUPPORT[m][f] == "folds"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _eager(method: str, family: str) -> dict[str, Tensor]:
     return dict(fold(families.build(family).state_dict(), case(method, family).delta))
 
@@ -202,4 +216,8 @@ def test_base_plus_task_vector_is_the_fold(method: str, family: str) -> None:
     vector, folded = task_vector(base, delta), fold(base, delta, task="")
     assert set(vector) <= set(base)
     for name, value in base.items():
-        assert torch.allclose(value + vector[name], folded[name], rtol=0, atol=1e-12) if name in vector else torch.equal(value, folded[name])
+        assert (
+            torch.allclose(value + vector[name], folded[name], rtol=0, atol=1e-12)
+            if name in vector
+            else torch.equal(value, folded[name])
+        )

@@ -15,7 +15,9 @@ from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import write
 
 TASKS = (Task(name="b", classes=("x", "y", "z", "v", "w")),)
-CARD = BackboneCard(name="tiny", arch="vit_tiny", fingerprint="sha256:" + "0" * 64, head=("head",), model_args={"depth": 2})
+CARD = BackboneCard(
+    name="tiny", arch="vit_tiny", fingerprint="sha256:" + "0" * 64, head=("head",), model_args={"depth": 2}
+)
 
 
 @pytest.fixture
@@ -23,7 +25,12 @@ def delta() -> Delta:
     """A small stack with a head, a resized base tensor and facts."""
     model = inject(families.build("vit"), "lora[rank=2,targets=qkv]+bitfit")
     return extract(
-        model, tasks=TASKS, backbone=CARD, overrides={"pos_embed": torch.ones(1, 13, 32)}, metrics={"top1": 0.5}, lineage={"verb": "train", "seed": 3}
+        model,
+        tasks=TASKS,
+        backbone=CARD,
+        overrides={"pos_embed": torch.ones(1, 13, 32)},
+        metrics={"top1": 0.5},
+        lineage={"verb": "train", "seed": 3},
     )
 
 
@@ -81,7 +88,9 @@ def test_other_files_are_refused(delta: Delta, tmp_path: Path) -> None:
         Delta.open(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "3", '"x"', "null", '{"schema": 1}', '{"schema": 1, "method": "lora", "config": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "3", '"x"', "null", '{"schema": 1}', '{"schema": 1, "method": "lora", "config": []}']
+)
 def test_garbled_headers_are_corrupt(tmp_path: Path, text: str) -> None:
     """Whatever stands where the document should be, the refusal is Corrupt, never a traceback."""
     write(tmp_path / "bad", {"a": torch.ones(1)}, {"vtzoo": text})
@@ -116,6 +125,8 @@ def test_read_header_needs_no_tensors(delta: Delta, tmp_path: Path) -> None:
 
 def test_preprocess_travels(tmp_path: Path, delta: Delta) -> None:
     """A task's preprocessing is in the header, number for number."""
-    own = Preprocess(input_size=(3, 24, 32), mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7), interpolation="bilinear", crop_pct=0.875)
+    own = Preprocess(
+        input_size=(3, 24, 32), mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7), interpolation="bilinear", crop_pct=0.875
+    )
     delta.with_(tasks=(Task(name="b", classes=("x",) * 5, preprocess=own),)).save(tmp_path / "d")
     assert Delta.open(tmp_path / "d").task().preprocess == own

@@ -50,4 +50,6 @@ def test_live_model_with_and_without_delta() -> None:
 def test_base_state_has_neither_head_nor_grafts() -> None:
     """The backbone's own tensors: what num_classes=0 leaves."""
     model = inject(families.build("vit"), "lora")
-    assert set(base_state(model)) == {n for n in families.build("vit").state_dict() if not n.startswith(head_names(model))}
+    assert set(base_state(model)) == {
+        n for n in families.build("vit").state_dict() if not n.startswith(head_names(model))
+    }

@@ -120,7 +120,7 @@ def test_task_vector_is_folded_minus_base() -> None:
     delta = _delta("lora+bitfit", "resnet")
     vector, folded = task_vector(base, delta), fold(base, delta, task="")
     assert set(vector) == folded.changed
-    name = sorted(vector)[0]
+    name = min(vector)
     assert vector[name].dtype is torch.float64  # the delta's own
     assert torch.equal(vector[name], folded[name] - base[name].double())
 

@@ -9,7 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo.errors import UsageError
-from vtzoo.graft import Before, Graft, freeze_statistics, graft, grafts, hosts, own_parameters, prune, stored, tensors_of, watching
+from vtzoo.graft import (
+    Before,
+    Graft,
+    freeze_statistics,
+    graft,
+    grafts,
+    hosts,
+    own_parameters,
+    prune,
+    stored,
+    tensors_of,
+    watching,
+)
 
 
 class Scale(Graft):

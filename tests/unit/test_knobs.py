@@ -26,7 +26,9 @@ class Config:
             raise ValueError("on does not go with a rank above 100")
 
 
-def merge(deltas: object, *, density: Annotated[float, Field(gt=0, le=1)] = 0.2, scale: float = 1.0, _hidden: int = 0) -> None:
+def merge(
+    deltas: object, *, density: Annotated[float, Field(gt=0, le=1)] = 0.2, scale: float = 1.0, _hidden: int = 0
+) -> None:
     """A function with knobs."""
 
 
@@ -39,7 +41,10 @@ def test_parse_reads_a_stack() -> None:
     ]
 
 
-@pytest.mark.parametrize("spec", ["", " ", "+", "lora+", "lora[", "lora]", "lora[rank]", "lora[=1]", "lora[rank=1,rank=2]", "Lora x", "a[b=1]c"])
+@pytest.mark.parametrize(
+    "spec",
+    ["", " ", "+", "lora+", "lora[", "lora]", "lora[rank]", "lora[=1]", "lora[rank=1,rank=2]", "Lora x", "a[b=1]c"],
+)
 def test_parse_refuses(spec: str) -> None:
     """What does not follow the grammar is a usage error with an example."""
     with pytest.raises(UsageError) as refusal:
@@ -88,7 +93,13 @@ def test_decode_reads_a_functions_keywords() -> None:
 
 def test_encode_is_plain_json() -> None:
     """Tuples become lists, None stays."""
-    assert encode(Config(targets=("a", "b"))) == {"rank": 8, "alpha": None, "targets": ["a", "b"], "mode": "a", "on": False}
+    assert encode(Config(targets=("a", "b"))) == {
+        "rank": 8,
+        "alpha": None,
+        "targets": ["a", "b"],
+        "mode": "a",
+        "on": False,
+    }
 
 
 def test_part_writes_itself() -> None:

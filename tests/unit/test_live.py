@@ -53,7 +53,10 @@ def test_same_method_twice_is_numbered() -> None:
     assert grafts == {"lora", "lora_2"}
 
 
-@pytest.mark.parametrize(("spec", "error"), [("loar", NotFound), ("lora[rnk=3]", UsageError), ("lora[targets=nowhere]", UsageError), ("", UsageError)])
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [("loar", NotFound), ("lora[rnk=3]", UsageError), ("lora[targets=nowhere]", UsageError), ("", UsageError)],
+)
 def test_failed_inject_leaves_the_model_alone(spec: str, error: type[Exception]) -> None:
     """Unknown methods, knobs and targets are refused before anything is touched."""
     model = families.build("vit")
@@ -96,7 +99,10 @@ def test_head_of_the_task_is_built() -> None:
 def test_heads_are_chosen_by_task() -> None:
     """Of several tasks one must be named; set_head changes to another; "" leaves the model's own."""
     one, two = _delta(), Task(name="u", classes=("p", "q"))
-    head = {"@head/u/head.weight": torch.ones(2, 32, dtype=torch.float64), "@head/u/head.bias": torch.zeros(2, dtype=torch.float64)}
+    head = {
+        "@head/u/head.weight": torch.ones(2, 32, dtype=torch.float64),
+        "@head/u/head.bias": torch.zeros(2, dtype=torch.float64),
+    }
     both = one.with_(tasks=(TASK, two), tensors={**one.tensors, **head})
     with pytest.raises(NotFound, match="2 tasks"):
         attach(families.build("vit"), both)

@@ -38,7 +38,7 @@ def test_card_says_what_the_file_says() -> None:
     rank = next(k for k in card.knobs if k.name == "rank")
     assert rank.default == "8"
     assert "int" in rank.type
-    assert [k.name for k in card.knobs] == [f for f in module.Config.__dataclass_fields__]
+    assert [k.name for k in card.knobs] == list(module.Config.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_cards_run_no_method(tmp_path: Path) -> None:
         "heavy = [m for m in sys.modules if m.split('.')[0] in ('torch', 'timm', 'numpy') or m.startswith('vtzoo.methods.')]\n"
         "print(n, heavy)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    ).stdout
     count, heavy = out.split(maxsplit=1)
     assert int(count) >= 15
     assert heavy.strip() == "[]"

@@ -4,7 +4,14 @@ import json
 
 from vtzoo.spec import BackboneCard, Preprocess, Task, plain
 
-OWN = Preprocess(input_size=(3, 64, 48), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), interpolation="bilinear", crop_pct=0.9, crop_mode="squash")
+OWN = Preprocess(
+    input_size=(3, 64, 48),
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.2, 0.1),
+    interpolation="bilinear",
+    crop_pct=0.9,
+    crop_mode="squash",
+)
 
 
 def test_preprocess_reads_a_timm_config() -> None:

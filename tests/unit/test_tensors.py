@@ -46,7 +46,12 @@ def test_file_opens_and_reads_by_name(tmp_path: Path) -> None:
 
 def test_tensors_lie_at_multiples_of_their_width(tmp_path: Path) -> None:
     """Whatever the names and dtypes, each tensor starts at a multiple of its item size."""
-    mixed = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(1, dtype=torch.float16), "c": torch.ones(1), "d": torch.tensor(7)}
+    mixed = {
+        "a": torch.ones(3, dtype=torch.uint8),
+        "b": torch.ones(1, dtype=torch.float16),
+        "c": torch.ones(1),
+        "d": torch.tensor(7),
+    }
     write(tmp_path / "f.safetensors", mixed, {})
     header = files.header(tmp_path / "f.safetensors")
     assert all((header.data_start + header.tensors[n].start) % t.itemsize == 0 for n, t in mixed.items())

@@ -18,7 +18,9 @@ PAPER = "arXiv:2012.12877"
 NEEDS = ("logits",)
 
 
-def hard(student: Outputs, teacher: Outputs, labels: Tensor, *, weight: Annotated[float, Field(ge=0, le=1)] = 0.5) -> Tensor:
+def hard(
+    student: Outputs, teacher: Outputs, labels: Tensor, *, weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+) -> Tensor:
     """Cross-entropy with the teacher's argmax."""
     ours = given(student.logits).float()
     taught = F.cross_entropy(ours, given(teacher.logits).argmax(-1))

@@ -28,7 +28,10 @@ def kd(
     """Soft targets, and the true labels beside them."""
     ours, theirs = given(student.logits).float(), given(teacher.logits).float()
     soft = F.kl_div(
-        F.log_softmax(ours / temperature, -1), F.log_softmax(theirs / temperature, -1), reduction="batchmean", log_target=True
+        F.log_softmax(ours / temperature, -1),
+        F.log_softmax(theirs / temperature, -1),
+        reduction="batchmean",
+        log_target=True,
     )
     if bool((labels < 0).any()):
         return temperature**2 * soft

@@ -4,7 +4,7 @@
     Config           frozen dataclass of knobs
     sites(anatomy, config) -> sites where it acts; () for a method of the head only
     Graft(site, config)    the trainable child for one site; see vtzoo.graft.Graft
-    FAMILIES         optional: where it makes sense, "tokens" or "maps"; both when absent
+    FAMILIES         optional: where it makes sense, a tuple of "tokens" and "maps"; both when absent
     RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}
     head(old, config)      optional: builds another classifier in place of timm's linear one
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site

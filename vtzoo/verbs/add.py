@@ -58,7 +58,9 @@ def add_backbone(
     return Result(ref=name, path=str(zoo.object(digest)))
 
 
-def add_delta(*, name: str, backbone: str, weights: Path, classes: Path | None = None, zoo: Zoo | None = None) -> Result:
+def add_delta(
+    *, name: str, backbone: str, weights: Path, classes: Path | None = None, zoo: Zoo | None = None
+) -> Result:
     """Keep a fine-tuned checkpoint as a `full` delta of its backbone; it must be complete.
 
     Args:
@@ -126,7 +128,10 @@ def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Any], arch: str) -> 
         )
     for name, value in wanted.items():
         if shape_of(found, name) != tuple(value.shape):
-            raise ShapeMismatch(f"{name} is {list(shape_of(found, name))} in the file, {list(value.shape)} in {arch}", "is --input-size or --arch another?")
+            raise ShapeMismatch(
+                f"{name} is {list(shape_of(found, name))} in the file, {list(value.shape)} in {arch}",
+                "is --input-size or --arch another?",
+            )
 
 
 def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -137,7 +142,8 @@ def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:
         raise NotFound(f"no file {path}", "give a text file with one class a line")
     labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     if len(labels) != rows:
-        raise ShapeMismatch(f"{path} has {len(labels)} classes, the classifier {rows}", "write one class a line, in the classifier's order")
+        raise ShapeMismatch(
+            f"{path} has {len(labels)} classes, the classifier {rows}",
+            "write one class a line, in the classifier's order",
+        )
     return labels
-
-

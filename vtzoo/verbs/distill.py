@@ -77,7 +77,9 @@ def distill(
         Mismatch: the loss needs logits and a teacher has no head, or the data's classes are others.
         Conflict: the name exists.
     """
-    job = _prepare(teachers, student, data, loss, name, zoo or Zoo.find(), recipe or {}, views, teacher_size, skip_bad=skip_bad)
+    job = _prepare(
+        teachers, student, data, loss, name, zoo or Zoo.find(), recipe or {}, views, teacher_size, skip_bad=skip_bad
+    )
     teaching = Teaching(
         teachers=job.teachers, digests=job.digests, images=job.images, student=job.card.preprocess, needs=job.loss.NEEDS, views=job.views,
         min_scale=0.35, seed=job.recipe.seed,
@@ -105,22 +107,34 @@ def _prepare(
     classes = _classes(live, images) if labelled else ()
     torch.manual_seed(recipe.seed)
     model, card = _student(student, zoo, len(classes), recipe.image_size)
-    digests = [a.digest or (a.card.fingerprint if a.card else "") or sha256(weights_path(l.card, zoo)) for a, l in zip(opened, live, strict=True)]
+    digests = [
+        a.digest or (a.card.fingerprint if a.card else "") or sha256(weights_path(one.card, zoo))
+        for a, one in zip(opened, live, strict=True)
+    ]
     images = images.limit(recipe.limit, recipe.seed)
     return _Job(zoo, name, live, digests, model, card, recipe, module, {"function": part.name, **chosen}, images, views)
 
 
 def _looking_at(live: Live, pixels: int | None) -> Live:
     size = live.preprocess.input_size
-    return live if pixels is None else replace(live, preprocess=replace(live.preprocess, input_size=(size[0], pixels, pixels)))
+    return (
+        live
+        if pixels is None
+        else replace(live, preprocess=replace(live.preprocess, input_size=(size[0], pixels, pixels)))
+    )
 
 
 def _classes(teachers: Sequence[Live], images: D.Images) -> tuple[str, ...]:
     for live in teachers:
         if live.task is None:
-            raise Mismatch(f"{live.card.name} has no head, and this loss needs logits", "use --loss feature, or a delta as teacher")
+            raise Mismatch(
+                f"{live.card.name} has no head, and this loss needs logits", "use --loss feature, or a delta as teacher"
+            )
         if images.classes != live.task.classes:
-            raise Mismatch(f"the data's classes are not those of task '{live.task.name}'", "use the task's own images, or --loss feature")
+            raise Mismatch(
+                f"the data's classes are not those of task '{live.task.name}'",
+                "use the task's own images, or --loss feature",
+            )
     return images.classes
 
 
@@ -136,8 +150,14 @@ def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.
         return build_card(card, zoo=zoo, num_classes=classes).requires_grad_(), card
     args = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
     model = create(card.arch, pretrained=False, num_classes=classes, **args)
-    side = int(pixels or args.get("img_size") or card.preprocess.input_size[1])
-    preprocess = Preprocess(input_size=(3, side, side), mean=card.preprocess.mean, std=card.preprocess.std, interpolation=card.preprocess.interpolation)
+    given = pixels or args.get("img_size")
+    side = given if isinstance(given, int) else card.preprocess.input_size[1]
+    preprocess = Preprocess(
+        input_size=(3, side, side),
+        mean=card.preprocess.mean,
+        std=card.preprocess.std,
+        interpolation=card.preprocess.interpolation,
+    )
     made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=preprocess, head=head_names(model))
     return model.requires_grad_(), made
 
@@ -167,7 +187,10 @@ def _fit(job: _Job, files: list[TensorFile], *, resume: bool) -> list[dict[str, 
         ours = outputs(model, x, needs)
         if extra is not None and ours.features is not None:
             ours = Outputs(ours.logits, extra(ours.features))
-        theirs = Outputs(logits if logits.numel() else None, (features.float() - mean.to(x.device)) / std.to(x.device) if features.numel() else None)
+        theirs = Outputs(
+            logits if logits.numel() else None,
+            (features.float() - mean.to(x.device)) / std.to(x.device) if features.numel() else None,
+        )
         chosen = dict(job.knobs)
         return getattr(job.loss, chosen.pop("function").replace("-", "_"))(ours, theirs, labels, **chosen)
 
@@ -180,9 +203,23 @@ def _fit(job: _Job, files: list[TensorFile], *, resume: bool) -> list[dict[str, 
         model.train(was)
         return {"val_loss": value}
 
-    key = hashlib.sha256(json.dumps([job.digests, asdict(recipe), job.knobs, job.card.json(), job.images.digest, size], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps(
+            [job.digests, asdict(recipe), job.knobs, job.card.json(), job.images.digest, size], sort_keys=True
+        ).encode()
+    ).hexdigest()
     checkpoint = job.zoo.root / ".vtzoo" / "checkpoints" / f"{job.name.replace('/', '--')}.student.safetensors"
-    plan = Plan(model=job.student, loss=loss, batches=batches, steps=steps, recipe=recipe, validate=validate, extra=extra, checkpoint=checkpoint, key=key)
+    plan = Plan(
+        model=job.student,
+        loss=loss,
+        batches=batches,
+        steps=steps,
+        recipe=recipe,
+        validate=validate,
+        extra=extra,
+        checkpoint=checkpoint,
+        key=key,
+    )
     return fit(plan, resume=resume)
 
 
@@ -202,7 +239,12 @@ def _rows(columns: Mapping[str, Tensor], index: Tensor, shape: Preprocess) -> tu
     none = torch.empty(len(index), 0)
     features, logits = columns.get("features"), columns.get("logits")
     x = normalised(columns["pixels"][index], shape)
-    return x, columns["labels"][index], none if features is None else features[index], none if logits is None else logits[index]
+    return (
+        x,
+        columns["labels"][index],
+        none if features is None else features[index],
+        none if logits is None else logits[index],
+    )
 
 
 def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]], command: str) -> Distilled:

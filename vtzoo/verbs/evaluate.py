@@ -34,13 +34,17 @@ def evaluate(
     zoo = zoo or Zoo.find()
     artifact = open_ref(ref, zoo)
     if artifact.card is not None:
-        raise UsageError(f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …")
+        raise UsageError(
+            f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"
+        )
     images = _images(data, split, skip_bad=skip_bad)
     name, found = _one(artifact, images, task, batch_size)
     metrics = {name: found}
     if parent := _parent(artifact, name):
         metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
-    return Evaluated(ref=artifact.ref, path=str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref, metrics=metrics)
+    return Evaluated(
+        ref=artifact.ref, path=str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref, metrics=metrics
+    )
 
 
 def _images(data: str, split: D.Split, *, skip_bad: bool) -> D.Images:

@@ -1,10 +1,9 @@
 """Write a delta into a plain timm folder, and prove that it is the same function."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -19,6 +18,9 @@ from vtzoo.folding import Folded as LazyFolded
 from vtzoo.results import Folded
 from vtzoo.tensors import write
 from vtzoo.zoo import Zoo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PROBES = 4
@@ -70,7 +72,12 @@ def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: st
     classes = live.task.classes if live.task else ()
     card = replace(live.card, preprocess=live.preprocess)
     config = config_json(live.model, card, classes, folded.all_args)
-    lineage: Mapping[str, Any] = {"verb": "fold", "parents": [f"sha256:{digest}"], "method": delta.method, "backbone": delta.backbone.name}
+    lineage: Mapping[str, Any] = {
+        "verb": "fold",
+        "parents": [f"sha256:{digest}"],
+        "method": delta.method,
+        "backbone": delta.backbone.name,
+    }
     config["vtzoo"] = {**lineage, "tasks": [live.task.name] if live.task else []}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
@@ -86,8 +93,17 @@ def _verify(folder: Path, live: Live, tolerance: float, dtype: str) -> dict[str,
     relative = worst / max(a.abs().max().item(), 1e-30)
     allowed = tolerance if dtype in ("float32", "float64") else max(tolerance, 5e-2)
     if not relative <= allowed:
-        raise FoldError(f"folded and attached outputs differ by {relative:.1e} of the largest output (allowed {allowed:.1e})", "report this as a bug, or pass a larger --tolerance knowingly")
-    return {"max_abs": worst, "max_rel": relative, "tolerance": allowed, "verified_on": f"{PROBES} random images through plain timm", "dtype": dtype}
+        raise FoldError(
+            f"folded and attached outputs differ by {relative:.1e} of the largest output (allowed {allowed:.1e})",
+            "report this as a bug, or pass a larger --tolerance knowingly",
+        )
+    return {
+        "max_abs": worst,
+        "max_rel": relative,
+        "tolerance": allowed,
+        "verified_on": f"{PROBES} random images through plain timm",
+        "dtype": dtype,
+    }
 
 
 def _keep(zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict[str, Any], digest: str) -> None:
@@ -95,4 +111,16 @@ def _keep(zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict
     size = sum((out / n).stat().st_size for n in files)
     tasks = [live.task.name] if live.task else []
     lineage = {"verb": "fold", "parents": [f"sha256:{digest}"]}
-    zoo.put("models", name, {"kind": "folded", "files": files, "size_bytes": size, "arch": delta.backbone.arch, "tasks": tasks, "metrics": {"max_rel": report["max_rel"]}, "lineage": lineage})
+    zoo.put(
+        "models",
+        name,
+        {
+            "kind": "folded",
+            "files": files,
+            "size_bytes": size,
+            "arch": delta.backbone.arch,
+            "tasks": tasks,
+            "metrics": {"max_rel": report["max_rel"]},
+            "lineage": lineage,
+        },
+    )

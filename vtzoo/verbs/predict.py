@@ -13,7 +13,9 @@ from vtzoo.results import Predicted
 from vtzoo.zoo import Zoo
 
 
-def predict(*, ref: str, images: Sequence[str], task: str | None = None, top: int = 5, zoo: Zoo | None = None) -> Predicted:
+def predict(
+    *, ref: str, images: Sequence[str], task: str | None = None, top: int = 5, zoo: Zoo | None = None
+) -> Predicted:
     """The most probable classes of each image.
 
     Args:
@@ -40,6 +42,9 @@ def predict(*, ref: str, images: Sequence[str], task: str | None = None, top: in
         for path in images:
             chances = live.model(transform(D.open_image(path))[None]).float().softmax(-1)[0]
             best = chances.topk(min(top, len(live.task.classes)))
-            ranked = [{"class": live.task.classes[i], "probability": round(p, 6)} for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+            ranked = [
+                {"class": live.task.classes[i], "probability": round(p, 6)}
+                for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
             found.append({"image": path, "task": live.task.name, "top": ranked})
     return Predicted(ref=artifact.ref, path=str(artifact.path or ""), predictions=found)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.loss import SoftTargetCrossEntropy
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,8 +22,8 @@ from vtzoo.backbone import build_card, family, sized
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
-from vtzoo.fit import Plan, fit
 from vtzoo.fingerprint import base_state
+from vtzoo.fit import Plan, fit
 from vtzoo.live import CARD, extract, inject, trainable
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.recipe import Recipe
@@ -76,8 +76,10 @@ def train(
     """
     job = _prepare(backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, skip_bad=skip_bad)
     params = sum(p.numel() for p in trainable(job.model).values())
-    shown = {k: v for k, v in asdict(job.recipe).items()}
-    talk.say(f"{name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {job.recipe.lr:g}")
+    shown = asdict(job.recipe)
+    talk.say(
+        f"{name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {job.recipe.lr:g}"
+    )
     if dry_run:
         return Trained(ref=name, path="", recipe=shown, params=params)
     delta = _run(job, data, resume=resume, skip_bad=skip_bad)
@@ -85,7 +87,15 @@ def train(
 
 
 def _prepare(
-    backbone: str, data: str, method: str, name: str, zoo: Zoo, user: Mapping[str, Any], head: str | None, *, skip_bad: bool
+    backbone: str,
+    data: str,
+    method: str,
+    name: str,
+    zoo: Zoo,
+    user: Mapping[str, Any],
+    head: str | None,
+    *,
+    skip_bad: bool,
 ) -> _Job:
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
@@ -118,7 +128,11 @@ def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
     """Fill in what the user left open: the most careful learning rate of the stack's methods."""
     defaults = [method_recipe(m, kind) for m in modules]
     lr = recipe.lr or min((d["lr"] for d in defaults if "lr" in d), default=1e-3)
-    decay = recipe.weight_decay if recipe.weight_decay is not None else max((d.get("weight_decay", 0.0) for d in defaults), default=0.0)
+    decay = (
+        recipe.weight_decay
+        if recipe.weight_decay is not None
+        else max((d.get("weight_decay", 0.0) for d in defaults), default=0.0)
+    )
     return replace(recipe, lr=lr, weight_decay=decay)
 
 
@@ -127,7 +141,9 @@ def _run(job: _Job, data: str, *, resume: bool, skip_bad: bool) -> Delta:
     transform = D.transforms(shape, train=True, augment=recipe.augment)
     plain = D.transforms(shape, train=False)
     mixes = recipe.mixup > 0 or recipe.cutmix > 0
-    key = hashlib.sha256(json.dumps([job.spec, asdict(recipe), job.card.name, job.train.digest, len(job.train)], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([job.spec, asdict(recipe), job.card.name, job.train.digest, len(job.train)], sort_keys=True).encode()
+    ).hexdigest()
 
     def batches(epoch: int, start: int) -> D.Batches:
         return D.loader(
@@ -136,7 +152,9 @@ def _run(job: _Job, data: str, *, resume: bool, skip_bad: bool) -> Delta:
         )  # fmt: skip
 
     def held_out(which: nn.Module) -> dict[str, float]:
-        found = measure(*logits_of(which, D.loader(job.val, plain, batch_size=recipe.batch_size, workers=recipe.workers)))
+        found = measure(
+            *logits_of(which, D.loader(job.val, plain, batch_size=recipe.batch_size, workers=recipe.workers))
+        )
         return {"top1": found["top1"], "val_loss": found["loss"]}
 
     started = time.monotonic()
@@ -190,9 +208,21 @@ def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
     live = base_state(job.model)
     resized = {n: t for n, t in live.items() if n in source and shape_of(source, n) != tuple(t.shape)}
     card: BackboneCard = replace(getattr(job.model, CARD), preprocess=job.card.preprocess)
-    lineage = {"verb": "train", "data": f"sha256:{job.train.digest}", "images": len(job.train), "seed": job.recipe.seed, "versions": versions()}
+    lineage = {
+        "verb": "train",
+        "data": f"sha256:{job.train.digest}",
+        "images": len(job.train),
+        "seed": job.recipe.seed,
+        "versions": versions(),
+    }
     return extract(
-        job.model, tasks=[job.task], backbone=card, overrides=resized, metrics=metrics, recipe=asdict(job.recipe), lineage=lineage
+        job.model,
+        tasks=[job.task],
+        backbone=card,
+        overrides=resized,
+        metrics=metrics,
+        recipe=asdict(job.recipe),
+        lineage=lineage,
     )
 
 
@@ -222,5 +252,10 @@ def _keep(job: _Job, delta: Delta, params: int, command: str) -> Trained:
         },
     )  # fmt: skip
     return Trained(
-        ref=job.name, path=str(job.zoo.object(digest)), metrics=dict(delta.metrics), recipe=asdict(job.recipe), params=params, digest=digest
+        ref=job.name,
+        path=str(job.zoo.object(digest)),
+        metrics=dict(delta.metrics),
+        recipe=asdict(job.recipe),
+        params=params,
+        digest=digest,
     )

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ OPSET = 18
 
 
 def export_onnx(
-    *, ref: str, out: Path, opset: int | None = None, tolerance: float = 1e-3, task: str | None = None, zoo: Zoo | None = None, name: str | None = None
+    *,
+    ref: str,
+    out: Path,
+    opset: int | None = None,
+    tolerance: float = 1e-3,
+    task: str | None = None,
+    zoo: Zoo | None = None,
+    name: str | None = None,
 ) -> Exported:
     """Export a delta (folded where it folds), merge, folded model, student or bare backbone.
 
@@ -50,13 +58,30 @@ def export_onnx(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _convert(live, path, opset or OPSET, _metadata(artifact, live, folded=folded))
-        report = {"opset": opset or OPSET, "folded": folded, "tolerance": tolerance, "batches": _verify(live.model, path, live.preprocess.input_size, tolerance)}
+        report = {
+            "opset": opset or OPSET,
+            "folded": folded,
+            "tolerance": tolerance,
+            "batches": _verify(live.model, path, live.preprocess.input_size, tolerance),
+        }
         with atomic_write(out) as file:
             file.write(path.read_bytes())
     if name:
         digest = zoo.add_object(out)
         tasks = [live.task.name] if live.task else []
-        zoo.put("models", name, {"kind": "export", "files": {"model.onnx": digest}, "size_bytes": out.stat().st_size, "arch": live.card.arch, "tasks": tasks, "metrics": {}, "lineage": {"verb": "export", "parents": [f"sha256:{artifact.digest}"]}})
+        zoo.put(
+            "models",
+            name,
+            {
+                "kind": "export",
+                "files": {"model.onnx": digest},
+                "size_bytes": out.stat().st_size,
+                "arch": live.card.arch,
+                "tasks": tasks,
+                "metrics": {},
+                "lineage": {"verb": "export", "parents": [f"sha256:{artifact.digest}"]},
+            },
+        )
     worst = max(b["max_rel"] for b in report["batches"])
     talk.say(f"exported {out}: largest relative difference {worst:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
@@ -64,8 +89,8 @@ def export_onnx(
 
 def _ready(out: Path) -> None:
     try:
-        import onnxruntime  # noqa: F401 - asked for before the work starts
-        import onnxscript  # noqa: F401 - likewise
+        for needed in ("onnx", "onnxscript", "onnxruntime"):
+            import_module(needed)
     except ImportError as error:
         raise UsageError(f"export onnx needs {error.name}", "pip install 'vtzoo[onnx]'") from error
     if out.exists():
@@ -140,6 +165,9 @@ def _verify(model: nn.Module, path: Path, size: tuple[int, int, int], tolerance:
         relative = worst / max(live.abs().max().item(), 1e-30)
         agree = (live.argmax(-1) == ran.argmax(-1)).double().mean().item()
         if not relative <= tolerance:
-            raise ExportMismatch(f"onnxruntime differs by {relative:.1e} of the largest output at batch size {batch} (allowed {tolerance:.1e})", "try another --opset, or pass a larger --tolerance knowingly")
+            raise ExportMismatch(
+                f"onnxruntime differs by {relative:.1e} of the largest output at batch size {batch} (allowed {tolerance:.1e})",
+                "try another --opset, or pass a larger --tolerance knowingly",
+            )
         found.append({"batch": batch, "max_abs": worst, "max_rel": relative, "top1_agreement": agree})
     return found
