@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ._blocks import Block, Line, Table, number
+from ._blocks import Block, Line, Table, number, size
 
 _SHOWN = ("top1", "top5", "balanced_accuracy", "loss", "ece")
 
@@ -66,7 +66,7 @@ def demo(facts: dict[str, Any]) -> list[Block]:
 
 def report(found: Mapping[str, Any]) -> list[Block]:
     """Any report: single values as one table, a list of records as a table of its own."""
-    single = [(_label(k), _value(v)) for k, v in found.items() if not _is_records(v)]
+    single = [(_label(k), _cell(k, v)) for k, v in found.items() if not _is_records(v)]
     blocks: list[Block] = [Table(("what", "value"), single)] if single else []
     return blocks + [_records(_label(k), v) for k, v in found.items() if _is_records(v)]
 
@@ -96,13 +96,20 @@ def _is_records(value: Any) -> bool:
 
 def _records(title: str, rows: list[Mapping[str, Any]]) -> Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [tuple(_value(row.get(c)) for c in columns) for row in rows]
+    cells = [tuple(_cell(c, row.get(c)) for c in columns) for row in rows]
     numeric = {_label(c) for c in columns if all(isinstance(row.get(c), int | float | None) for row in rows)}
     return Table(tuple(_label(c) for c in columns), cells, title=title, right=frozenset(numeric))
 
 
 def _label(key: str) -> str:
-    return str(key).replace("_", " ")
+    return str(key).removesuffix("_bytes").replace("_", " ")
+
+
+def _cell(key: str, value: Any) -> str:
+    """A value as its name wants it: bytes scaled, accuracies in percent."""
+    if key.endswith("_bytes") and isinstance(value, int):
+        return size(value)
+    return _metric(key, value) if key in _SHOWN else _value(value)
 
 
 def _value(value: Any) -> str:

@@ -16,6 +16,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 ROOT = Path(__file__).parent.parent
+CARRIED = ROOT / "vtzoo" / "embedded"
 sys.path.insert(0, str(ROOT))
 
 from vtzoo import files  # noqa: E402 - this checkout's, whatever is installed
@@ -119,7 +120,7 @@ def made() -> str:
     index = Index(catalogue=True)
     index.sections["backbones"] = {
         **{name: {**described(name), "good_for": good_for} for name, good_for in BACKBONES.items()},
-        **{name: embedded(given) for name, given in EMBEDDED.items()},
+        **{name: embedded(given) for name, given in EMBEDDED.items() if (CARRIED / given["file"]).is_file()},
     }
     return HEADER + dump(index)
 

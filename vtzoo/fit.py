@@ -111,7 +111,7 @@ class _Run:
         self.accelerator = Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu")
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
-        self.model = plan.model.to(self.device)
+        self.model = plan.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload] - torch takes both
         everything = nn.ModuleDict(
             {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
         )

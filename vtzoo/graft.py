@@ -184,7 +184,7 @@ class _Host:
 
 
 def _rebuild(base: type, reads: frozenset[str], calls: bool, frozen: bool) -> nn.Module:
-    made: type[Any] = _host_class(base, reads, calls, frozen)
+    made: Any = _host_class(base, reads, calls, frozen)
     return made.__new__(made)
 
 

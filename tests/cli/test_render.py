@@ -68,11 +68,15 @@ def test_results_as_tables() -> None:
     assert isinstance(table, Table)
     assert table.columns == ("task", "top1", "loss")
     assert table.rows == [("pets", "50.0%", "1.2500"), ("cars", "100.0%", "")]
-    single, records = _results.report({"max_rel": 1.5e-7, "batches": [{"batch": 1, "max_abs": 0.25}]})
+    single, records = _results.report({"max_rel": 1.5e-7, "made": [{"ref": "a", "size_bytes": 2500, "top1": 0.25}]})
     assert isinstance(single, Table)
     assert isinstance(records, Table)
     assert single.rows == [("max rel", "1.5e-07")]
-    assert (records.title, records.columns, records.rows) == ("batches", ("batch", "max abs"), [("1", "0.25")])
+    assert (records.title, records.columns, records.rows) == (
+        "made",
+        ("ref", "size", "top1"),
+        [("a", "2.5 kB", "25.0%")],
+    )
 
 
 def test_results_without_metrics() -> None:

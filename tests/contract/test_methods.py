@@ -135,7 +135,7 @@ def test_save_and_open_keep_every_bit(spec: str, family: str, tmp_path) -> None:
     model = attach(bare(family, classes=3), opened)
     assert torch.equal(logits(model, made.x), made.live)
     again = extract(model, tasks=[TASK])
-    assert again.save(tmp_path / "c.safetensors") == first
+    assert again.save(tmp_path / "b.safetensors") == first
 
 
 @each

@@ -82,7 +82,7 @@ def test_overflow_in_the_new_dtype_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_dtype_is_refused(tmp_path: Path) -> None:
     """A complex tensor is refused by name."""
-    with pytest.raises(Corrupt, match="a is torch.complex64"):
+    with pytest.raises(Corrupt, match=r"a is torch\.complex64"):
         write(tmp_path / "f", {"a": torch.ones(1, dtype=torch.complex64)}, {})
 
 

@@ -15,7 +15,7 @@ from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
 BACKBONE = "tf_efficientnet_lite0"
-RECIPE: dict[str, Any] = {"image_size": 64, "epochs": 5, "batch_size": 32, "augment": "flip"}
+RECIPE: dict[str, Any] = {"image_size": 64, "epochs": 4, "batch_size": 32, "augment": "flip"}
 DELTAS = (
     ("fashion/lora", "lora[rank=8]"),
     ("emoji/ssf", "ssf"),
@@ -54,7 +54,7 @@ def demo(*, out: Path) -> Demo:
             folded.report["max_rel"],
         )
     )
-    recipe = {"image_size": 64, "epochs": 30, "batch_size": 32, "lr": 3e-3}
+    recipe = {"image_size": 64, "epochs": 16, "batch_size": 32, "lr": 3e-3}
     distill(
         teachers=["fashion/lora"],
         student=STUDENT,

@@ -58,7 +58,7 @@ def export_onnx(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _convert(live, path, opset or OPSET, _metadata(artifact, live, folded=folded))
-        report = {
+        report: dict[str, Any] = {
             "opset": opset or OPSET,
             "folded": folded,
             "tolerance": tolerance,
