@@ -9,7 +9,7 @@ from . import _results
 from ._session import Session
 
 EXAMPLES = (
-    "vtzoo train --backbone vit_embedded_64 --data vtzoo:fashion --method lora --name fashion/lora",
+    "vtzoo train --backbone tf_efficientnet_lite0 --data vtzoo:fashion --method lora --name fashion/lora",
     "vtzoo train --backbone REF --data photos/ --method 'lora[rank=8]+bitfit' --name NAME --epochs 20 --set mixup=0.2",
 )
 

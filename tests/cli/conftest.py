@@ -63,7 +63,7 @@ def zoo(tmp_path: Path) -> Zoo:
     delta = made.add_object(safetensors_header([("a.lora.A", "F32", (2, 3))], {"vtzoo": facts}) + bytes(24))
     weights = made.add_object(safetensors_header([("w", "F16", (2,))], {}) + bytes(4))
     common = {"tasks": ["pets"], "metrics": {"val": {"top1": 0.5}, "test": {"top1": 0.75}}}
-    method = {"digest": delta, "size_bytes": 2048, "method": "lora[rank=2]", "backbone": "vit_embedded_64"}
+    method = {"digest": delta, "size_bytes": 2048, "method": "lora[rank=2]", "backbone": "tf_efficientnet_lite0"}
     folded = {"files": {"model.safetensors": weights}, "size_bytes": 3_500_000, "kind": "folded", "arch": "test_vit"}
     made.put("deltas", "pets/lora", {**method, **common})
     made.put("models", "pets/folded", {**folded, "tasks": ["pets"]})

@@ -29,14 +29,14 @@ def test_ls_json(vtzoo, zoo: Zoo) -> None:
     by_name = {e["name"]: e for e in found}
     assert by_name["pets/lora"]["section"] == "deltas"
     assert by_name["pets/lora"]["metrics"]["test"]["top1"] == 0.75
-    assert by_name["vit_embedded_64"]["section"] == "backbones"
+    assert by_name["tf_efficientnet_lite0"]["section"] == "backbones"
 
 
 def test_ls_shows_what_matters(vtzoo, zoo: Zoo) -> None:
     """A delta's line has method, backbone, task, size and accuracy; a backbone's parameters and licence."""
     ran = vtzoo("ls", "--zoo", zoo.root)
     line = next(x for x in ran.out.splitlines() if x.startswith("pets/lora"))
-    assert line.split() == ["pets/lora", "lora[rank=2]", "vit_embedded_64", "pets", "2.0", "kB", "75.0%"]
+    assert line.split() == ["pets/lora", "lora[rank=2]", "tf_efficientnet_lite0", "pets", "2.0", "kB", "75.0%"]
     line = next(x for x in ran.out.splitlines() if x.startswith("pets/folded"))
     assert line.split() == ["pets/folded", "folded", "test_vit", "pets", "3.5", "MB"]
     line = next(x for x in ran.out.splitlines() if x.startswith("tf_efficientnet_lite0"))
@@ -85,7 +85,7 @@ def test_mv_and_rm(vtzoo, zoo: Zoo) -> None:
 
 def test_the_catalogue_stays(vtzoo, zoo: Zoo) -> None:
     """An entry of the built-in catalogue can't be removed: usage (2)."""
-    ran = vtzoo("rm", "vit_embedded_64", "--zoo", zoo.root)
+    ran = vtzoo("rm", "tf_efficientnet_lite0", "--zoo", zoo.root)
     assert (ran.code, ran.out) == (2, "")
 
 

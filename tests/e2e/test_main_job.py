@@ -1,0 +1,224 @@
+"""The main job on tiny networks and real images: every verb after the other, from one zoo."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vtzoo import data as D
+from vtzoo.artifact import go_live, open_ref
+from vtzoo.delta import Delta
+from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFound, NotFoldable, UsageError, VtzooError
+from vtzoo.verbs.add import add_backbone, add_delta
+from vtzoo.verbs.distill import distill
+from vtzoo.verbs.evaluate import evaluate
+from vtzoo.verbs.export.onnx import export_onnx
+from vtzoo.verbs.export.safetensors import export_safetensors
+from vtzoo.verbs.export.timm import export_timm
+from vtzoo.verbs.fold import fold_ref
+from vtzoo.verbs.merge import merge_refs
+from vtzoo.verbs.predict import predict
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+RECIPE = {"epochs": 2, "limit": 60, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.5}
+ARCH = "test_vit"
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """A zoo with a tiny ViT, three deltas made by three methods on two tasks, and their merge."""
+    root = tmp_path_factory.mktemp("zoo")
+    made = Zoo.init(root / "zoo")
+    torch.manual_seed(0)
+    save_file(timm.create_model(ARCH, num_classes=0).state_dict(), root / "tiny.safetensors")
+    add_backbone(name="tiny", arch=ARCH, weights=root / "tiny.safetensors", zoo=made)
+    for name, method in (("fashion/lora", "lora[rank=2]"), ("emoji/ssf", "ssf"), ("fashion/vpt", "vpt-shallow[tokens=2]")):
+        train(backbone="tiny", data=f"vtzoo:{name.split('/')[0]}", method=method, name=name, zoo=made, recipe=RECIPE)
+    merge_refs(refs=["fashion/lora", "emoji/ssf"], method="linear", name="both", zoo=made)
+    return made
+
+
+def test_training_keeps_what_it_was_made_of(zoo: Zoo) -> None:
+    """A trained delta carries its task's labels, preprocessing, recipe, metrics and lineage, and the index shows them."""
+    entry = zoo.resolve("fashion/lora")
+    delta = Delta.open(zoo.object(entry.facts["digest"]))
+    assert delta.task().classes == D.open_data("vtzoo:fashion", split="train").classes
+    assert delta.task().preprocess == delta.backbone.preprocess
+    assert delta.recipe["lr"] == 1e-3
+    assert delta.lineage["images"] == 60
+    assert {"val", "test"} <= set(delta.metrics)
+    assert entry.facts["metrics"]["top1"] == delta.metrics["test"]["top1"]
+
+
+def test_training_repeats_bit_for_bit(zoo: Zoo) -> None:
+    """The same command gives the same tensors; only the seconds differ."""
+    again = train(backbone="tiny", data="vtzoo:fashion", method="lora[rank=2]", name="fashion/again", zoo=zoo, recipe=RECIPE)
+    a, b = Delta.open(again.path), Delta.open(zoo.object(zoo.resolve("fashion/lora").facts["digest"]))
+    assert list(a.tensors) == list(b.tensors)
+    assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+
+
+def test_evaluation_agrees_with_training(zoo: Zoo) -> None:
+    """What eval measures of a saved delta is what training measured before it was saved."""
+    found = evaluate(ref="fashion/lora", data="vtzoo:fashion", zoo=zoo).metrics["fashion"]
+    delta = Delta.open(zoo.object(zoo.resolve("fashion/lora").facts["digest"]))
+    assert found["top1"] == pytest.approx(delta.metrics["test"]["top1"], abs=1e-4)
+    assert sum(map(sum, found["confusion"])) == found["images"]
+
+
+def test_merge_is_shown_beside_its_parents(zoo: Zoo) -> None:
+    """A merge keeps both heads, and its evaluation reports each task beside the delta that brought it."""
+    found = evaluate(ref="both", data="vtzoo:emoji", task="emoji", zoo=zoo).metrics
+    assert set(found) == {"emoji", "emoji/ssf (alone)"}
+    with pytest.raises(NotFound, match="2 tasks"):
+        evaluate(ref="both", data="vtzoo:emoji", zoo=zoo)
+
+
+@pytest.mark.parametrize("ref", ["fashion/lora", "fashion/vpt", "both"])
+def test_fold_loads_in_plain_timm(zoo: Zoo, ref: str, tmp_path: Path) -> None:
+    """The folded folder, loaded by timm alone, computes what the attached delta computes."""
+    report = fold_ref(ref=ref, out=tmp_path / "out", task="fashion", zoo=zoo).report
+    assert report["max_rel"] <= 1e-5
+    live = go_live(open_ref(ref, zoo), "fashion")
+    plain = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = torch.randn(3, *live.preprocess.input_size)
+    with torch.no_grad():
+        assert torch.allclose(live.model(x), plain(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(Conflict):
+        fold_ref(ref=ref, out=tmp_path / "out", task="fashion", zoo=zoo)
+
+
+def test_what_does_not_fold_is_refused_and_leaves_nothing(zoo: Zoo, tmp_path: Path) -> None:
+    """An adapter has an activation inside: fold says so and makes no folder; export runs it attached."""
+    train(backbone="tiny", data="vtzoo:fashion", method="adapter", name="fashion/adapter", zoo=zoo, recipe=RECIPE)
+    with pytest.raises(NotFoldable):
+        fold_ref(ref="fashion/adapter", out=tmp_path / "out", zoo=zoo)
+    assert not list(tmp_path.iterdir())
+    assert export_onnx(ref="fashion/adapter", out=tmp_path / "a.onnx", zoo=zoo).report["folded"] is False
+
+
+def test_student_learns_exports_and_travels(zoo: Zoo, tmp_path: Path) -> None:
+    """A distilled student is kept as a plain model that evaluates, predicts, exports and loads in timm."""
+    made = distill(
+        teachers=["fashion/lora"], student="test_efficientnet", data="vtzoo:fashion", loss="kd", name="fashion/small", zoo=zoo,
+        recipe={**RECIPE, "image_size": 32}, views=2,
+    )  # fmt: skip
+    assert made.report["held_out_loss"] > 0
+    found = evaluate(ref="fashion/small", data="vtzoo:fashion", zoo=zoo).metrics
+    assert 0 <= found["fashion"]["top1"] <= 1
+    export_timm(ref="fashion/small", out=tmp_path / "timm", zoo=zoo)
+    assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).num_classes == 10
+    image = tmp_path / "a.png"
+    D.open_data("vtzoo:fashion", split="test")[0][0].save(image)
+    top = predict(ref="fashion/small", images=[str(image)], top=3, zoo=zoo).predictions[0]["top"]
+    assert len(top) == 3
+    assert top[0]["probability"] >= top[1]["probability"]
+
+
+def test_features_are_taught_without_labels(zoo: Zoo, tmp_path: Path) -> None:
+    """The feature loss takes any folder of images and a bare backbone as teacher."""
+    images = D.open_data("vtzoo:clipart", split="train")
+    for i in range(40):
+        images[i][0].save(tmp_path / f"{i}.png")
+    recipe = {"epochs": 2, "batch_size": 10, "image_size": 32}
+    made = distill(teachers=["tiny"], student="test_efficientnet", data=str(tmp_path), loss="feature", name="bare", zoo=zoo, recipe=recipe, views=1)
+    assert made.report["held_out_loss"] > 0
+
+
+def test_onnx_says_what_it_is(zoo: Zoo, tmp_path: Path) -> None:
+    """The ONNX file carries labels and preprocessing, takes any batch size and agrees with the live model."""
+    shipped = export_onnx(ref="fashion/lora", out=tmp_path / "m.onnx", zoo=zoo)
+    assert max(b["max_rel"] for b in shipped.report["batches"]) <= 1e-3
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    meta = session.get_modelmeta().custom_metadata_map
+    assert "sneaker" in meta["vtzoo.classes"]
+    assert "mean" in meta["vtzoo.input"]
+    export_safetensors(ref="fashion/lora", out=tmp_path / "d.safetensors", zoo=zoo)
+    assert Delta.open(tmp_path / "d.safetensors").method == "lora[rank=2]"
+
+
+def test_a_fine_tuned_checkpoint_becomes_a_delta(zoo: Zoo, tmp_path: Path) -> None:
+    """`add delta` keeps a whole checkpoint as a `full` delta that computes what the checkpoint does."""
+    torch.manual_seed(3)
+    tuned = timm.create_model(ARCH, num_classes=4).eval()
+    save_file(tuned.state_dict(), tmp_path / "tuned.safetensors")
+    add_delta(name="four/full", backbone="tiny", weights=tmp_path / "tuned.safetensors", zoo=zoo)
+    live = go_live(open_ref("four/full", zoo))
+    x = torch.randn(2, *live.preprocess.input_size)
+    with torch.no_grad():
+        assert torch.allclose(live.model(x), tuned(x), atol=1e-6)
+
+
+BAD = {
+    "unknown backbone": ({"backbone": "tinny"}, NotFound),
+    "unknown method": ({"method": "loar"}, NotFound),
+    "unknown knob": ({"method": "lora[rnk=2]"}, UsageError),
+    "wrong type": ({"method": "lora[rank=two]"}, UsageError),
+    "unknown target": ({"method": "lora[targets=qvk]"}, UsageError),
+    "wrong recipe": ({"recipe": {"epochs": "many"}}, UsageError),
+    "name exists": ({"name": "fashion/lora"}, Conflict),
+    "illegal name": ({"name": "../x"}, UsageError),
+    "no such data": ({"data": "nowhere/"}, NotFound),
+    "no such task": ({"data": "vtzoo:fasion"}, NotFound),
+    "nothing to resume": ({"resume": True}, NotFound),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_refused_and_leaves_nothing(zoo: Zoo, fault: str) -> None:
+    """Each fault is its documented error with a hint, and the zoo's files are what they were."""
+    changes, kind = BAD[fault]
+    before = sorted(zoo.root.rglob("*"))
+    given = {"backbone": "tiny", "data": "vtzoo:fashion", "method": "lora", "name": "x/y", "recipe": RECIPE, **changes}
+    with pytest.raises(kind) as refusal:
+        train(zoo=zoo, **given)
+    assert refusal.value.hint
+    assert sorted(zoo.root.rglob("*")) == before
+
+
+def test_damaged_and_foreign_files_are_refused(zoo: Zoo, tmp_path: Path) -> None:
+    """A truncated delta is Corrupt, another architecture's weights a Mismatch, other data's classes a Mismatch."""
+    source = zoo.object(zoo.resolve("fashion/lora").facts["digest"]).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(source[:-100])
+    with pytest.raises(Corrupt):
+        evaluate(ref=str(tmp_path / "cut.safetensors"), data="vtzoo:fashion", zoo=zoo)
+    with pytest.raises(Mismatch):
+        evaluate(ref="fashion/lora", data="vtzoo:emoji", zoo=zoo)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(Mismatch):
+        add_backbone(name="other", arch=ARCH, weights=tmp_path / "other.safetensors", zoo=zoo)
+    assert issubclass(Mismatch, VtzooError)
+
+
+def test_interrupted_training_goes_on_where_it_stopped(zoo: Zoo) -> None:
+    """Ctrl-C writes a checkpoint and exits with 130; --resume then gives the very tensors of an uninterrupted run."""
+    recipe = {**RECIPE, "epochs": 25}
+    whole = train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="run/whole", zoo=zoo, recipe=recipe)
+    command = [
+        sys.executable, "-m", "vtzoo_cli", "train", "--zoo", str(zoo.root), "--backbone", "tiny", "--data", "vtzoo:fashion", "--method", "bitfit",
+        "--name", "run/parts", *(f"--set={k}={v}" for k, v in recipe.items()),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2 "):
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    assert process.wait(60) == 130, said
+    assert "--resume" in said
+    assert list((zoo.root / ".vtzoo" / "checkpoints").glob("run--parts*"))
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    a, b = Delta.open(zoo.object(zoo.resolve("run/parts").facts["digest"])), Delta.open(whole.path)
+    assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in b.tensors)
+    assert not list((zoo.root / ".vtzoo" / "checkpoints").glob("run--parts*"))
