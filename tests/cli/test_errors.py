@@ -35,7 +35,11 @@ MISSING = [
     (("methods", "lorra"), "no method is called 'lorra'", "did you mean lora?"),
     (("merges", "tie"), "no merge is called 'tie'", "did you mean ties?"),
     (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd?"),
-    (("show", "tf_eficientnet_lite0"), "no entry is called 'tf_eficientnet_lite0'", "did you mean tf_efficientnet_lite0"),
+    (
+        ("show", "tf_eficientnet_lite0"),
+        "no entry is called 'tf_eficientnet_lite0'",
+        "did you mean tf_efficientnet_lite0",
+    ),
     (("rm", "nothing-like-it"), "no entry is called 'nothing-like-it'", ""),
     (("eval", "nope", "--data", "d"), "no entry is called 'nope'", ""),
     (("eval", "./nope.safetensors", "--data", "d"), "'./nope.safetensors' does not exist", "check the path"),

@@ -53,7 +53,12 @@ def test_help_of_every_command_loads_nothing_heavy(python) -> None:
 def test_lists_and_pages_load_nothing_heavy(python, zoo: Zoo) -> None:
     """Nor do ls, show, methods, merges, losses, doctor, rm and mv, with whatever they are asked."""
     where = ["--zoo", str(zoo.root)]
-    entries = [["show", "pets/lora"], ["show", "tf_efficientnet_lite0"], ["mv", "pets/lora", "pets/old"], ["rm", "pets/old"]]
+    entries = [
+        ["show", "pets/lora"],
+        ["show", "tf_efficientnet_lite0"],
+        ["mv", "pets/lora", "pets/old"],
+        ["rm", "pets/old"],
+    ]
     found = _probe(python, HEAVY, [[*words, *where] for words in [*LISTS, *entries, ["doctor"]]])
     assert found == {line: [0, True, []] for line in found}
 

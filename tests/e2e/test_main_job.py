@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vtzoo import data as D
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.delta import Delta
-from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFound, NotFoldable, UsageError, VtzooError
+from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, UsageError, VtzooError
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
@@ -40,7 +40,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     torch.manual_seed(0)
     save_file(timm.create_model(ARCH, num_classes=0).state_dict(), root / "tiny.safetensors")
     add_backbone(name="tiny", arch=ARCH, weights=root / "tiny.safetensors", zoo=made)
-    for name, method in (("fashion/lora", "lora[rank=2]"), ("emoji/ssf", "ssf"), ("fashion/vpt", "vpt-shallow[tokens=2]")):
+    for name, method in (
+        ("fashion/lora", "lora[rank=2]"),
+        ("emoji/ssf", "ssf"),
+        ("fashion/vpt", "vpt-shallow[tokens=2]"),
+    ):
         train(backbone="tiny", data=f"vtzoo:{name.split('/')[0]}", method=method, name=name, zoo=made, recipe=RECIPE)
     merge_refs(refs=["fashion/lora", "emoji/ssf"], method="linear", name="both", zoo=made)
     return made
@@ -60,7 +64,9 @@ def test_training_keeps_what_it_was_made_of(zoo: Zoo) -> None:
 
 def test_training_repeats_bit_for_bit(zoo: Zoo) -> None:
     """The same command gives the same tensors; only the seconds differ."""
-    again = train(backbone="tiny", data="vtzoo:fashion", method="lora[rank=2]", name="fashion/again", zoo=zoo, recipe=RECIPE)
+    again = train(
+        backbone="tiny", data="vtzoo:fashion", method="lora[rank=2]", name="fashion/again", zoo=zoo, recipe=RECIPE
+    )
     a, b = Delta.open(again.path), Delta.open(zoo.object(zoo.resolve("fashion/lora").facts["digest"]))
     assert list(a.tensors) == list(b.tensors)
     assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
@@ -129,7 +135,16 @@ def test_features_are_taught_without_labels(zoo: Zoo, tmp_path: Path) -> None:
     for i in range(40):
         images[i][0].save(tmp_path / f"{i}.png")
     recipe = {"epochs": 2, "batch_size": 10, "image_size": 32}
-    made = distill(teachers=["tiny"], student="test_efficientnet", data=str(tmp_path), loss="feature", name="bare", zoo=zoo, recipe=recipe, views=1)
+    made = distill(
+        teachers=["tiny"],
+        student="test_efficientnet",
+        data=str(tmp_path),
+        loss="feature",
+        name="bare",
+        zoo=zoo,
+        recipe=recipe,
+        views=1,
+    )
     assert made.report["held_out_loss"] > 0
 
 
