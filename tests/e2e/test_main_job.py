@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import onnxruntime
@@ -221,15 +220,12 @@ def test_interrupted_training_goes_on_where_it_stopped(zoo: Zoo) -> None:
         sys.executable, "-m", "vtzoo_cli", "train", "--zoo", str(zoo.root), "--backbone", "tiny", "--data", "vtzoo:fashion", "--method", "bitfit",
         "--name", "run/parts", *(f"--set={k}={v}" for k, v in recipe.items()),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 2 "):
-            break
-    time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.stderr.read()
-    assert process.wait(60) == 130, said
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("epoch 2 "))
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130, said
     assert "--resume" in said
     assert list((zoo.root / ".vtzoo" / "checkpoints").glob("run--parts*"))
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
