@@ -32,7 +32,8 @@ def described(session: "Session", ref: str) -> dict[str, Any]:
     entry = zoo.resolve(ref)
     found = listed(entry)
     digest = entry.facts.get("digest")
-    return {**found, **_inside(zoo.object(digest))} if digest else found
+    held = digest and (entry.section == "deltas" or entry.facts.get("source", "").startswith("object:"))
+    return {**found, **_inside(zoo.object(digest))} if held else found
 
 
 def tables(found: list[dict[str, Any]]) -> list[Block]:

@@ -42,7 +42,7 @@ def demo(*, out: Path) -> Demo:
     zoo = Zoo.init(out)
     started = time.monotonic()
     rows = [_trained(zoo, name, method) for name, method in DELTAS]
-    merge_refs(refs=list(MERGED), method="ties[density=0.5]", name="all-in-one", zoo=zoo)
+    merge_refs(refs=list(MERGED), method="ties[density=0.2,scale=0.5]", name="all-in-one", zoo=zoo)
     rows += [_merged(zoo, parent) for parent in MERGED]
     folded = fold_ref(ref="fashion/lora", out=zoo.root / "fashion-folded", zoo=zoo, name="fashion/folded")
     rows.append(
