@@ -31,8 +31,8 @@ def described(session: "Session", ref: str) -> dict[str, Any]:
     zoo = session.zoo()
     entry = zoo.resolve(ref)
     found = listed(entry)
-    digest = entry.facts.get("digest")
-    held = digest and (entry.section == "deltas" or entry.facts.get("source", "").startswith("object:"))
+    digest: str = entry.facts.get("digest", "")
+    held = bool(digest) and (entry.section == "deltas" or entry.facts.get("source", "").startswith("object:"))
     return {**found, **_inside(zoo.object(digest))} if held else found
 
 
