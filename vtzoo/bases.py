@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtzoo.errors import Network, NotFound, UsageError
 from vtzoo.spec import BackboneCard
-from vtzoo.tensors import Lazy, TensorFile, shape_of
+from vtzoo.tensors import Lazy, TensorFile
 from vtzoo.zoo import Zoo
 
 
@@ -41,7 +41,8 @@ def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor
     source = TensorFile(weights_path(card, zoo))
     inside = tuple(h + "." for h in card.head)
     names = [n for n in source if n not in card.head and not (inside and n.startswith(inside))]
-    return Lazy({n: (lambda n=n: source[n]) for n in names}, {n: shape_of(source, n) for n in names})
+    shapes, dtypes = {n: source.shape(n) for n in names}, {n: source.dtype(n) for n in names}
+    return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes)
 
 
 def _fetch(repo: str, revision: str) -> Path:

@@ -27,6 +27,7 @@ from vtzoo.recipe import Recipe
 from vtzoo.tensors import TensorFile, write
 
 Batch = tuple[Tensor, ...]
+DEFAULT_LR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Plan:
         recipe: lr and weight_decay resolved.
         validate: measures the model after each epoch: {"top1": …} or {"loss": …}; never on test data.
         extra: a further trained module that is not kept (a projector).
+        head: names of the model's parameters that learn at `head_lr`.
         checkpoint: where to write after each epoch and when interrupted.
         key: identifies the run; a checkpoint of another key is refused.
     """
@@ -52,6 +54,7 @@ class Plan:
     recipe: Recipe
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
     extra: nn.Module | None = None
+    head: frozenset[str] = frozenset()
     checkpoint: Path | None = None
     key: str = ""
 
@@ -116,18 +119,26 @@ class _Run:
             {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
         )
         self.trained = {n: p for n, p in everything.named_parameters() if p.requires_grad}
-        self.optimizer = create_optimizer_v2(
-            everything, opt=recipe.optimizer, lr=recipe.lr or 1e-3, weight_decay=recipe.weight_decay or 0.0
-        )
+        self.optimizer = create_optimizer_v2(self._groups(), opt=recipe.optimizer, lr=recipe.lr or DEFAULT_LR)
         total = max(1, recipe.epochs * plan.steps)
         warmup = min(total - 1, math.ceil(recipe.warmup_epochs * plan.steps))
         self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=total, lr_min=(recipe.lr or 1e-3) * recipe.min_lr_fraction, warmup_t=warmup,
-            warmup_lr_init=(recipe.lr or 1e-3) * 0.01, warmup_prefix=False, t_in_epochs=False,
+            self.optimizer, t_initial=total, lr_min=(recipe.lr or DEFAULT_LR) * recipe.min_lr_fraction, warmup_t=warmup,
+            warmup_lr_init=(recipe.lr or DEFAULT_LR) * 0.01, warmup_prefix=False, t_in_epochs=False,
         )  # fmt: skip
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.parallel = self.accelerator.prepare(self.model) if self.accelerator.num_processes > 1 else self.model
         self.best: dict[str, Tensor] = {}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameters by learning rate and weight decay; biases and other vectors do not decay."""
+        recipe, head = self.plan.recipe, {f"model.{n}" for n in self.plan.head}
+        lr, decay = recipe.lr or DEFAULT_LR, recipe.weight_decay or 0.0
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.trained.items():
+            key = (recipe.head_lr or lr) if name in head else lr, decay if parameter.ndim > 1 else 0.0
+            groups.setdefault(key, []).append(parameter)
+        return [{"params": v, "lr": k[0], "weight_decay": k[1]} for k, v in groups.items()]
 
     def epoch(self, epoch: int, stopped: Callable[[], bool]) -> None:
         """One pass, from wherever in it the state stands; then validation."""

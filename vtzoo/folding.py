@@ -17,7 +17,7 @@ from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
 from vtzoo.errors import NotFoldable, ShapeMismatch
 from vtzoo.graft import Before, Graft
-from vtzoo.tensors import shape_of, working
+from vtzoo.tensors import dtype_of, shape_of, working
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Folded(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without computing it."""
         return self.shapes[name] if name in self.shapes else shape_of(self.base, name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What a tensor is computed in: float32 (float64 over a float64 base) where it is folded, else as stored."""
+        below = dtype_of(self.base, name) if name in self.base else torch.float32
+        return below if name not in self.makers or below == torch.float64 else torch.float32
 
     @property
     def changed(self) -> set[str]:

@@ -21,7 +21,7 @@ from vtzoo.folding import Folded, grounded, task_vector
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._whole import Vectors, Whole
-from vtzoo.tensors import Lazy, shape_of, working
+from vtzoo.tensors import Lazy, dtype_of, shape_of, working
 
 FULL = "full"
 
@@ -135,10 +135,12 @@ def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
     sites = _sites(plan.whole.shapes)
     makers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for site in sites:
         for param in site.facts["params"]:
             place, name = f"{site.key(FULL)}.{param}", site.key(param)
             makers[place], shapes[place] = (lambda n=name: plan.tensor(n)), plan.whole.shapes[name]
+            dtypes[place] = torch.float64 if dtype_of(plan.ground, name) == torch.float64 else torch.float32
     for delta in plan.deltas:
         for name in delta.tensors:
             if name.startswith((HEAD, BASE)) and name not in makers:
@@ -147,7 +149,7 @@ def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
         method=plan.spec,
         parts=(Part(method=FULL, graft=FULL, sites=tuple(sites)), *_head_parts(plan.deltas)),
         backbone=plan.deltas[0].backbone,
-        tensors=Lazy(makers, shapes),
+        tensors=Lazy(makers, shapes, dtypes),
         tasks=tuple({t.name: t for d in plan.deltas for t in d.tasks}.values()),
         lineage={
             "verb": "merge",
@@ -192,6 +194,10 @@ class _Latest(Lazy):
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype, likewise."""
+        return dtype_of(self._tensors, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from what lies underneath."""

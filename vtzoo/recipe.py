@@ -13,11 +13,12 @@ Positive = Annotated[float, Field(gt=0)]
 class Recipe:
     """How a delta, head or student is trained. Values left at None are chosen by method and backbone family.
 
-    Units: lr per step of the optimiser, warmup and patience in epochs, image_size in pixels, limit in images.
+    Units: lr and head_lr (the classifier's; lr unless given) per step of the optimiser, warmup and patience in epochs, image_size in pixels, limit in images.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 10
     lr: Positive | None = None
+    head_lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0

@@ -46,16 +46,31 @@ class TensorFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.header.tensors)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype, from the header."""
+        return DTYPES[self.header.tensors[name].dtype]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
         return tuple(self.header.tensors[name].shape)
 
 
 class Lazy(Mapping[str, Tensor]):
-    """Names with recipes: each access computes its tensor anew, nothing is kept."""
+    """Names with recipes: each access computes its tensor anew, nothing is kept.
 
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._makers, self._shapes = dict(makers), dict(shapes)
+    Args:
+        makers: what computes each tensor.
+        shapes: of all of them.
+        dtypes: of those that are known beforehand, so that a writer need not compute a tensor twice.
+    """
+
+    def __init__(
+        self,
+        makers: Mapping[str, Callable[[], Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
+        self._makers, self._shapes, self._dtypes = dict(makers), dict(shapes), dict(dtypes or {})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
@@ -69,6 +84,10 @@ class Lazy(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._makers)
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """A tensor's dtype where it is known beforehand."""
+        return self._dtypes.get(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without computing it."""
         return self._shapes[name]
@@ -78,6 +97,13 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """A tensor's shape, from the mapping's own knowledge where it has any."""
     known = getattr(tensors, "shape", None)
     return known(name) if known is not None else tuple(tensors[name].shape)
+
+
+def dtype_of(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
+    """A tensor's dtype, from the mapping's own knowledge where it has any; else the tensor is computed."""
+    known = getattr(tensors, "dtype", None)
+    found: torch.dtype | None = known(name) if known is not None else None
+    return tensors[name].dtype if found is None else found
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
@@ -132,7 +158,7 @@ def _kinds(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str
     """Code and shape of each tensor as it will be written, in the order of writing."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in sorted(tensors):
-        own = DTYPES[tensors.header.tensors[name].dtype] if isinstance(tensors, TensorFile) else tensors[name].dtype
+        own = dtype_of(tensors, name)
         kind = dtype if dtype is not None and own.is_floating_point else own
         if kind not in _CODES:
             raise Corrupt(f"tensor {name} is {kind}, which is not stored", "cast it to float32 first")

@@ -24,7 +24,7 @@ from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, fit
-from vtzoo.live import CARD, extract, inject, trainable
+from vtzoo.live import CARD, extract, head_state, inject, trainable
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.recipe import Recipe
 from vtzoo.results import Trained
@@ -161,7 +161,7 @@ def _run(job: _Job, data: str, *, resume: bool, skip_bad: bool) -> Delta:
     history = fit(
         Plan(
             model=model, loss=_loss(recipe, len(job.task.classes)), batches=batches, steps=len(batches(0, 0)),
-            recipe=recipe, validate=held_out, checkpoint=_checkpoint(job), key=key,
+            recipe=recipe, validate=held_out, head=frozenset(head_state(model)), checkpoint=_checkpoint(job), key=key,
         ),
         resume=resume,
     )  # fmt: skip
