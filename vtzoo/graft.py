@@ -143,8 +143,8 @@ def hosts(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def stored(host: nn.Module, name: str) -> Tensor:
-    """A parameter as stored, whatever is grafted on its host."""
-    value = host._parameters[name]
+    """A parameter or buffer as stored, whatever is grafted on its host."""
+    value = host._parameters[name] if name in host._parameters else host._buffers[name]
     if value is None:
         raise AttributeError(name)
     return value

@@ -186,6 +186,25 @@ BAD = {
 }
 
 
+def test_a_convnet_checkpoint_keeps_its_statistics(zoo: Zoo, tmp_path: Path) -> None:
+    """Fine-tuning elsewhere moves BatchNorm's running statistics; attached and folded, the delta computes what the file does."""
+    arch = "test_efficientnet"
+    save_file(timm.create_model(arch, num_classes=0).state_dict(), tmp_path / "conv.safetensors")
+    add_backbone(name="conv", arch=arch, weights=tmp_path / "conv.safetensors", zoo=zoo)
+    tuned = timm.create_model(arch, num_classes=4).train()
+    x = torch.randn(4, 3, 160, 160)
+    tuned(x)
+    save_file(tuned.eval().state_dict(), tmp_path / "tuned.safetensors")
+    add_delta(name="conv/full", backbone="conv", weights=tmp_path / "tuned.safetensors", zoo=zoo)
+    live = go_live(open_ref("conv/full", zoo))
+    folded = fold_ref(ref="conv/full", out=tmp_path / "folded", zoo=zoo)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'folded'}", pretrained=True).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(live.model(x), tuned(x))
+        torch.testing.assert_close(plain(x), tuned(x))
+    assert folded.report["max_rel"] <= 1e-5
+
+
 @pytest.mark.parametrize("fault", BAD)
 def test_bad_input_is_refused_and_leaves_nothing(zoo: Zoo, fault: str) -> None:
     """Each fault is its documented error with a hint, and the zoo's files are what they were."""

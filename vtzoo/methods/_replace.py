@@ -8,7 +8,7 @@ from vtzoo.graft import Before, Graft, stored
 
 
 class Replace(Graft):
-    """Copies of some of a module's parameters, read in their stead.
+    """Copies of some of a module's parameters, read in their stead; of its running statistics too, where they changed.
 
     In a stack, what is replaced is the backbone's value: earlier parts keep their effect,
     p' = before + (copy - base).
@@ -19,9 +19,12 @@ class Replace(Graft):
     def __init__(self, site: Site, config: object = None) -> None:  # noqa: ARG002 - every graft takes both
         super().__init__()
         shapes: dict[str, list[int]] = site.facts["params"]
-        self.edits = tuple(shapes)
+        statistics: dict[str, list[int]] = site.facts.get("buffers", {})
+        self.edits = (*shapes, *statistics)
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        for name, shape in statistics.items():
+            self.register_buffer(name, torch.zeros(shape))
 
     def start(self, host: nn.Module) -> None:
         """Copy the host's values."""
@@ -30,6 +33,5 @@ class Replace(Graft):
 
     def read(self, name: str, before: Before) -> Tensor:
         """The copy; on top of an earlier part, before + (copy - base)."""
-        copy, base, now = self._parameters[name], before.base(name), before[name]
-        assert copy is not None
+        copy, base, now = getattr(self, name), before.base(name), before[name]
         return copy if now is base else now + (copy - base)

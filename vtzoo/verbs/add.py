@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from vtzoo.anatomy import head_names, survey
+from vtzoo.anatomy import Site, head_names, survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card, create, timm_card
 from vtzoo.delta import HEAD, Delta, Part
 from vtzoo.errors import NotFound, ShapeMismatch
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
+from vtzoo.graft import has_statistics
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import TensorFile, shape_of
@@ -85,8 +86,9 @@ def add_delta(
     head = {n: source[n] for n in source if n.startswith(inside)}
     _fits(body, base_state(model), card.arch)
     anatomy = survey(model)
-    sites = tuple(anatomy.params(anatomy.parameter_names))
-    tensors = {s.key(f"full.{p}"): body[s.key(p)].float() for s in sites for p in s.facts["params"]}
+    sites = tuple(_with_statistics(s, model) for s in anatomy.params(anatomy.parameter_names))
+    kept = ("params", "buffers")
+    tensors = {s.key(f"full.{p}"): body[s.key(p)].float() for s in sites for k in kept for p in s.facts.get(k, ())}
     task = Task(name=name.rpartition("/")[0] or name, classes=_labels(classes, head), preprocess=card.preprocess)
     tensors |= {f"{HEAD}{task.name}/{n}": t.float() for n, t in head.items()}
     delta = Delta(
@@ -102,6 +104,15 @@ def add_delta(
         {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "tasks": [t.name for t in delta.tasks], "metrics": {}},
     )  # fmt: skip
     return Result(ref=name, path=str(zoo.object(digest)))
+
+
+def _with_statistics(site: Site, model: nn.Module) -> Site:
+    """A norm's running statistics belong to a fine-tuned checkpoint as its weights do."""
+    host = model.get_submodule(site.name)
+    if not has_statistics(host):
+        return site
+    shapes = {n: list(t.shape) for n, t in host.named_buffers(recurse=False) if n != COUNTER.lstrip(".")}
+    return replace(site, facts={**site.facts, "buffers": shapes})
 
 
 def _open(path: Path) -> TensorFile:

@@ -1,0 +1,73 @@
+"""Distil EfficientNet-Lite0 into a small ViT at 64 px and write vtzoo/embedded/vit_embedded_64.safetensors (float16).
+
+    python scripts/make_vit.py WORK [--epochs N] [--views N]
+
+WORK/corpus is fetched (`fetch_corpus.py`) unless it is there; WORK/zoo keeps the teacher's answers and the checkpoint, so
+that the same command goes on where it was stopped. No labels are used: the student learns the teacher's pooled features
+("feature" loss), both looking at the same crop.
+"""
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fetch_corpus
+from make_lite0 import halve
+from safetensors.torch import load_file
+
+from vtzoo import talk
+from vtzoo.tensors import write
+from vtzoo.verbs.distill import distill
+from vtzoo.zoo import Zoo
+
+OUT = Path(__file__).resolve().parent.parent / "vtzoo" / "embedded" / "vit_embedded_64.safetensors"
+TEACHER, NAME = "tf_efficientnet_lite0", "vit-embedded-64"
+STUDENT = "vit_tiny_patch16_224[img_size=64,patch_size=8,depth=8,global_pool=avg]"
+RECIPE = {"lr": 1e-3, "batch_size": 64, "warmup_epochs": 0.3, "precision": "bf16"}
+LOG = logging.getLogger("make_vit")
+
+
+def main(work: Path, epochs: int, views: int) -> None:
+    """Fetch, distil, store."""
+    corpus = work / "corpus"
+    if not (corpus / "SOURCES.json").is_file():
+        fetch_corpus.main(corpus)
+    zoo = Zoo.init(work / "zoo", exist_ok=True)
+    going = any((zoo.root / ".vtzoo" / "checkpoints").glob(f"{NAME}.*"))
+    made = distill(
+        teachers=[TEACHER], student=STUDENT, data=str(corpus), loss="feature", name=NAME, zoo=zoo, views=views,
+        teacher_size=128, recipe={**RECIPE, "epochs": epochs}, resume=going,
+    )  # fmt: skip
+    state = halve(load_file(made.path))
+    about = {"source": f"distilled from {TEACHER} by scripts/make_vit.py", "epochs": str(epochs), "views": str(views)}
+    write(OUT, {k: state[k] for k in sorted(state)}, {"format": "pt", "arch": "vit_tiny_patch16_224", **about})
+    LOG.info("%s: %.2f MB; %s", OUT.name, OUT.stat().st_size / 1e6, json.dumps(made.report))
+
+
+def steps(items: Iterable[object], label: str, total: int) -> Iterator[object]:
+    """Log every tenth of a long loop."""
+    every = max(1, math.ceil(total / 10))
+    for i, item in enumerate(items):
+        if i % every == 0:
+            LOG.info("%s: %d/%d", label, i, total)
+        yield item
+
+
+def parsed() -> Any:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--views", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    talk.install(LOG.info, steps)
+    asked = parsed()
+    main(asked.work, asked.epochs, asked.views)
