@@ -171,21 +171,6 @@ def test_a_fine_tuned_checkpoint_becomes_a_delta(zoo: Zoo, tmp_path: Path) -> No
         assert torch.allclose(live.model(x), tuned(x), atol=1e-6)
 
 
-BAD = {
-    "unknown backbone": ({"backbone": "tinny"}, NotFound),
-    "unknown method": ({"method": "loar"}, NotFound),
-    "unknown knob": ({"method": "lora[rnk=2]"}, UsageError),
-    "wrong type": ({"method": "lora[rank=two]"}, UsageError),
-    "unknown target": ({"method": "lora[targets=qvk]"}, UsageError),
-    "wrong recipe": ({"recipe": {"epochs": "many"}}, UsageError),
-    "name exists": ({"name": "fashion/lora"}, Conflict),
-    "illegal name": ({"name": "../x"}, UsageError),
-    "no such data": ({"data": "nowhere/"}, NotFound),
-    "no such task": ({"data": "vtzoo:fasion"}, NotFound),
-    "nothing to resume": ({"resume": True}, NotFound),
-}
-
-
 def test_a_convnet_checkpoint_keeps_its_statistics(zoo: Zoo, tmp_path: Path) -> None:
     """Fine-tuning elsewhere moves BatchNorm's running statistics; attached and folded, the delta computes what the file does."""
     arch = "test_efficientnet"
@@ -203,6 +188,21 @@ def test_a_convnet_checkpoint_keeps_its_statistics(zoo: Zoo, tmp_path: Path) -> 
         torch.testing.assert_close(live.model(x), tuned(x))
         torch.testing.assert_close(plain(x), tuned(x))
     assert folded.report["max_rel"] <= 1e-5
+
+
+BAD = {
+    "unknown backbone": ({"backbone": "tinny"}, NotFound),
+    "unknown method": ({"method": "loar"}, NotFound),
+    "unknown knob": ({"method": "lora[rnk=2]"}, UsageError),
+    "wrong type": ({"method": "lora[rank=two]"}, UsageError),
+    "unknown target": ({"method": "lora[targets=qvk]"}, UsageError),
+    "wrong recipe": ({"recipe": {"epochs": "many"}}, UsageError),
+    "name exists": ({"name": "fashion/lora"}, Conflict),
+    "illegal name": ({"name": "../x"}, UsageError),
+    "no such data": ({"data": "nowhere/"}, NotFound),
+    "no such task": ({"data": "vtzoo:fasion"}, NotFound),
+    "nothing to resume": ({"resume": True}, NotFound),
+}
 
 
 @pytest.mark.parametrize("fault", BAD)
