@@ -67,24 +67,21 @@ def export_onnx(
         with atomic_write(out) as file:
             file.write(path.read_bytes())
     if name:
-        digest = zoo.add_object(out)
-        tasks = [live.task.name] if live.task else []
-        zoo.put(
-            "models",
-            name,
-            {
-                "kind": "export",
-                "files": {"model.onnx": digest},
-                "size_bytes": out.stat().st_size,
-                "arch": live.card.arch,
-                "tasks": tasks,
-                "metrics": {},
-                "lineage": {"verb": "export", "parents": [f"sha256:{artifact.digest}"]},
-            },
-        )
+        _keep(zoo, name, out, live, artifact.digest)
     worst = max(b["max_rel"] for b in report["batches"])
     talk.say(f"exported {out}: largest relative difference {worst:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
+
+
+def _keep(zoo: Zoo, name: str, out: Path, live: Live, parent: str) -> None:
+    digest = zoo.add_object(out)
+    zoo.put(
+        "models", name,
+        {
+            "kind": "export", "files": {"model.onnx": digest}, "size_bytes": out.stat().st_size, "arch": live.card.arch,
+            "tasks": [live.task.name] if live.task else [], "metrics": {}, "lineage": {"verb": "export", "parents": [f"sha256:{parent}"]},
+        },
+    )  # fmt: skip
 
 
 def _ready(out: Path) -> None:
