@@ -16,7 +16,7 @@ from vtzoo.methods._replace import Replace as Graft
 
 GROUP = "parameter/bias"
 PAPER = "arXiv:2106.10199"
-RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-2, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 __all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "sites"]
 
 

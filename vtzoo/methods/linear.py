@@ -14,7 +14,7 @@ from vtzoo.graft import Graft
 
 GROUP = "fine-tuning/head"
 PAPER = "arXiv:2111.06377"
-RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}, "maps": {"lr": 1e-2, "weight_decay": 0.0}}
+RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}, "maps": {"lr": 3e-3, "weight_decay": 0.0}}
 __all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "sites"]
 
 

@@ -28,7 +28,7 @@ from vtzoo.graft import Before
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2106.09685"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

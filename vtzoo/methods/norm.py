@@ -17,7 +17,7 @@ from vtzoo.methods._replace import Replace as Graft
 
 GROUP = "parameter/weight-and-bias"
 PAPER = "arXiv:2003.00152"
-RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-2, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 __all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "sites"]
 
 

@@ -25,7 +25,7 @@ from vtzoo.graft import Before
 
 GROUP = "parameter/weight-and-bias"
 PAPER = "arXiv:2210.08823"
-RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 5e-5}, "maps": {"lr": 1e-2, "weight_decay": 5e-5}}
+RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 5e-5}, "maps": {"lr": 3e-3, "weight_decay": 5e-5}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
