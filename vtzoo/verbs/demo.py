@@ -15,7 +15,14 @@ from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
 BACKBONE = "tf_efficientnet_lite0"
-RECIPE: dict[str, Any] = {"image_size": 64, "epochs": 4, "batch_size": 32, "augment": "flip", "lr": 3e-4, "head_lr": 1e-2}
+RECIPE: dict[str, Any] = {
+    "image_size": 64,
+    "epochs": 4,
+    "batch_size": 32,
+    "augment": "flip",
+    "lr": 3e-4,
+    "head_lr": 1e-2,
+}
 """A small rate for the deltas and a large one for the heads: deltas that stay near the backbone merge well."""
 DELTAS = (
     ("fashion/lora", "lora[rank=8]"),
