@@ -40,6 +40,8 @@ FAMILIES = {
 }
 OUT = Path(__file__).parent / "results" / "fold.json"
 STEP = 0.02
+PROMPTED = ("pixel-prompt", "vpt-deep", "vpt-shallow")
+PROMPTS = 1.0  # the step of tokens and pixels, whose neighbours are that large
 ANY = 1e9  # no tolerance: the figure is what is wanted
 
 
@@ -89,7 +91,7 @@ def cell(name: str, method: str, zoo: Zoo, folder: Path) -> dict[str, Any] | str
     with torch.no_grad():
         shift(v for n, v in trainable(model).items() if n in head)
         bare = model.eval()(x)
-        shift(v for n, v in trainable(model).items() if n not in head)
+        shift((v for n, v in trainable(model).items() if n not in head), PROMPTS if method in PROMPTED else STEP)
         moved = ((model(x) - bare).abs().max() / bare.abs().max()).item()
     task = Task(name="task", classes=tuple("0123456789"), preprocess=card.preprocess)
     path = folder / "delta.safetensors"
@@ -102,10 +104,10 @@ def cell(name: str, method: str, zoo: Zoo, folder: Path) -> dict[str, Any] | str
     return {"moved": moved, **{k: report[k] for k in ("max_abs", "max_rel", "tensors")}}
 
 
-def shift(values: Iterable[Tensor]) -> None:
+def shift(values: Iterable[Tensor], step: float = STEP) -> None:
     """Add noise."""
     for value in values:
-        value.add_(torch.randn_like(value), alpha=STEP)
+        value.add_(torch.randn_like(value), alpha=step)
 
 
 def main(families: list[str]) -> None:
