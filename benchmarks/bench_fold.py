@@ -1,6 +1,6 @@
 """How equal a fold is: every foldable method on six families at real size, attached against folded and reloaded by timm.
 
-    python benchmarks/bench_fold.py [FAMILY ...]
+    python benchmarks/bench_fold.py
 
 A delta's tensors are drawn at random (a delta at its initial values would change nothing and prove nothing), and so are
 the norms, biases and layer scales of a backbone without real weights (many start with branches at zero, where a wrong
@@ -9,7 +9,6 @@ largest logit, and how far the delta moves them from the bare backbone with the 
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,12 +44,12 @@ PROMPTS = 1.0  # the step of tokens and pixels, whose neighbours are that large
 ANY = 1e9  # no tolerance: the figure is what is wanted
 
 
-def cells(families: list[str]) -> Iterator[tuple[str, str, dict[str, Any] | str]]:
+def cells() -> Iterator[tuple[str, str, dict[str, Any] | str]]:
     """(family, method, {"max_abs", "max_rel"} or why it does not fold)."""
-    for family in families:
+    for family, arch in FAMILIES.items():
         with tempfile.TemporaryDirectory() as folder:
             zoo = Zoo.init(Path(folder) / "zoo")
-            name = backbone(FAMILIES[family], zoo)
+            name = backbone(arch, zoo)
             for method in registry.names("methods"):
                 yield family, method, cell(name, method, zoo, Path(folder))
 
@@ -110,10 +109,10 @@ def shift(values: Iterable[Tensor], step: float = STEP) -> None:
         value.add_(torch.randn_like(value), alpha=step)
 
 
-def main(families: list[str]) -> None:
+def main() -> None:
     """Print rows as they come and keep them."""
-    found: dict[str, dict[str, Any]] = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    for family, method, result in cells(families):
+    found: dict[str, dict[str, Any]] = {}
+    for family, method, result in cells():
         found.setdefault(family, {})[method] = result
         shown = result if isinstance(result, str) else f"{result['max_rel']:.1e} (moved {result['moved']:.2f})"
         print(f"{family:14}{method:14}{shown}", flush=True)
@@ -122,4 +121,4 @@ def main(families: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(FAMILIES))
+    main()

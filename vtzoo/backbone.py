@@ -88,20 +88,21 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
             )
         )
         shown = replace(shown, fingerprint=fingerprint_of(plain if pretrained else model))
-    _fresh_head(model)
+    _fresh_head(model, {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()})
     model.__dict__[CARD] = shown
     getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # loaded; not to be carried along
     return model.requires_grad_(requires_grad=False).eval()
 
 
-def _fresh_head(model: nn.Module) -> None:
-    """Start every classifier near zero.
+def _fresh_head(model: nn.Module, loaded: Mapping[str, tuple[int, ...]]) -> None:
+    """Start every classifier near zero, unless the weights (shapes by name) brought it along.
 
     timm draws an EfficientNet's from the range 1/sqrt(classes): first losses of 8 and more, which drive a delta far
     from the backbone before the head has learned anything.
     """
-    for module in (model.get_submodule(n) for n in head_names(model)):
-        if isinstance(module, nn.Linear | nn.Conv2d):
+    for name in head_names(model):
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear | nn.Conv2d) and loaded.get(f"{name}.weight") != tuple(module.weight.shape):
             nn.init.trunc_normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

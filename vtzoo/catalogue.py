@@ -29,6 +29,7 @@ Sections = dict[Section, dict[str, Facts]]
 _FAST = hasattr(yaml, "CSafeLoader")
 _Loader: Any = yaml.CSafeLoader if _FAST else yaml.SafeLoader
 _DEPTH_LIMIT = 16
+_TOO_DEEP = f"it is nested more than {_DEPTH_LIMIT} levels deep"
 _WIDTH = 1 << 20  # no folding: one fact, one line
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}
 _TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp")}
@@ -64,6 +65,8 @@ def parse(data: bytes, where: Path) -> Index:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason, line = error.problem or "not YAML", mark.line + 1 if mark else 1
+        if "nesting depth" in reason:  # libyaml, as PyYAML 6.0.4 carries it, stops before our own count does
+            reason = _TOO_DEEP
     except yaml.reader.ReaderError as error:
         reason, line = error.reason, data.decode("utf-8-sig").count("\n", 0, error.position) + 1
     except _Wrong as error:
@@ -154,7 +157,7 @@ class _Reader:
         if event.anchor or event.tag not in (None, "!"):
             raise _Wrong("an index has no anchors and no tags", self._line(event))
         if len(path) > _DEPTH_LIMIT:
-            raise _Wrong(f"it is nested more than {_DEPTH_LIMIT} levels deep", self._line(event))
+            raise _Wrong(_TOO_DEEP, self._line(event))
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         return self._map(path) if isinstance(event, yaml.MappingStartEvent) else self._list(path)

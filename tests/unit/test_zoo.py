@@ -455,10 +455,9 @@ CORRUPT = {
     "second document": (b"schema: 1\n---\nschema: 1\n", 2, "a second document"),
     "broken number": (b"schema: 1\ndeltas:\n  a: {digest: 0b_}\n", 3, "no number"),
     "endless number": (b"schema: 1\ndeltas:\n  a: {params: " + b"9" * 9999 + b"}\n", 3, "no number"),
-    # in our words, or in those of PyYAML 6.0.4, which has a limit of its own
-    "deep list": (b"schema: 1\ndeltas: " + b"[" * 100_000, 2, "nest"),
-    "deep map": (b"schema: 1\ndeltas: " + b"{a: " * 100_000, 2, "nest"),
-    "deep blocks": (b"schema: 1\nmodels:\n" + b"- " * 100_000, 3, "nest"),
+    "deep list": (b"schema: 1\ndeltas: " + b"[" * 100_000, 2, "levels deep"),
+    "deep map": (b"schema: 1\ndeltas: " + b"{a: " * 100_000, 2, "levels deep"),
+    "deep blocks": (b"schema: 1\nmodels:\n" + b"- " * 100_000, 3, "levels deep"),
     "deep keys": (b"schema: 1\nmodels: " + b"{? " * 100_000, 2, "is no text"),
 }
 

@@ -8,7 +8,7 @@ from vtzoo.graft import Before, Graft, stored
 
 
 class Replace(Graft):
-    """Copies of some of a module's parameters, read in their stead; of its running statistics too, where they changed.
+    """Copies of some of a module's parameters, read in their stead; of its running statistics too, where the site lists them.
 
     In a stack, what is replaced is the backbone's value: earlier parts keep their effect,
     p' = before + (copy - base).

@@ -111,7 +111,7 @@ def _with_statistics(site: Site, model: nn.Module) -> Site:
     host = model.get_submodule(site.name)
     if not has_statistics(host):
         return site
-    shapes = {n: list(t.shape) for n, t in host.named_buffers(recurse=False) if n != COUNTER.lstrip(".")}
+    shapes = {n: list(t.shape) for n, t in host.named_buffers(recurse=False) if n != COUNTER}
     return replace(site, facts={**site.facts, "buffers": shapes})
 
 

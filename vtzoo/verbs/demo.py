@@ -23,7 +23,7 @@ RECIPE: dict[str, Any] = {
     "lr": 3e-4,
     "head_lr": 1e-2,
 }
-"""A small rate for the deltas and a large one for the heads: deltas that stay near the backbone merge well."""
+"""A small rate for the deltas and a large one for the heads: deltas that stay near the backbone lose little when merged."""
 DELTAS = (
     ("fashion/lora", "lora[rank=8]"),
     ("emoji/ssf", "ssf"),
