@@ -42,6 +42,8 @@ class Teaching:
     views: int
     min_scale: float
     seed: int
+    precision: str = "fp32"
+    workers: int = 0
 
     def key(self, view: int) -> str:
         """Sixteen hex digits, the file's name."""
@@ -51,7 +53,7 @@ class Teaching:
             self.images.digest,
             len(self.images),
         ]
-        parts += [asdict(self.student), list(self.needs), self.min_scale, self.seed, view]
+        parts += [asdict(self.student), list(self.needs), self.min_scale, self.seed, self.precision, view]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -103,7 +105,8 @@ def _compute(teaching: Teaching, view: int) -> dict[str, Tensor]:
     )
     columns: dict[str, list[Tensor]] = {"pixels": [], "labels": []}
     ready = D.Seeded(teaching.images, crop, D.mixed(teaching.seed, view))
-    every: Any = DataLoader(ready, BATCH)
+    every: Any = DataLoader(ready, BATCH, num_workers=teaching.workers)
+    reduced = torch.autocast("cpu", torch.bfloat16, enabled=teaching.precision == "bf16")
     models = [t.model.to(memory_format=torch.channels_last) for t in teaching.teachers]
     for pixels, labels in talk.track(
         every, f"teacher, view {view + 1}/{teaching.views}", -(-len(teaching.images) // BATCH)
@@ -113,10 +116,11 @@ def _compute(teaching: Teaching, view: int) -> dict[str, Tensor]:
         )
         columns["pixels"].append(small.round().clamp(0, 255).to(torch.uint8))
         columns["labels"].append(labels)
-        answers = [
-            outputs(m, normalised(pixels, t.preprocess), teaching.needs)
-            for m, t in zip(models, teaching.teachers, strict=True)
-        ]
+        with reduced:
+            answers = [
+                outputs(m, normalised(pixels, t.preprocess), teaching.needs)
+                for m, t in zip(models, teaching.teachers, strict=True)
+            ]
         for name, value in _joined(answers).items():
             columns.setdefault(name, []).append(value.half())
     return {n: torch.cat(parts) for n, parts in columns.items()}

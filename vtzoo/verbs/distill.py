@@ -82,7 +82,7 @@ def distill(
     )
     teaching = Teaching(
         teachers=job.teachers, digests=job.digests, images=job.images, student=job.card.preprocess, needs=job.loss.NEEDS, views=job.views,
-        min_scale=0.35, seed=job.recipe.seed,
+        min_scale=0.35, seed=job.recipe.seed, precision=job.recipe.precision, workers=job.recipe.workers,
     )  # fmt: skip
     files = prepared(teaching, job.zoo.root / ".vtzoo" / "cache" / "targets")
     history = _fit(job, files, resume=resume)
