@@ -40,6 +40,7 @@ class Session:
         from vtzoo.zoo import Zoo
 
         zoo = Zoo.find(self.zoo_path)
+        zoo.command = self.command
         for ref in refs:
             if is_path(ref):
                 as_path(ref)

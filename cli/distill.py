@@ -57,6 +57,6 @@ def run(
 
     result = distill(
         teachers=teachers, student=student, data=data, loss=loss, name=name, zoo=zoo, recipe=recipe,
-        resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, command=session.command,
+        resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size,
     )  # fmt: skip
     session.show(result, _results.distilled)

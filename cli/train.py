@@ -54,6 +54,6 @@ def run(
 
     result = train(
         backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe=recipe, head=head,
-        resume=resume, dry_run=dry_run, skip_bad=skip_bad, command=session.command,
+        resume=resume, dry_run=dry_run, skip_bad=skip_bad,
     )  # fmt: skip
     session.show(result, _results.trained)

@@ -40,7 +40,7 @@ class Plan:
         batches: (epoch, first step) -> batches.
         steps: per epoch.
         recipe: lr and weight_decay resolved.
-        validate: measures the model after each epoch: {"top1": …} or {"loss": …}; never on test data.
+        validate: measures the model after each epoch, in the recipe's precision: {"top1": …} or {"loss": …}; never on test data.
         extra: a further trained module that is not kept (a projector).
         head: names of the model's parameters that learn at `head_lr`.
         checkpoint: where to write after each epoch and when interrupted.
@@ -159,7 +159,8 @@ class _Run:
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
         if plan.validate is not None:
-            record |= plan.validate(self.ema.module if self.ema else self.model)
+            with self.accelerator.autocast():
+                record |= plan.validate(self.ema.module if self.ema else self.model)
             self._note(record)
         state.history.append(record)
         talk.say("  ".join(f"{k} {v:.4g}" for k, v in record.items()))

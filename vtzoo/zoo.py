@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -32,11 +33,15 @@ class Zoo:
         root: its folder.
         create: make the folder and its index at the first write, if they are missing; else that is NotFound.
         lock_timeout_s: how long to wait for another writer.
+
+    Attributes:
+        command: the line that was typed, kept with every entry made through this object.
     """
 
     def __init__(self, root: str | Path, *, create: bool = False, lock_timeout_s: float = 30.0) -> None:
         self.root = Path(root).expanduser().absolute()
         self._create = create
+        self.command = ""
         self._lock_timeout_s = lock_timeout_s
         self._fresh: set[str] = set()
 
@@ -165,7 +170,7 @@ class Zoo:
             self._drop(loose, self.index())
 
     def put(self, section: Section, name: str, facts: Mapping[str, Any], *, replace: bool = False) -> Entry:
-        """Publish an entry; its objects must be stored already.
+        """Publish an entry, with the time and the command that made it; its objects must be stored already.
 
         When this fails, objects that this `Zoo` stored for it are removed again. When it replaces an entry, objects
         that nothing refers to any more are removed.
@@ -175,7 +180,10 @@ class Zoo:
             Conflict: the name exists (and not `replace`), or another process holds the lock too long.
             NotFound: an object is missing.
         """
-        entry = Entry(check_section(section), name, plain(facts))
+        made = {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")} | (
+            {"command": c} if (c := self.command) else {}
+        )
+        entry = Entry(check_section(section), name, plain({**made, **facts}))
         check_facts(section, entry.facts)
         try:
             self._change(lambda sections: self._put(sections, entry, replace=replace))

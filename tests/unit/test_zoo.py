@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -180,10 +181,13 @@ def test_discard_takes_back_only_what_this_zoo_stored(zoo: Zoo) -> None:
 
 # -------------------------------------------------------------------------------------------------------- entries
 def test_put_resolve_rename_remove(zoo: Zoo) -> None:
-    """An entry is published, found by prefix and digest, renamed, and removed with its object."""
+    """An entry is published with its date and command, found by prefix and digest, renamed, and removed with its object."""
     facts = delta(zoo, tasks=("fashion",), metrics={"fashion": {"top1": 0.9}})
+    zoo.command = "vtzoo train --name fashion/lora"
     entry = zoo.put("deltas", "fashion/lora", facts)
-    assert entry == Entry("deltas", "fashion/lora", {**facts, "tasks": ["fashion"]})
+    made = {"created": entry.facts["created"], "command": "vtzoo train --name fashion/lora"}
+    assert entry == Entry("deltas", "fashion/lora", {**made, **facts, "tasks": ["fashion"]})
+    assert abs(datetime.fromisoformat(made["created"]) - datetime.now(UTC)) < timedelta(minutes=1)
     assert zoo.resolve("fashion") == zoo.resolve(f"fashion/lora@sha256:{facts['digest'][:6]}") == entry
     moved = zoo.rename(entry, "fashion/best")
     assert [e for e in zoo.entries("deltas") if not e.builtin] == [moved]

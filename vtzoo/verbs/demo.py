@@ -48,6 +48,7 @@ def demo(*, out: Path) -> Demo:
         Conflict: `out` is a zoo already.
     """
     zoo = Zoo.init(out)
+    zoo.command = "vtzoo demo"
     started = time.monotonic()
     rows = [_trained(zoo, name, method) for name, method in DELTAS]
     merge_refs(refs=list(MERGED), method="ties[density=0.2,scale=0.5]", name="all-in-one", zoo=zoo)
@@ -85,9 +86,7 @@ def demo(*, out: Path) -> Demo:
 
 def _trained(zoo: Zoo, name: str, method: str) -> dict[str, Any]:
     task = name.partition("/")[0]
-    made = train(
-        backbone=BACKBONE, data=f"vtzoo:{task}", method=method, name=name, zoo=zoo, recipe=RECIPE, command="vtzoo demo"
-    )
+    made = train(backbone=BACKBONE, data=f"vtzoo:{task}", method=method, name=name, zoo=zoo, recipe=RECIPE)
     return _row(zoo, name, method, made.metrics["test"]["top1"])
 
 

@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -52,7 +51,6 @@ class _Job:
 def distill(
     *, teachers: Sequence[str], student: str, data: str, loss: str = "kd", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4, teacher_size: int | None = None,
-    command: str = "",
 ) -> Distilled:  # fmt: skip
     """Train a student on its teachers' answers and keep it in the zoo as a plain model.
 
@@ -68,7 +66,6 @@ def distill(
         skip_bad: leave out broken images.
         views: crops of each image that the teacher answers.
         teacher_size: side in pixels at which bare convolutional teachers look; their own unless given.
-        command: the line that was typed, for the index.
 
     Returns:
         `metrics` of student and teacher on the validation split, where labels are the task's; `report` with sizes and agreement.
@@ -86,7 +83,7 @@ def distill(
     )  # fmt: skip
     files = prepared(teaching, job.zoo.root / ".vtzoo" / "cache" / "targets")
     history = _fit(job, files, resume=resume)
-    return _keep(job, teaching, data, history, command)
+    return _keep(job, teaching, data, history)
 
 
 def _prepare(
@@ -247,7 +244,7 @@ def _rows(columns: Mapping[str, Tensor], index: Tensor, shape: Preprocess) -> tu
     )
 
 
-def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]], command: str) -> Distilled:
+def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]]) -> Distilled:
     task = job.teachers[0].task if "logits" in job.loss.NEEDS else None
     metrics = _measured(job, data) if task else {}
     lineage = {"verb": "distill", "loss": job.knobs, "recipe": asdict(job.recipe), **facts(teaching)}
@@ -261,7 +258,6 @@ def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]
         job.zoo, job.name, job.student.eval(), job.card, kind="student", classes=task.classes if task else (),
         facts={
             "tasks": [task.name] if task else [], "metrics": shown or {"held_out_loss": round(report["held_out_loss"] or 0.0, 4)}, "lineage": lineage,
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "command": command,
         },
     )  # fmt: skip
     talk.say(f"{job.name}: {params:,} parameters, teacher {report['teacher_params']:,}")

@@ -4,7 +4,6 @@ import math
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,6 @@ def merge_refs(
         "fingerprint": merged.backbone.fingerprint,
         "tasks": [t.name for t in merged.tasks],
         "metrics": {},
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": "",
     }
     entry = zoo.put("deltas", name, facts)
     path = zoo.object(digest)

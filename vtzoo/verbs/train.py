@@ -52,7 +52,7 @@ class _Job:
 def train(
     *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
-    skip_bad: bool = False, command: str = "",
+    skip_bad: bool = False,
 ) -> Trained:  # fmt: skip
     """Train a delta and its head on a frozen backbone and keep it in the zoo.
 
@@ -67,7 +67,6 @@ def train(
         resume: go on from this name's checkpoint.
         dry_run: resolve and report, train nothing.
         skip_bad: leave out broken images.
-        command: the line that was typed, for the index.
 
     Raises:
         Conflict: the name exists.
@@ -83,7 +82,7 @@ def train(
     if dry_run:
         return Trained(ref=name, path="", recipe=shown, params=params)
     delta = _run(job, data, resume=resume, skip_bad=skip_bad)
-    return _keep(job, delta, params, command)
+    return _keep(job, delta, params)
 
 
 def _prepare(
@@ -233,9 +232,8 @@ def versions() -> dict[str, str]:
     return {p: version(p) for p in ("vtzoo", "torch", "timm")}
 
 
-def _keep(job: _Job, delta: Delta, params: int, command: str) -> Trained:
+def _keep(job: _Job, delta: Delta, params: int) -> Trained:
     import tempfile
-    from datetime import UTC, datetime
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"
@@ -248,7 +246,6 @@ def _keep(job: _Job, delta: Delta, params: int, command: str) -> Trained:
         {
             "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
             "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": {"top1": test["top1"]},
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "command": command,
         },
     )  # fmt: skip
     return Trained(

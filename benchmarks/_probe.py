@@ -1,0 +1,95 @@
+"""The linear probe that deltas are measured against: frozen features once per image and view, then heads for next to nothing.
+
+It is `vtzoo train --method linear` with the backbone taken out of the loop: the same loop (`vtzoo.fit`), the same start of
+the head, the same pictures and flips as augment="flip" gives.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import ImageOps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtzoo import data as D
+from vtzoo.fit import Plan, fit
+from vtzoo.recipe import Recipe
+from vtzoo.score import measure
+from vtzoo.spec import Preprocess
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen network makes of labelled images: `views` [views, n, width] and `labels` [n]; view 1 is mirrored."""
+
+    views: Tensor
+    labels: Tensor
+
+    def at(self, places: Sequence[int]) -> "Features":
+        """Some of the images."""
+        return Features(self.views[:, places], self.labels[list(places)])
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One head: its seed, learning rate, and top-1 on validation and test images."""
+
+    seed: int
+    lr: float
+    val: float
+    test: float
+
+
+@torch.inference_mode()
+def features(
+    model: nn.Module, images: D.Images, shape: Preprocess, *, mirrored: bool = False, bf16: bool = False
+) -> Features:
+    """Run a headless model over images, upright and mirrored."""
+    plain = D.transforms(shape, train=False)
+    views = [plain, lambda image: plain(ImageOps.mirror(image))] if mirrored else [plain]
+    found: list[Tensor] = []
+    model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - torch takes it
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for view in views:
+            found.append(torch.cat([model(x).float() for x, _ in D.loader(images, view, batch_size=BATCH)]))
+    return Features(torch.stack(found).clone(), torch.tensor(images.labels))
+
+
+def probe(train: Features, val: Features, test: Features, *, seed: int, lr: float, classes: int, epochs: int) -> Probed:
+    """Train one head."""
+    recipe = Recipe(epochs=epochs, lr=lr, weight_decay=0.0, seed=seed)
+    torch.manual_seed(seed)
+    head = nn.Linear(train.views.shape[2], classes)
+    nn.init.trunc_normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    count, size = len(train.labels), recipe.batch_size
+
+    def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        places = torch.tensor(D.order(count, seed, epoch))
+        draw = torch.Generator().manual_seed(D.mixed(seed, epoch))
+        view = torch.randint(len(train.views), (count,), generator=draw)
+        for i in range(start * size, count, size):
+            at = places[i : i + size]
+            yield train.views[view[at], at], train.labels[at]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    fit(Plan(model=head, loss=loss, batches=batches, steps=-(-count // size), recipe=recipe))
+    with torch.inference_mode():
+        scores = [measure(head(part.views[0]), part.labels)["top1"] for part in (val, test)]
+    return Probed(seed, lr, *scores)
+
+
+def swept(
+    train: Sequence[Features], val: Features, test: Features, *, lrs: Sequence[float], classes: int, epochs: int
+) -> list[Probed]:
+    """One head per seed (each with its own training images), the learning rate chosen by validation for each seed."""
+    chosen: list[Probed] = []
+    for seed, part in enumerate(train):
+        tried = [probe(part, val, test, seed=seed, lr=lr, classes=classes, epochs=epochs) for lr in lrs]
+        chosen.append(max(tried, key=lambda p: p.val))
+    return chosen

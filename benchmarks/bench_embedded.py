@@ -1,0 +1,66 @@
+"""What the embedded ViT knows: a linear probe on its frozen features, beside the same network at random and its teacher.
+
+    python benchmarks/bench_embedded.py [DATA[@N] …]
+
+Each DATA is a folder train|val|test/CLASS/* or vtzoo:NAME (default: the embedded tasks), of which N training images are
+used, drawn anew for each of three seeds; the learning rate is chosen on the validation images. Top-1 on the test images,
+mean of the seeds. Writes results/embedded.json.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from _probe import features, swept
+
+from vtzoo import data as D
+from vtzoo.artifact import resolved_card
+from vtzoo.backbone import build_card, sized
+from vtzoo.zoo import Zoo
+
+OUT = Path(__file__).parent / "results" / "embedded.json"
+VIT, TEACHER = "vit_embedded_64", "tf_efficientnet_lite0"
+SEEDS, EPOCHS = 3, 20
+LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+NETWORKS = (
+    ("ViT, 64 px", VIT, 64, True),
+    ("ViT at random, 64 px", VIT, 64, False),
+    ("teacher, 64 px", TEACHER, 64, True),
+    ("teacher, 128 px", TEACHER, 128, True),
+)
+
+
+def accuracy(network: str, pixels: int, pretrained: bool, data: str, limit: int) -> list[float]:
+    """Test top-1 of each seed's probe."""
+    zoo = Zoo.find()
+    card, args = sized(resolved_card(network, zoo), pixels)
+    torch.manual_seed(0)
+    model = build_card(card, zoo=zoo, pretrained=pretrained, **args)
+    parts = {split: D.open_data(data, split=split) for split in ("train", "val", "test")}
+    known = {s: features(model, images, card.preprocess, mirrored=s == "train") for s, images in parts.items()}
+    place = {path: i for i, path in enumerate(parts["train"].paths)}
+    chosen = [parts["train"].limit(limit, seed).paths for seed in range(SEEDS)]
+    seeds = [known["train"].at([place[path] for path in paths]) for paths in chosen]
+    heads = swept(seeds, known["val"], known["test"], lrs=LRS, classes=len(parts["train"].classes), epochs=EPOCHS)
+    return [head.test for head in heads]
+
+
+def main() -> None:
+    """Print rows as they come and keep them."""
+    found: dict[str, dict[str, Any]] = {}
+    for asked in sys.argv[1:] or [f"vtzoo:{name}" for name in D.embedded_tasks()]:
+        data, _, limit = asked.partition("@")
+        task = Path(data).name
+        for label, network, pixels, pretrained in NETWORKS:
+            scores = accuracy(network, pixels, pretrained, data, int(limit or 0))
+            found.setdefault(task, {"images": int(limit or 0) or "all"})[label] = scores
+            shown = ", ".join(f"{s:.3f}" for s in scores)
+            print(f"{task:14}{label:22}{statistics.fmean(scores):.3f}  ({shown})", flush=True)
+    OUT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Deltas beside a linear probe and full fine-tuning, at equal epochs and equal preprocessing.
+
+    python benchmarks/bench_tuning.py                                     the embedded backbones on the embedded tasks
+    python benchmarks/bench_tuning.py --arch ARCH [--weights FILE] [--method lora] [--pixels 112] [--precision bf16] DATA …
+
+Each DATA is a folder train|val|test/CLASS/*, or vtzoo:NAME; of its training images 1,000 are used, drawn anew by seed. The
+probe (three seeds) has its learning rate chosen on the validation images for each seed; the delta (three seeds) and full
+fine-tuning (one) run at the package's defaults. Top-1 is on the test images. Adds its rows to results/tuning.json.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _probe import features, swept
+
+from vtzoo import data as D
+from vtzoo.artifact import resolved_card
+from vtzoo.backbone import build_card, sized
+from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+OUT = Path(__file__).parent / "results" / "tuning.json"
+SEEDS, IMAGES, EPOCHS = 3, 1000, 10
+LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+DEFAULT = (("tf_efficientnet_lite0", "lora", 64), ("vit_embedded_64", "lora", 64))
+
+
+def rows(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one backbone on one task."""
+    found: dict[str, Any] = {"pixels": asked.pixels, "precision": asked.precision, "epochs": EPOCHS}
+    found["linear"] = probed(zoo, backbone, data, asked)
+    recipe = {"epochs": EPOCHS, "image_size": asked.pixels, "precision": asked.precision, "limit": IMAGES}
+    for method, seeds in ((asked.method, SEEDS), ("full", 0 if asked.skip_full else 1)):
+        for seed in range(seeds):
+            name = f"{Path(data).name.removeprefix('vtzoo:')}/{method}-{seed}"
+            made = train(
+                backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe={**recipe, "seed": seed}
+            )
+            row = {"seed": seed, "lr": made.recipe["lr"], "test": made.metrics["test"]["top1"]}
+            row |= {"seconds": made.metrics["seconds"], "params": made.params}
+            found.setdefault(method, []).append(row)
+            print(f"{data} {method} seed {seed}: {row['test']:.3f} ({row['seconds']:.0f} s)", flush=True)
+    best, mean = max(found["linear"]["test"]), statistics.fmean(found["linear"]["test"])
+    deltas = [r["test"] for r in found[asked.method]]
+    found["gain"] = {"over_mean": statistics.fmean(deltas) - mean, "over_best_seed": statistics.fmean(deltas) - best}
+    print(
+        f"{data} {asked.method} mean {statistics.fmean(deltas):.3f}; probe mean {mean:.3f}, best {best:.3f}", flush=True
+    )
+    return found
+
+
+def probed(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """The probe, with the features computed once."""
+    card, args = sized(resolved_card(backbone, zoo), asked.pixels)
+    model = build_card(card, zoo=zoo, **args)
+    bf16 = asked.precision == "bf16"
+    parts = {split: D.open_data(data, split=split) for split in ("train", "val", "test")}
+    chosen = [parts["train"].limit(IMAGES, seed) for seed in range(SEEDS)]
+    union = sorted({p for part in chosen for p in part.paths})
+    place = {p: i for i, p in enumerate(parts["train"].paths)}
+    known = features(model, parts["train"].take([place[p] for p in union]), card.preprocess, mirrored=True, bf16=bf16)
+    row = {p: i for i, p in enumerate(union)}
+    seeds = [known.at([row[p] for p in part.paths]) for part in chosen]
+    val, test = (features(model, parts[s], card.preprocess, bf16=bf16) for s in ("val", "test"))
+    heads = swept(seeds, val, test, lrs=LRS, classes=len(parts["train"].classes), epochs=EPOCHS)
+    found = {"lr": [h.lr for h in heads], "val": [h.val for h in heads], "test": [h.test for h in heads]}
+    print(f"{data} linear: " + ", ".join(f"{h.test:.3f} (lr {h.lr:g})" for h in heads), flush=True)
+    return found
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--method", default="lora")
+    parser.add_argument("--pixels", type=int, default=112)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--skip-full", action="store_true")
+    parser.add_argument("data", nargs="*")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run and keep."""
+    asked = parsed()
+    with tempfile.TemporaryDirectory() as folder:
+        zoo = Zoo.init(Path(folder) / "zoo")
+        if asked.weights:
+            add_backbone(name="measured", arch=asked.arch, weights=asked.weights, zoo=zoo)
+        if asked.arch:
+            todo = [(asked.arch, "measured" if asked.weights else asked.arch, asked.method, asked.pixels, asked.data)]
+        else:
+            embedded = [f"vtzoo:{name}" for name in D.embedded_tasks()]
+            todo = [(name, name, method, pixels, embedded) for name, method, pixels in DEFAULT]
+        for arch, backbone, method, pixels, sources in todo:
+            for data in sources:
+                asked.method, asked.pixels = method, pixels
+                found = rows(zoo, backbone, data, asked)
+                known = json.loads(OUT.read_text()) if OUT.is_file() else {}
+                known.setdefault(arch, {}).setdefault(Path(data).name, {})[method] = found
+                OUT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
