@@ -7,7 +7,6 @@ used, drawn anew for each of three seeds; the learning rate is chosen on the val
 mean of the seeds. Writes results/embedded.json.
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 
 import torch
 from _probe import features, swept
+from _results import keep
 
 from vtzoo import data as D
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card, sized
 from vtzoo.zoo import Zoo
 
-OUT = Path(__file__).parent / "results" / "embedded.json"
+HEAD = ("task", "training images", "network", "test top-1, mean", "by seed")
 VIT, TEACHER = "vit_embedded_64", "tf_efficientnet_lite0"
 SEEDS, EPOCHS = 3, 20
 LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -51,15 +51,17 @@ def accuracy(network: str, pixels: int, pretrained: bool, data: str, limit: int)
 def main() -> None:
     """Print rows as they come and keep them."""
     found: dict[str, dict[str, Any]] = {}
+    rows: list[tuple[str, ...]] = []
     for asked in sys.argv[1:] or [f"vtzoo:{name}" for name in D.embedded_tasks()]:
         data, _, limit = asked.partition("@")
         task = Path(data).name
         for label, network, pixels, pretrained in NETWORKS:
             scores = accuracy(network, pixels, pretrained, data, int(limit or 0))
-            found.setdefault(task, {"images": int(limit or 0) or "all"})[label] = scores
-            shown = ", ".join(f"{s:.3f}" for s in scores)
-            print(f"{task:14}{label:22}{statistics.fmean(scores):.3f}  ({shown})", flush=True)
-    OUT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            found.setdefault(task, {})[label] = scores
+            shown = f"{statistics.fmean(scores):.3f}", " ".join(f"{s:.3f}" for s in scores)
+            rows.append((task.removeprefix("vtzoo:"), limit or "all", label, *shown))
+            print("  ".join(rows[-1]), flush=True)
+    keep(__doc__ or "", "linear probes", HEAD, rows, found)
 
 
 if __name__ == "__main__":

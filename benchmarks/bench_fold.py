@@ -8,7 +8,6 @@ fold would look right). Printed: the largest difference of the logits on four ra
 largest logit, and how far the delta moves them from the bare backbone with the same head. Writes results/fold.json.
 """
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import timm
 import torch
+from _results import keep
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -37,7 +37,6 @@ FAMILIES = {
     "ResNet": "resnet18",
     "EfficientNet": "tf_efficientnet_lite0",
 }
-OUT = Path(__file__).parent / "results" / "fold.json"
 STEP = 0.02
 PROMPTED = ("pixel-prompt", "vpt-deep", "vpt-shallow")
 PROMPTS = 1.0  # the step of tokens and pixels, whose neighbours are that large
@@ -114,10 +113,16 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for family, method, result in cells():
         found.setdefault(family, {})[method] = result
-        shown = result if isinstance(result, str) else f"{result['max_rel']:.1e} (moved {result['moved']:.2f})"
-        print(f"{family:14}{method:14}{shown}", flush=True)
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        line = result if isinstance(result, str) else f"{result['max_rel']:.1e} (moved {result['moved']:.2f})"
+        print(f"{family:14}{method:14}{line}", flush=True)
+    methods = [m for m in registry.names("methods") if any(isinstance(found[f][m], dict) for f in found)]
+    rows = [[family, *(shown(found[family][m]) for m in methods)] for family in found]
+    keep(__doc__ or "", "largest difference, relative to the largest logit", ["", *methods], rows, found)
+
+
+def shown(result: dict[str, Any] | str) -> str:
+    """A figure, or nothing where the method doesn't fold."""
+    return "" if isinstance(result, str) else f"{result['max_rel']:.1e}"
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ factors are all zero). Scales are chosen on the validation images, the sum over 
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from _results import keep
 
 from vtzoo import data as D
 from vtzoo.verbs.evaluate import evaluate
@@ -18,8 +19,8 @@ from vtzoo.verbs.merge import merge_refs
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-OUT = Path(__file__).parent / "results" / "merge.json"
 DEFAULT = ("lora=vtzoo:fashion", "ssf=vtzoo:emoji", "bitfit=vtzoo:clipart")
+BARE = "bare backbone, same heads"
 ALGORITHMS = {
     "linear": ("linear",),
     "task-arithmetic": tuple(f"task-arithmetic[scale={s}]" for s in (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)),
@@ -43,21 +44,23 @@ def table(zoo: Zoo, asked: argparse.Namespace) -> dict[str, Any]:
     tasks = {Path(data).name.removeprefix("vtzoo:"): data for _, data in pairs}
     found: dict[str, Any] = {"methods": dict(zip(tasks, (m for m, _ in pairs), strict=True)), "recipe": recipe}
     refs: list[str] = []
+    alone: dict[str, float] = {}
     for task, (method, data) in zip(tasks, pairs, strict=True):
         made = train(backbone=asked.backbone, data=data, method=method, name=f"{task}/{method}", zoo=zoo, recipe=recipe)
         refs.append(made.ref)
-        found.setdefault("alone", {})[task] = made.metrics["test"]["top1"]
-    show("alone", found["alone"])
+        alone[task] = made.metrics["test"]["top1"]
+    show("alone", alone)
     merge_refs(refs=refs, method="task-arithmetic", name="bare", layers="*:0", zoo=zoo)
-    found["bare"] = scores(zoo, "bare", tasks, "test")
-    show("bare backbone, same heads", found["bare"])
+    bare = scores(zoo, "bare", tasks, "test")
+    show(BARE, bare)
+    found["rows"] = {"alone": alone, BARE: bare}
     for algorithm, specs in ALGORITHMS.items():
         names = {f"merged/{algorithm}-{i}": spec for i, spec in enumerate(specs)}
         for name, spec in names.items():
             merge_refs(refs=refs, method=spec, name=name, zoo=zoo)
         best = max(names, key=lambda name: sum(scores(zoo, name, tasks, "val").values()))
-        found[algorithm] = {"spec": names[best], **scores(zoo, best, tasks, "test")}
-        show(names[best], {task: found[algorithm][task] for task in tasks})
+        found["rows"][names[best]] = scores(zoo, best, tasks, "test")
+        show(names[best], found["rows"][names[best]])
     return found
 
 
@@ -78,9 +81,10 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = table(Zoo.init(Path(folder) / "zoo"), asked)
-    known = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    known[f"{asked.backbone}, {', '.join(found['methods'])}"] = found
-    OUT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    tasks = list(found["methods"])
+    rows = [[label, *(f"{scores[task]:.3f}" for task in tasks)] for label, scores in found["rows"].items()]
+    head = ["", *(f"{task} ({method})" for task, method in found["methods"].items())]
+    keep(__doc__ or "", f"{asked.backbone}, {asked.pixels} px, {asked.epochs} epochs", head, rows, found)
 
 
 if __name__ == "__main__":

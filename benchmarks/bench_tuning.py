@@ -9,13 +9,14 @@ fine-tuning (one) run at the package's defaults. Top-1 is on the test images. Ad
 """
 
 import argparse
-import json
 import statistics
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from _probe import features, swept
+from _results import keep
 
 from vtzoo import data as D
 from vtzoo.artifact import resolved_card
@@ -24,7 +25,7 @@ from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-OUT = Path(__file__).parent / "results" / "tuning.json"
+HEAD = ("task", "method", "trained numbers", "test top-1, mean", "by seed", "learning rate")
 SEEDS, IMAGES, EPOCHS = 3, 1000, 10
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 DEFAULT = (("tf_efficientnet_lite0", "lora", 64), ("vit_embedded_64", "lora", 64))
@@ -32,29 +33,25 @@ DEFAULT = (("tf_efficientnet_lite0", "lora", 64), ("vit_embedded_64", "lora", 64
 
 def rows(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Everything about one backbone on one task."""
-    found: dict[str, Any] = {"pixels": asked.pixels, "precision": asked.precision, "epochs": EPOCHS}
-    found["linear"] = probed(zoo, backbone, data, asked)
+    runs: dict[str, list[dict[str, Any]]] = {"linear, swept": probed(zoo, backbone, data, asked)}
     recipe = {"epochs": EPOCHS, "image_size": asked.pixels, "precision": asked.precision, "limit": IMAGES}
     for method, seeds in ((asked.method, SEEDS), ("full", 0 if asked.skip_full else 1)):
         for seed in range(seeds):
-            name = f"{Path(data).name.removeprefix('vtzoo:')}/{method}-{seed}"
+            name = f"{Path(data).name.removeprefix('vtzoo:')}/{method.partition('[')[0]}-{seed}"
             made = train(
                 backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe={**recipe, "seed": seed}
             )
             row = {"seed": seed, "lr": made.recipe["lr"], "test": made.metrics["test"]["top1"]}
-            row |= {"seconds": made.metrics["seconds"], "params": made.params}
-            found.setdefault(method, []).append(row)
+            row |= {"seconds": made.metrics["seconds"], "params": made.params, "val": made.metrics["val"]["top1"]}
+            runs.setdefault(method, []).append(row)
             print(f"{data} {method} seed {seed}: {row['test']:.3f} ({row['seconds']:.0f} s)", flush=True)
-    best, mean = max(found["linear"]["test"]), statistics.fmean(found["linear"]["test"])
-    deltas = [r["test"] for r in found[asked.method]]
-    found["gain"] = {"over_mean": statistics.fmean(deltas) - mean, "over_best_seed": statistics.fmean(deltas) - best}
-    print(
-        f"{data} {asked.method} mean {statistics.fmean(deltas):.3f}; probe mean {mean:.3f}, best {best:.3f}", flush=True
-    )
-    return found
+    heads, deltas = ([r["test"] for r in runs[m]] for m in ("linear, swept", asked.method))
+    mean, best, ours = statistics.fmean(heads), max(heads), statistics.fmean(deltas)
+    print(f"{data} {asked.method} mean {ours:.3f}; probe mean {mean:.3f}, best {best:.3f}", flush=True)
+    return {"epochs": EPOCHS, "images": IMAGES, "runs": runs, "over_mean": ours - mean, "over_best_seed": ours - best}
 
 
-def probed(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[str, Any]:
+def probed(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """The probe, with the features computed once."""
     card, args = sized(resolved_card(backbone, zoo), asked.pixels)
     model = build_card(card, zoo=zoo, **args)
@@ -67,10 +64,10 @@ def probed(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dic
     row = {p: i for i, p in enumerate(union)}
     seeds = [known.at([row[p] for p in part.paths]) for part in chosen]
     val, test = (features(model, parts[s], card.preprocess, bf16=bf16) for s in ("val", "test"))
-    heads = swept(seeds, val, test, lrs=LRS, classes=len(parts["train"].classes), epochs=EPOCHS)
-    found = {"lr": [h.lr for h in heads], "val": [h.val for h in heads], "test": [h.test for h in heads]}
+    classes = len(parts["train"].classes)
+    heads = swept(seeds, val, test, lrs=LRS, classes=classes, epochs=EPOCHS)
     print(f"{data} linear: " + ", ".join(f"{h.test:.3f} (lr {h.lr:g})" for h in heads), flush=True)
-    return found
+    return [{**asdict(h), "params": classes * (known.views.shape[2] + 1)} for h in heads]
 
 
 def parsed() -> argparse.Namespace:
@@ -99,12 +96,26 @@ def main() -> None:
             embedded = [f"vtzoo:{name}" for name in D.embedded_tasks()]
             todo = [(name, name, method, pixels, embedded) for name, method, pixels in DEFAULT]
         for arch, backbone, method, pixels, sources in todo:
+            found: dict[str, Any] = {}
             for data in sources:
                 asked.method, asked.pixels = method, pixels
-                found = rows(zoo, backbone, data, asked)
-                known = json.loads(OUT.read_text()) if OUT.is_file() else {}
-                known.setdefault(arch, {}).setdefault(Path(data).name, {})[method] = found
-                OUT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+                found[data] = rows(zoo, backbone, data, asked)
+                shown = f"{arch}, {method}, {pixels} px, {asked.precision}"
+                keep(__doc__ or "", shown, HEAD, [row for task in found for row in table(task, found[task])], found)
+
+
+def table(data: str, found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of one task."""
+    lines: list[tuple[str, ...]] = []
+    for method, runs in found["runs"].items():
+        scores, rates = [r["test"] for r in runs], sorted({r["lr"] for r in runs})
+        shown = (
+            f"{statistics.fmean(scores):.3f}",
+            " ".join(f"{s:.3f}" for s in scores),
+            " ".join(f"{r:g}" for r in rates),
+        )
+        lines.append((Path(data).name.removeprefix("vtzoo:"), method, f"{runs[0]['params']:,}", *shown))
+    return lines
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ EMBEDDED: dict[str, dict[str, Any]] = {
         "config": "vit_tiny_patch16_224.augreg_in21k",
         "file": "vit_embedded_64.safetensors",
         "arch": "vit_tiny_patch16_224",
-        "model_args": {"img_size": 64, "patch_size": 8, "depth": 8},
+        "model_args": {"img_size": 64, "patch_size": 8, "depth": 8, "global_pool": "avg"},
         "input_size": (3, 64, 64),
         "num_classes": 0,
         "crop_pct": 1.0,

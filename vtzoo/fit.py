@@ -120,8 +120,8 @@ class _Run:
         )
         self.trained = {n: p for n, p in everything.named_parameters() if p.requires_grad}
         self.optimizer = create_optimizer_v2(self._groups(), opt=recipe.optimizer, lr=recipe.lr or DEFAULT_LR)
-        total = max(1, recipe.epochs * plan.steps)
-        warmup = min(total - 1, math.ceil(recipe.warmup_epochs * plan.steps))
+        total = max(2, recipe.epochs * plan.steps)
+        warmup = min(total // 2, math.ceil(recipe.warmup_epochs * plan.steps)) if recipe.epochs * plan.steps > 1 else 0
         self.schedule = CosineLRScheduler(
             self.optimizer, t_initial=total, lr_min=(recipe.lr or DEFAULT_LR) * recipe.min_lr_fraction, warmup_t=warmup,
             warmup_lr_init=(recipe.lr or DEFAULT_LR) * 0.01, warmup_prefix=False, t_in_epochs=False,

@@ -61,7 +61,7 @@ def decode(schema: type[T] | Callable[..., Any], values: Mapping[str, Any], what
         UsageError: unknown knobs and wrong values, all at once, with the nearest knob's name.
     """
     fields = _fields(schema)
-    wrong = [f"no knob '{k}' ({did_you_mean(k, fields)})" for k in values if k not in fields]
+    wrong = [f"no knob '{k}' ({did_you_mean(k, fields) or 'it has none'})" for k in values if k not in fields]
     ready = {k: _shape(v, fields[k]) for k, v in values.items() if k in fields}
     try:
         result = _adapter(schema).validate_python(ready)

@@ -13,7 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Recipe:
     """How a delta, head or student is trained. Values left at None are chosen by method and backbone family.
 
-    Units: lr and head_lr (the classifier's; lr unless given) per step of the optimiser, warmup and patience in epochs, image_size in pixels, limit in images.
+    Units: lr and head_lr (the classifier's; lr unless given) per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limit in images.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 10

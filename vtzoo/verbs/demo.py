@@ -14,21 +14,15 @@ from vtzoo.verbs.merge import merge_refs
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-BACKBONE = "tf_efficientnet_lite0"
-RECIPE: dict[str, Any] = {
-    "image_size": 64,
-    "epochs": 4,
-    "batch_size": 32,
-    "augment": "flip",
-    "lr": 3e-4,
-    "head_lr": 1e-2,
-}
-"""A small rate for the deltas and a large one for the heads: deltas that stay near the backbone lose little when merged."""
-DELTAS = (
-    ("fashion/lora", "lora[rank=8]"),
-    ("emoji/ssf", "ssf"),
-    ("clipart/bitfit", "bitfit"),
-    ("fashion/adapter", "adapter[placement=pfeiffer]"),
+CNN, VIT = "tf_efficientnet_lite0", "vit_embedded_64"
+RECIPE: dict[str, Any] = {"image_size": 64, "epochs": 4, "batch_size": 32, "augment": "flip"}
+SMALL: dict[str, Any] = {"lr": 3e-4, "head_lr": 1e-2}
+"""A small rate for deltas and a large one for heads: deltas that stay near the backbone lose little when merged."""
+DELTAS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("fashion/lora", CNN, "lora[rank=8]", SMALL),
+    ("emoji/ssf", CNN, "ssf", SMALL),
+    ("clipart/bitfit", CNN, "bitfit", SMALL),
+    ("fashion/prompts", VIT, "vpt-deep", {}),
 )
 MERGED = ("fashion/lora", "emoji/ssf", "clipart/bitfit")
 STUDENT = "test_efficientnet"
@@ -50,7 +44,7 @@ def demo(*, out: Path) -> Demo:
     zoo = Zoo.init(out)
     zoo.command = "vtzoo demo"
     started = time.monotonic()
-    rows = [_trained(zoo, name, method) for name, method in DELTAS]
+    rows = [_trained(zoo, *delta) for delta in DELTAS]
     merge_refs(refs=list(MERGED), method="ties[density=0.2,scale=0.5]", name="all-in-one", zoo=zoo)
     rows += [_merged(zoo, parent) for parent in MERGED]
     folded = fold_ref(ref="fashion/lora", out=zoo.root / "fashion-folded", zoo=zoo, name="fashion/folded")
@@ -81,13 +75,13 @@ def demo(*, out: Path) -> Demo:
     rows.append(_row(zoo, "fashion/onnx", "export of all-in-one, run by onnxruntime", None, worst))
     seconds = round(time.monotonic() - started, 1)
     talk.say(f"done in {seconds} s")
-    return Demo(ref="", path=str(zoo.root), report={"backbone": BACKBONE, "seconds": seconds, "artifacts": rows})
+    return Demo(ref="", path=str(zoo.root), report={"backbones": [CNN, VIT], "seconds": seconds, "artifacts": rows})
 
 
-def _trained(zoo: Zoo, name: str, method: str) -> dict[str, Any]:
-    task = name.partition("/")[0]
-    made = train(backbone=BACKBONE, data=f"vtzoo:{task}", method=method, name=name, zoo=zoo, recipe=RECIPE)
-    return _row(zoo, name, method, made.metrics["test"]["top1"])
+def _trained(zoo: Zoo, name: str, backbone: str, method: str, rates: dict[str, Any]) -> dict[str, Any]:
+    data = f"vtzoo:{name.partition('/')[0]}"
+    made = train(backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe={**RECIPE, **rates})
+    return _row(zoo, name, f"{method} on {backbone}", made.metrics["test"]["top1"])
 
 
 def _merged(zoo: Zoo, parent: str) -> dict[str, Any]:
