@@ -150,6 +150,39 @@ class Anatomy:
         last = hasattr(first, "normalized_shape") and "2d" not in type(first).__name__
         return -1 if last or isinstance(first, nn.Linear) else 1
 
+    @torch.no_grad()
+    def value_last(self, name: str) -> bool:
+        """Whether the last third of a fused qkv's outputs is the value, by what the attention does with it.
+
+        The output of an attention is linear in its values: doubling that third of weight and bias must double what
+        comes out, less the constant that comes out when it is zero. Where queries or keys are among them it does not.
+        """
+        parent, layer = self.modules[name.rpartition(".")[0]], self.modules[name]
+        shape = self.seen[name.rpartition(".")[0]].x if name.rpartition(".")[0] in self.seen else ()
+        if not shape or not isinstance(layer, nn.Linear):
+            return False
+        kept, rows = {n: p.clone() for n, p in own_parameters(layer).items()}, layer.out_features // 3
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=generator).to(layer.weight.device, layer.weight.dtype)
+        was, outputs = {m: m.training for m in parent.modules()}, list[Tensor]()
+        parent.eval()
+        try:
+            for scale in (0, 1, 2):
+                for n, p in own_parameters(layer).items():
+                    p[-rows:] = scale * kept[n][-rows:]
+                outputs.append(parent(x))
+        except (TypeError, RuntimeError, ValueError):  # it wants more than its input
+            return False
+        finally:
+            for n, p in own_parameters(layer).items():
+                p.copy_(kept[n])
+            for module, mode in was.items():
+                module.training = mode
+        once, twice = outputs[1] - outputs[0], outputs[2] - outputs[0]
+        return bool(once.abs().max() > 0) and torch.allclose(
+            twice, 2 * once, rtol=1e-3, atol=1e-4 * float(once.abs().max())
+        )
+
     def params(self, wanted: Iterable[str]) -> list[Site]:
         """Parameters by full name, gathered by the module that owns them."""
         names, sites = set(wanted), []

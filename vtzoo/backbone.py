@@ -9,10 +9,10 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from vtzoo.anatomy import Anatomy, head_names
-from vtzoo.bases import weights_path
+from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import fingerprint_of
-from vtzoo.live import CARD
+from vtzoo.live import CARD, LOADED
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
@@ -33,6 +33,7 @@ def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, 
     Raises:
         NotFound: neither the zoo nor timm knows the name.
         Network: the weights must be fetched and can't be.
+        WrongBackbone: the weights are no longer those that the entry was made with.
     """
     return build_card(card_of(name_or_ref, zoo), zoo=zoo, pretrained=pretrained, **model_args)
 
@@ -66,30 +67,24 @@ def timm_card(name: str) -> BackboneCard:
 
 
 def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
-    """Build what a card describes; the card, with its fingerprint, stays on the model."""
+    """Build what a card describes; the card, with its fingerprint, stays on the model.
+
+    Raises:
+        WrongBackbone: the weights are not those of the card's fingerprint.
+    """
     overlay: dict[str, Any] = {}
-    if pretrained:
-        overlay = {"state_dict": dict(TensorFile(weights_path(card, zoo))), "source": ""}
+    path = checked_path(card, zoo) if pretrained else None
+    if path is not None:
+        overlay = {"state_dict": dict(TensorFile(path)), "source": ""}
     args = {"num_classes": 0, **card.model_args, **model_args}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
+    head, loaded = card.head or head_names(model), fingerprint_of(model)
     shown = replace(
-        card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=card.head or head_names(model)
-    )
-    if not shown.fingerprint or not pretrained:
-        plain = (
-            model
-            if not model_args
-            else create(
-                card.arch,
-                pretrained=pretrained,
-                pretrained_cfg_overlay=overlay or None,
-                num_classes=0,
-                **card.model_args,
-            )
-        )
-        shown = replace(shown, fingerprint=fingerprint_of(plain if pretrained else model))
+        card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head,
+        fingerprint=file_fingerprint(path, head) if path is not None else loaded,
+    )  # fmt: skip
     _fresh_head(model, {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()})
-    model.__dict__[CARD] = shown
+    model.__dict__[CARD], model.__dict__[LOADED] = shown, loaded
     getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # loaded; not to be carried along
     return model.requires_grad_(requires_grad=False).eval()
 

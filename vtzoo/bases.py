@@ -1,12 +1,14 @@
 """A backbone's own tensors, from wherever its card says they are; lazy, and without timm."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from torch import Tensor
 
-from vtzoo.errors import Network, NotFound, UsageError
+from vtzoo.errors import Network, NotFound, UsageError, WrongBackbone
+from vtzoo.fingerprint import fingerprint
 from vtzoo.spec import BackboneCard
 from vtzoo.tensors import Lazy, TensorFile
 from vtzoo.zoo import Zoo
@@ -37,10 +39,46 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
 
 
 def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor]:
-    """The backbone's tensors by timm name, head left out; each is read when asked for."""
-    source = TensorFile(weights_path(card, zoo))
-    inside = tuple(h + "." for h in card.head)
-    names = [n for n in source if n not in card.head and not (inside and n.startswith(inside))]
+    """The backbone's tensors by timm name, head left out; each is read when asked for.
+
+    Raises:
+        WrongBackbone: the weights are no longer those that the card, or the delta that brought it, was made with.
+    """
+    path = checked_path(card, zoo)
+    return without_head(TensorFile(path), card.head)
+
+
+def checked_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
+    """The file behind a card, its tensors compared with the card's fingerprint where it has one.
+
+    Raises:
+        WrongBackbone: they differ.
+    """
+    path = weights_path(card, zoo)
+    if card.fingerprint and (seen := file_fingerprint(path, card.head)) != card.fingerprint:
+        raise WrongBackbone(
+            f"the weights behind {card.source} are not those that '{card.name or card.arch}' was known by "
+            f"({seen[:19]}…, not {card.fingerprint[:19]}…)",
+            "bring the old weights back: vtzoo add backbone NAME --arch ARCH --weights FILE",
+        )
+    return path
+
+
+def file_fingerprint(path: Path, head: tuple[str, ...]) -> str:
+    """The fingerprint of a weights file, read once per process for as long as the file stays as it is."""
+    facts = path.stat()
+    return _file_fingerprint(path, facts.st_size, facts.st_mtime_ns, head)
+
+
+@cache
+def _file_fingerprint(path: Path, size: int, changed: int, head: tuple[str, ...]) -> str:  # noqa: ARG001 - part of the key
+    return fingerprint(without_head(TensorFile(path), head))
+
+
+def without_head(source: TensorFile, head: tuple[str, ...]) -> Mapping[str, Tensor]:
+    """A file's tensors, those of the head left out; `head` names modules or tensors."""
+    inside = tuple(h + "." for h in head)
+    names = [n for n in source if n not in head and not (inside and n.startswith(inside))]
     shapes, dtypes = {n: source.shape(n) for n in names}, {n: source.dtype(n) for n in names}
     return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes)
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from vtzoo import registry
 from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
-from vtzoo.errors import NotFoldable, ShapeMismatch
+from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
+from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
-from vtzoo.tensors import dtype_of, shape_of, working
+from vtzoo.tensors import Lazy, dtype_of, shape_of, working
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,14 @@ class Folded(Mapping[str, Tensor]):
         return {**below, **self.model_args}
 
 
-def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None) -> Folded:
+def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None, check: bool = True) -> Folded:
     """Fold a delta into its backbone's tensors.
 
     Args:
         base: the backbone's state dict, timm-named; may be lazy.
         delta: made for this backbone.
         task: whose head to put in; None takes the only one, or none where there are several; "" leaves heads out.
+        check: compare fingerprints first, which reads the whole base.
 
     Returns:
         The full state dict, lazily, with `.model_args`.
@@ -85,7 +87,10 @@ def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None) -
     Raises:
         NotFoldable: a part has no exact form in plain weights, and why.
         ShapeMismatch: the base is another architecture.
+        WrongBackbone: the base holds other weights.
     """
+    if check:
+        check_base(base, delta)
     folded = _fold_parts(grounded(base, delta), delta)
     if task == "" or (task is None and len(delta.tasks) != 1):
         return folded
@@ -98,6 +103,23 @@ def fold(base: Mapping[str, Tensor], delta: Delta, *, task: str | None = None) -
             )
     head = delta.head(name)
     return Folded(folded, {n: (lambda n=n: head[n]) for n in head}, {n: shape_of(head, n) for n in head})
+
+
+def check_base(base: Mapping[str, Tensor], delta: Delta) -> None:
+    """Refuse tensors that are not those the delta was made for; a head among them doesn't count.
+
+    Raises:
+        WrongBackbone: the fingerprints differ.
+    """
+    card = delta.backbone
+    inside = tuple(h + "." for h in card.head)
+    body = [n for n in base if n not in card.head and not (inside and n.startswith(inside))]
+    seen = fingerprint(Lazy({n: (lambda n=n: base[n]) for n in body}, {}))
+    if seen != card.fingerprint:
+        raise WrongBackbone(
+            f"the delta was made for {card.name or card.arch} ({card.fingerprint[:19]}…), these tensors are others ({seen[:19]}…)",
+            "give the bare backbone's own state dict, at its own input size",
+        )
 
 
 def grounded(base: Mapping[str, Tensor], delta: Delta) -> Folded:

@@ -4,8 +4,8 @@ All four are method-blind: a method names its sites and builds one graft per sit
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from vtzoo.methods._protocol import head as build_head
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import shape_of
 
-INSTALLED, CARD = "_vtzoo_installed", "vtzoo_card"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INSTALLED, CARD, LOADED = "_vtzoo_installed", "vtzoo_card", "_vtzoo_loaded"
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Installed:
     trainable_before: dict[str, bool] = field(default_factory=dict)
     heads_before: dict[str, nn.Module] = field(default_factory=dict)
     classes_before: int | None = None
+    training_before: set[str] = field(default_factory=set[str])
 
 
 def installed(model: nn.Module) -> Installed | None:
@@ -54,13 +58,14 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0) -> nn.Module:
         The same model.
 
     Raises:
-        UsageError: unknown knobs or targets.
+        UsageError: unknown knobs or targets, two heads, or nothing that could be trained.
         NotFound: unknown method.
         Conflict: the model carries a delta already.
         DeadTarget: a site is neither called nor read.
     """
     _refuse_second(model)
     wanted = [_configured(p) for p in knobs.parse(spec)]
+    _one_head(model, wanted)
     anatomy = survey(model)
     parts: list[Part] = []
     for name, module, config in wanted:
@@ -75,18 +80,19 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0) -> nn.Module:
                 _swap_heads(model, record, module, config)
         record.parts.extend(parts)
         _alive(model, anatomy)
+        _trainable(model, spec)
     except BaseException:
         detach(model)
         raise
     return model
 
 
-def attach(model: nn.Module, delta: Delta, *, task: str | None = None, check: bool = True) -> nn.Module:
+def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = None, check: bool = True) -> nn.Module:
     """Put a saved delta on a model, in place, with the head of one task.
 
     Args:
         model: the backbone it was trained on, at the same input size (`vtzoo.build` of the delta's own facts).
-        delta: what `Delta.open` gives.
+        delta: what `Delta.open` gives, or the file's path.
         task: whose head; may be left out where there is one task, or "" for no head.
         check: compare fingerprints first.
 
@@ -96,6 +102,7 @@ def attach(model: nn.Module, delta: Delta, *, task: str | None = None, check: bo
         DeadTarget: a site is neither called nor read in this version of the model.
     """
     _refuse_second(model)
+    delta = delta if isinstance(delta, Delta) else Delta.open(delta)
     if check:
         check_backbone(model, delta)
     anatomy = survey(model)
@@ -121,7 +128,9 @@ def attach(model: nn.Module, delta: Delta, *, task: str | None = None, check: bo
 def extract(
     model: nn.Module,
     *,
-    tasks: Sequence[Task] = (),
+    task: str = "task",
+    classes: Sequence[str] = (),
+    tasks: Sequence[Task] | None = None,
     backbone: BackboneCard | None = None,
     overrides: Mapping[str, Tensor] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -132,7 +141,9 @@ def extract(
 
     Args:
         model: one that `inject` or `attach` prepared.
-        tasks: the task whose head the model carries (one), or none.
+        task: what to call the task whose head the model carries.
+        classes: its labels in the order of the head's outputs; "0", "1", … unless given.
+        tasks: the same two and the preprocessing as one record; () leaves the head out.
         backbone: facts of the backbone; by default those that `build` left on the model.
         overrides: base tensors resized for another input size.
         metrics: what was measured.
@@ -140,20 +151,18 @@ def extract(
         lineage: what it was made from.
 
     Raises:
-        UsageError: the model carries no delta.
+        UsageError: the model carries no delta, or the labels are not as many as the head's outputs.
     """
     record = installed(model)
     if record is None:
         raise UsageError("this model carries no delta", "call vtzoo.inject(model, 'lora') first")
     tensors = {n: _copy(t) for n, t in tensors_of(model).items()}
-    for task in tasks:
-        tensors.update({f"{HEAD}{task.name}/{n}": _copy(t) for n, t in head_state(model).items()})
+    card = backbone or _card(model)
+    if tasks is None:
+        tasks = _own_task(model, task, classes, card)
+    for one in tasks:
+        tensors.update({f"{HEAD}{one.name}/{n}": _copy(t) for n, t in head_state(model).items()})
     tensors.update({BASE + n: _copy(t) for n, t in (overrides or {}).items()})
-    card = (
-        backbone
-        or getattr(model, CARD, None)
-        or BackboneCard(name="", arch=type(model).__name__, fingerprint=fingerprint_of(model))
-    )
     return Delta(
         method=record.spec, parts=tuple(record.parts), backbone=card, tensors=tensors, tasks=tuple(tasks),
         metrics=metrics or {}, recipe=recipe or {}, lineage=lineage or {},
@@ -167,9 +176,10 @@ def detach(model: nn.Module) -> nn.Module:
         return model
     for _, host in hosts(model):
         prune(host)
-    for module in model.modules():
+    for name, module in model.named_modules():
         if module.__dict__.get("_frozen_statistics"):
             freeze_statistics(module, frozen=False)
+            module.training = name in record.training_before
     for name, head in record.heads_before.items():
         model.set_submodule(name, head)
     if record.classes_before is not None:
@@ -185,14 +195,32 @@ def check_backbone(model: nn.Module, delta: Delta) -> None:
     Raises:
         WrongBackbone: the fingerprints differ.
     """
-    card: BackboneCard | None = getattr(model, CARD, None)
-    seen = card.fingerprint if card is not None and card.fingerprint else fingerprint_of(model)
-    if delta.backbone.fingerprint != seen:
+    card = _card(model)
+    if delta.backbone.fingerprint != card.fingerprint:
         raise WrongBackbone(
             f"the delta was made for {delta.backbone.name or delta.backbone.arch} ({delta.backbone.fingerprint[:19]}…), "
-            f"this backbone is {card.name if card else type(model).__name__} ({seen[:19]}…)",
+            f"this backbone is {card.name or card.arch} ({card.fingerprint[:19]}…)",
             f"build its own backbone: vtzoo show {delta.backbone.name or 'REF'}",
         )
+
+
+def _card(model: nn.Module) -> BackboneCard:
+    """What `build` left on a model, as long as the model still holds what was loaded; else its present tensors' own."""
+    live = fingerprint_of(model)
+    card: BackboneCard = getattr(model, CARD, None) or BackboneCard(
+        name="", arch=type(model).__name__, head=head_names(model)
+    )
+    return card if model.__dict__.get(LOADED) == live else replace(card, fingerprint=live)
+
+
+def _own_task(model: nn.Module, name: str, classes: Sequence[str], card: BackboneCard) -> tuple[Task, ...]:
+    """The task of the model's own head; none where it has no head."""
+    if not head_state(model):
+        return ()
+    count = int(getattr(model, "num_classes", 0)) or len(classes)
+    if classes and len(classes) != count:
+        raise UsageError(f"{len(classes)} classes for a head of {count} outputs", "name each output once, in order")
+    return (Task(name=name, classes=tuple(classes) or tuple(map(str, range(count))), preprocess=card.preprocess),)
 
 
 def head_state(model: nn.Module) -> dict[str, Tensor]:
@@ -230,6 +258,15 @@ def _configured(part: knobs.Part) -> tuple[str, Any, Any]:
     return part.name, module, knobs.decode(module.Config, part.knobs, part.name)
 
 
+def _one_head(model: nn.Module, wanted: Sequence[tuple[str, Any, Any]]) -> None:
+    """Refuse a stack in which two methods would build the one head."""
+    building = [name for name, module, _ in wanted if hasattr(module, "head")]
+    if len(building) > 1:
+        raise UsageError(
+            f"{' and '.join(building)} would both build the head of this {type(model).__name__}", "name one"
+        )
+
+
 def _attribute(method: str, before: Sequence[Part]) -> str:
     """The graft's attribute name: the method's, numbered when it stands more than once in a stack."""
     count = sum(p.method == method for p in before)
@@ -238,6 +275,7 @@ def _attribute(method: str, before: Sequence[Part]) -> str:
 
 def _begin(model: nn.Module, spec: str) -> Installed:
     record = Installed(spec, [], {n: p.requires_grad for n, p in model.named_parameters()})
+    record.training_before = {n for n, m in model.named_modules() if m.training}
     model.__dict__[INSTALLED] = record
     inside = tuple(h + "." for h in head_names(model))
     for name, parameter in model.named_parameters():
@@ -291,6 +329,12 @@ def _alive(model: nn.Module, anatomy: Anatomy) -> None:
         )
 
 
+def _trainable(model: nn.Module, spec: str) -> None:
+    """Refuse a fresh delta that has nothing to train."""
+    if not trainable(model):
+        raise UsageError(f"'{spec}' trains only a head, and this model has none", "build it with num_classes=N")
+
+
 def _same_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
     """Refuse a model in which the delta's sites have another shape, or which has other blocks."""
     modules = dict(model.named_modules())
@@ -315,8 +359,8 @@ def _same_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
                     f"{site.name} has shape {list(shape)}, the delta was made for {list(site.shape)}",
                     "build the model at the delta's input size",
                 )
-            for name, size in site.facts.get("params", {}).items():
-                own = modules[site.name]._parameters.get(name)
+            for name, size in {**site.facts.get("params", {}), **site.facts.get("buffers", {})}.items():
+                own = {**modules[site.name]._parameters, **modules[site.name]._buffers}.get(name)
                 if own is None or list(own.shape) != list(size):
                     raise ShapeMismatch(
                         f"{site.key(name)} has shape {list(own.shape) if own is not None else None}, the delta was made for {list(size)}",

@@ -17,7 +17,7 @@ from vtzoo import __version__, knobs, registry
 from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import Conflict, NotFoldable
-from vtzoo.folding import Folded, grounded, task_vector
+from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._whole import Vectors, Whole
@@ -39,6 +39,7 @@ class Plan:
         ground: the backbone's tensors at the deltas' input size.
         algorithm: gives one tensor of the merged task vector.
         factors: of the tensors whose merged value is scaled.
+        statistics: tensors that are running statistics of a norm, not weights.
     """
 
     deltas: tuple[Delta, ...]
@@ -49,13 +50,23 @@ class Plan:
     ground: Folded
     algorithm: Callable[[Vectors], Tensor]
     factors: Mapping[str, float]
+    statistics: frozenset[str]
 
     @torch.no_grad()
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the merged backbone: base + factor * algorithm(task vectors)."""
-        merged = self.algorithm(self.whole.at(name))
-        if name in self.factors:
-            merged = merged.mul_(self.factors[name])
+        """One tensor of the merged backbone: base + factor * algorithm(task vectors).
+
+        Running statistics are no directions in weight space, and a variance must not turn negative: whatever the
+        algorithm, they become the mean over the tasks by size of weight, and a factor stays within [0, 1].
+        """
+        vectors, factor = self.whole.at(name), self.factors.get(name, 1.0)
+        if name in self.statistics:
+            total = sum(abs(w) for w in self.coef)
+            merged, factor = vectors.sum([abs(w) / total for w in self.coef]), min(max(factor, 0.0), 1.0)
+        else:
+            merged = self.algorithm(vectors)
+        if factor != 1:
+            merged = merged.mul_(factor)
         base = self.ground[name]
         kind = working(base, merged)
         return base.to(kind) + merged.to(kind)
@@ -69,6 +80,7 @@ def merge(
     coef: Sequence[float] | None = None,
     layers: str | None = None,
     parents: Sequence[str] = (),
+    check: bool = True,
 ) -> Delta:
     """Merge deltas of one backbone into one of method `full`, with every task's head.
 
@@ -79,6 +91,7 @@ def merge(
         coef: one weight per delta, all 1 by default; what they mean is the algorithm's.
         layers: factors on the merged task vector by tensor name, such as "blocks.0-5:0.3" (see `factors_of`).
         parents: digests of the deltas, for the lineage.
+        check: compare the base's fingerprint with the deltas', which reads the whole base.
 
     Returns:
         A lazy delta; saving it streams into the file.
@@ -86,12 +99,15 @@ def merge(
     Raises:
         NotFound: no algorithm of that name.
         UsageError: unknown or wrong knobs, coefficients or layers.
-        WrongBackbone: the deltas have different backbones.
+        WrongBackbone: the deltas have different backbones, or the base holds other weights.
         ShapeMismatch: different input sizes, or tensors that don't fit the base.
         NotFoldable: a delta has no task vector, or heads of different kinds would have to share one delta.
         Conflict: two deltas have different heads for a task of the same name.
     """
-    return assembled(plan(deltas, method, base=base, coef=coef, layers=layers), parents)
+    made = plan(deltas, method, base=base, coef=coef, layers=layers)
+    if check:
+        check_base(base, made.deltas[0])
+    return assembled(made, parents)
 
 
 def plan(
@@ -116,28 +132,29 @@ def plan(
     vectors, ground = [task_vector(base, d) for d in deltas], grounded(base, deltas[0])
     shapes = {n: ground.shape(n) for n in sorted({n for v in vectors for n in v})}
     order = _order(deltas) if module.SYMMETRIC else ()
-    factors = factors_of(layers, list(shapes))
+    factors, statistics = factors_of(layers, list(shapes)), _statistics(deltas)
     equal_values(deltas)
     return Plan(
         deltas=deltas,
         spec=str(part),
         coef=weights,
         layers=layers or "",
-        whole=Whole(vectors, weights, shapes, order=order, labels=labels),
+        whole=Whole(vectors, weights, shapes, order=order, labels=labels, aside=statistics),
         ground=ground,
         algorithm=lambda v: function(v, **chosen),
         factors=factors,
+        statistics=statistics,
     )
 
 
 def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
     """The merged delta of a plan, lazily: replacement tensors, every head, the resized tensors."""
-    sites = _sites(plan.whole.shapes)
+    sites = _sites(plan.whole.shapes, plan.statistics)
     makers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
     for site in sites:
-        for param in site.facts["params"]:
+        for param in (*site.facts["params"], *site.facts.get("buffers", ())):
             place, name = f"{site.key(FULL)}.{param}", site.key(param)
             makers[place], shapes[place] = (lambda n=name: plan.tensor(n)), plan.whole.shapes[name]
             dtypes[place] = torch.float64 if dtype_of(plan.ground, name) == torch.float64 else torch.float32
@@ -222,10 +239,17 @@ def _order(deltas: Sequence[Delta]) -> list[int]:
     return sorted(range(len(deltas)), key=lambda i: json.dumps(deltas[i].header(), sort_keys=True))
 
 
-def _sites(shapes: Mapping[str, tuple[int, ...]]) -> list[Site]:
-    """Parameters gathered by the module that owns them."""
-    found: dict[str, dict[str, list[int]]] = {}
+def _statistics(deltas: Sequence[Delta]) -> frozenset[str]:
+    """The running statistics that any delta brings, by full name."""
+    sites = [s for d in deltas for part in d.parts for s in part.sites]
+    return frozenset(s.key(name) for s in sites for name in s.facts.get("buffers", ()))
+
+
+def _sites(shapes: Mapping[str, tuple[int, ...]], statistics: frozenset[str]) -> list[Site]:
+    """Parameters and running statistics gathered by the module that owns them."""
+    found: dict[str, dict[str, dict[str, list[int]]]] = {}
     for name in sorted(shapes):
         module, _, param = name.rpartition(".")
-        found.setdefault(module, {})[param] = list(shapes[name])
-    return [Site(name=module, kind="params", facts={"params": params}) for module, params in found.items()]
+        facts = found.setdefault(module, {"params": {}})
+        facts.setdefault("buffers" if name in statistics else "params", {})[param] = list(shapes[name])
+    return [Site(name=module, kind="params", facts=facts) for module, facts in found.items()]

@@ -9,7 +9,7 @@ from tests import families
 from vtzoo import registry
 from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
-from vtzoo.fingerprint import base_state
+from vtzoo.fingerprint import base_state, fingerprint
 from vtzoo.graft import tensors_of
 from vtzoo.live import extract, head_state, inject
 from vtzoo.spec import BackboneCard, Task
@@ -17,7 +17,6 @@ from vtzoo.tensors import Lazy
 
 MERGES = registry.names("merges")
 SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
-CARD = BackboneCard(name="tiny", arch="tiny", fingerprint="sha256:" + "0" * 64)
 
 
 def neutral(merge: str) -> str:
@@ -56,7 +55,8 @@ def stored(vectors: dict[str, Tensor], base: dict[str, Tensor], task: str = "t")
         sites=tuple(Site(name=m, kind="params", facts={"params": p}) for m, p in sites.items()),
     )  # fmt: skip
     tasks = (Task(name=task, classes=("a", "b")),)
-    return Delta(method="full", parts=(part,), backbone=CARD, tensors=tensors, tasks=tasks)
+    card = BackboneCard(name="tiny", arch="tiny", fingerprint=fingerprint(base))
+    return Delta(method="full", parts=(part,), backbone=card, tensors=tensors, tasks=tasks)
 
 
 def random_deltas(count: int, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[Delta]]:

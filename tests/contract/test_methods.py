@@ -213,7 +213,7 @@ def test_fold_equals_attach(spec: str, family: str) -> None:
     assert {n: tuple(t.shape) for n, t in tensors.items()} == {n: folded.shape(n) for n in folded}
     half = {n: t.float() if t.is_floating_point() else t for n, t in base.items()}
     small = made.delta.with_(tensors={n: t.float() for n, t in made.delta.tensors.items()})
-    folded = fold(half, small)
+    folded = fold(half, small, check=False)
     x = made.x.float()
     live = logits(attach(families.build(family, dtype=torch.float32), small), x)
     assert relative(live, _plain(family, dict(folded), folded.all_args, x)) <= 1e-5
@@ -223,6 +223,8 @@ def test_fold_equals_attach(spec: str, family: str) -> None:
 @pytest.mark.parametrize("first", [m for m in METHODS if SUPPORT[m]["vit"] in WORKS])
 def test_any_two_stack(first: str, second: str) -> None:
     """Every ordered pair of methods stacks, comes back from its delta bit for bit, and folds if both do."""
+    if first == second == "mlp-head":
+        pytest.skip("one head per model: its refusal is tested in tests/unit/test_live.py")
     made = case(f"{first}+{second}", "vit")
     assert torch.equal(logits(attach(bare("vit"), made.delta), made.x), made.live)
     base = bare("vit").state_dict()

@@ -5,7 +5,7 @@ import torch
 
 from tests import families
 from vtzoo.delta import Delta
-from vtzoo.errors import NotFoldable, ShapeMismatch
+from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.folding import Folded, fold, reason, task_vector
 from vtzoo.graft import tensors_of
 from vtzoo.live import extract, head_state, inject
@@ -33,9 +33,9 @@ class Counting(dict):
 
 
 def test_fold_is_lazy() -> None:
-    """Making a fold reads nothing of the base; asking for one tensor reads what that one needs."""
+    """Making an unchecked fold reads nothing of the base; asking for one tensor reads what that one needs."""
     base = Counting(families.build("vit").state_dict())
-    folded = fold(base, _delta("lora"), task="")
+    folded = fold(base, _delta("lora"), task="", check=False)
     assert not base.read
     folded["blocks.1.mlp.fc1.weight"]
     assert set(base.read) == {"blocks.1.mlp.fc1.weight"}
@@ -80,17 +80,19 @@ def test_refusal_comes_before_any_work() -> None:
     """A method that doesn't fold is refused at once, whatever stands beside it, with its own reason."""
     base = Counting(families.build("vit").state_dict())
     with pytest.raises(NotFoldable, match="adapter: no") as refusal:
-        fold(base, _delta("lora+adapter"))
+        fold(base, _delta("lora+adapter"), check=False)
     assert reason("adapter") in str(refusal.value)
     assert not base.read
 
 
 def test_other_architecture_is_refused() -> None:
-    """A base that lacks a site's tensor is a ShapeMismatch that names it."""
+    """A base that lacks a site's tensor is a ShapeMismatch that names it; with other values it is a WrongBackbone."""
     base = families.build("vit").state_dict()
     del base["blocks.1.mlp.fc1.weight"]
     with pytest.raises(ShapeMismatch, match=r"blocks\.1\.mlp\.fc1\.weight"):
-        fold(base, _delta("lora"))
+        fold(base, _delta("lora"), check=False)
+    with pytest.raises(WrongBackbone):
+        fold(families.build("vit", seed=9).state_dict(), _delta("lora"))
 
 
 def test_resized_tensors_come_from_the_delta() -> None:
@@ -118,7 +120,7 @@ def test_task_vector_is_folded_minus_base() -> None:
     """Only what the delta touches, lazily, in float32 for a half-precision base."""
     base = {n: t.half() if t.is_floating_point() else t for n, t in families.build("resnet").state_dict().items()}
     delta = _delta("lora+bitfit", "resnet")
-    vector, folded = task_vector(base, delta), fold(base, delta, task="")
+    vector, folded = task_vector(base, delta), fold(base, delta, task="", check=False)
     assert set(vector) == folded.changed
     name = min(vector)
     assert vector[name].dtype is torch.float64  # the delta's own

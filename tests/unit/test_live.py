@@ -1,12 +1,27 @@
 """live.py: inject, attach, extract, detach."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests import families
 from vtzoo.errors import Conflict, NotFound, ShapeMismatch, UsageError, WrongBackbone
+from vtzoo.fingerprint import fingerprint_of
 from vtzoo.graft import tensors_of
-from vtzoo.live import CARD, attach, check_backbone, detach, extract, head_state, inject, installed, set_head, trainable
+from vtzoo.live import (
+    CARD,
+    LOADED,
+    attach,
+    check_backbone,
+    detach,
+    extract,
+    head_state,
+    inject,
+    installed,
+    set_head,
+    trainable,
+)
 from vtzoo.spec import BackboneCard, Task
 
 TASK = Task(name="t", classes=tuple("abcde"))
@@ -20,8 +35,9 @@ def _delta(spec: str = "lora", family: str = "vit", tasks=(TASK,)):
 
 def test_seed_decides_the_fresh_values() -> None:
     """The same seed gives the same delta, another another; the global random state stays as it was."""
+    models = [families.build("vit") for _ in range(3)]
     state = torch.random.get_rng_state()
-    one, same, other = (tensors_of(inject(families.build("vit"), "lora", seed=s)) for s in (3, 3, 4))
+    one, same, other = (tensors_of(inject(m, "lora", seed=s)) for m, s in zip(models, (3, 3, 4), strict=True))
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert not all(torch.equal(one[n], other[n]) for n in one)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -157,11 +173,53 @@ def test_wrong_backbone_names_both() -> None:
 
 
 def test_card_on_the_model_stands_for_its_fingerprint() -> None:
-    """What `build` left on the model is trusted: tensors resized since then would hash otherwise."""
+    """What `build` left on the model is trusted as long as the tensors are those that were loaded, and no longer."""
     delta = _delta()
     model = families.build("vit", seed=9)
-    setattr(model, CARD, BackboneCard(name="x", arch="y", fingerprint=delta.backbone.fingerprint))
+    model.__dict__[CARD] = BackboneCard(name="x", arch="y", fingerprint=delta.backbone.fingerprint)
+    model.__dict__[LOADED] = fingerprint_of(model)  # at another input size, say
     check_backbone(model, delta)
+    assert extract(inject(model, "bitfit")).backbone.fingerprint == delta.backbone.fingerprint
+    detach(model)
+    with torch.no_grad():
+        model.norm.weight.mul_(1.2)
+    with pytest.raises(WrongBackbone):
+        check_backbone(model, delta)
+    assert extract(inject(model, "bitfit")).backbone.fingerprint == fingerprint_of(model)
+
+
+def test_the_head_comes_along_unasked(tmp_path: Path) -> None:
+    """A trained head is never lost: extract keeps it under a name, save and attach (by path) bring it back."""
+    model = inject(families.build("vit"), "lora")
+    families.perturb({**tensors_of(model), **head_state(model)})
+    x = torch.randn(2, 3, *families.build("vit").patch_embed.img_size, dtype=torch.float64)
+    delta = extract(model, task="fruit", classes=("apple", "fig", "lime", "pear", "plum"))
+    assert delta.tasks[0].name == "fruit"
+    delta.save(tmp_path / "d.safetensors")
+    back = attach(families.build("vit"), tmp_path / "d.safetensors")
+    assert torch.equal(back(x), model.eval()(x))
+    assert extract(model).tasks[0].classes == tuple("01234")
+    assert not extract(model, tasks=()).tasks
+    with pytest.raises(UsageError, match="2 classes for a head of 5"):
+        extract(model, classes=("a", "b"))
+
+
+def test_stacks_that_cannot_train_what_they_say_are_refused() -> None:
+    """Two heads for one model, and a head method on a model without a head."""
+    with pytest.raises(UsageError, match="both build the head"):
+        inject(families.build("vit"), "mlp-head+mlp-head[hidden=8]")
+    headless = families.build("vit", classes=0)
+    with pytest.raises(UsageError, match="this model has none") as refusal:
+        inject(headless, "linear")
+    assert "num_classes" in refusal.value.hint
+    assert installed(headless) is None
+
+
+def test_detach_puts_modes_back() -> None:
+    """A model that was training is wholly in training mode again, its norms with statistics included."""
+    model = families.build("resnet").train()
+    detach(inject(model, "lora"))
+    assert all(m.training for m in model.modules())
 
 
 def test_detach_of_a_bare_model_does_nothing() -> None:

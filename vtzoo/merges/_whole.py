@@ -87,6 +87,7 @@ class Whole:
         shapes: of every name that any of them touches.
         order: in which tasks are visited; by default as given.
         labels: what to call each in a message.
+        aside: names that don't count when a share of a whole task vector is taken.
     """
 
     def __init__(
@@ -97,11 +98,13 @@ class Whole:
         *,
         order: Sequence[int] = (),
         labels: Sequence[str] = (),
+        aside: frozenset[str] = frozenset(),
     ) -> None:
         self.sources, self.weights, self.shapes = tuple(sources), tuple(weights), shapes
         self.names = [frozenset(s) for s in sources]
         self.order = tuple(order) or tuple(range(len(sources)))
         self._labels = tuple(labels) or tuple(f"task vector {i + 1}" for i in range(len(sources)))
+        self._aside = aside
         self._floors: dict[tuple[int, float], float] = {}
 
     def at(self, name: str) -> Vectors:
@@ -124,7 +127,7 @@ class Whole:
     def floor(self, task: int, density: float) -> float:
         """`floor` of a whole task vector, found at the first call."""
         if (task, density) not in self._floors:
-            names = sorted(self.names[task])
+            names = sorted(self.names[task] - self._aside)
             self._floors[task, density] = floor(lambda: (self.read(task, n) for n in names), density)
         return self._floors[task, density]
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from vtzoo import graft
 from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import UsageError
 from vtzoo.graft import Before
 
 GROUP = "parameter/weight"
@@ -56,8 +57,26 @@ class Config:
 
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
-    """Linears and convolutions that the targets name."""
-    return anatomy.select(config.targets)
+    """Linears and convolutions that the targets name; with a part of qkv, of the attention's inputs only that part.
+
+    Raises:
+        UsageError: a part of qkv where no layer's outputs are known to be q, k and v in this order.
+    """
+    found = anatomy.select(config.targets)
+    if config.qkv == "qkv":
+        return found
+    fused = {s.name for s in found if "fused" in s.facts}
+    if strange := [n for n in fused if not anatomy.value_last(n)]:
+        raise UsageError(
+            f"qkv={config.qkv}: the outputs of {strange[0]} are not [q, k, v] in this order (interleaved by head, or of uneven widths)",
+            "leave qkv out: lora[rank=8] adapts all of them",
+        )
+    if not fused:
+        raise UsageError(
+            f"qkv={config.qkv}: none of the targeted layers is a fused qkv",
+            "leave qkv out, or name layers in targets=…",
+        )
+    return found
 
 
 class Graft(graft.Graft):

@@ -1,0 +1,120 @@
+"""What a delta needs of its backbone: the very weights it was made with, running statistics included."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from vtzoo import build, fold, merge
+from vtzoo.artifact import go_live, open_ref
+from vtzoo.bases import open_base
+from vtzoo.delta import Delta
+from vtzoo.errors import UsageError, WrongBackbone
+from vtzoo.live import attach, extract, inject
+from vtzoo.verbs.add import add_backbone, add_delta
+from vtzoo.verbs.fold import fold_ref
+from vtzoo.verbs.merge import merge_refs
+from vtzoo.zoo import Zoo
+
+ARCH = "test_efficientnet"
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    """A zoo with a ConvNet at random and two checkpoints of it, fine-tuned elsewhere."""
+    made = Zoo.init(tmp_path / "zoo")
+    torch.manual_seed(0)
+    base = timm.create_model(ARCH, num_classes=0)
+    save_file(base.state_dict(), tmp_path / "conv.safetensors")
+    add_backbone(name="conv", arch=ARCH, weights=tmp_path / "conv.safetensors", zoo=made)
+    for i, name in enumerate(("a", "b")):
+        tuned = timm.create_model(ARCH, num_classes=3).train()
+        tuned.load_state_dict(base.state_dict(), strict=False)
+        tuned((i + 1) * torch.randn(4, 3, 64, 64))  # moves the running statistics
+        save_file(tuned.state_dict(), tmp_path / f"{name}.safetensors")
+        add_delta(name=f"{name}/full", backbone="conv", weights=tmp_path / f"{name}.safetensors", zoo=made)
+    return made
+
+
+def _swap(zoo: Zoo, tmp_path: Path) -> None:
+    """Put other weights behind the backbone's source, as a moved branch on a hub would."""
+    weights = {n: t * 1.2 if t.is_floating_point() else t for n, t in load_file(tmp_path / "conv.safetensors").items()}
+    save_file(weights, tmp_path / "other.safetensors")
+    digest = zoo.add_object(tmp_path / "other.safetensors")
+    entry = zoo.resolve("conv", "backbones")
+    zoo.put("backbones", "conv", {**entry.facts, "digest": digest, "source": f"object:sha256:{digest}"}, replace=True)
+
+
+def test_changed_weights_behind_a_source_are_noticed(zoo: Zoo, tmp_path: Path) -> None:
+    """Attaching, folding and merging by ref, and building the entry, refuse weights that the fingerprint doesn't fit."""
+    _swap(zoo, tmp_path)
+    delta = Delta.open(zoo.object(zoo.resolve("a/full").digest))
+    card = replace(delta.backbone, source=zoo.resolve("conv", "backbones").facts["source"])
+    digest = delta.with_(backbone=card).save(tmp_path / "moved.safetensors")
+    assert len(digest) == 64
+    path = str(tmp_path / "moved.safetensors")
+    with pytest.raises(WrongBackbone, match="not those"):
+        go_live(open_ref(path, zoo))
+    with pytest.raises(WrongBackbone, match="not those"):
+        go_live(open_ref(path, zoo), plain=True)
+    with pytest.raises(WrongBackbone, match="not those"):
+        merge_refs(refs=[path], method="linear", name="m", zoo=zoo)
+    with pytest.raises(WrongBackbone, match="not those"):
+        build("conv", zoo=zoo)
+
+
+def test_changed_weights_in_memory_are_noticed(zoo: Zoo) -> None:
+    """A built model whose weights were changed takes no delta; so do tensors given to fold and merge."""
+    delta = Delta.open(zoo.object(zoo.resolve("a/full").digest))
+    model = build("conv", zoo=zoo)
+    attach(model, delta, task="")
+    changed = build("conv", zoo=zoo)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.3)
+    with pytest.raises(WrongBackbone):
+        attach(changed, delta, task="")
+    assert extract(inject(changed, "bitfit")).backbone.fingerprint != delta.backbone.fingerprint
+    base = open_base(delta.backbone, zoo)
+    wrong = {n: 2 * base[n] for n in base}
+    for refused in (lambda: fold(wrong, delta), lambda: merge([delta], "linear", base=wrong)):
+        with pytest.raises(WrongBackbone):
+            refused()
+    assert set(fold(base, delta)) >= set(base)
+    fold(wrong, delta, check=False)
+
+
+@pytest.mark.parametrize("method", ["linear", "task-arithmetic[scale=1]", "ties[density=1]"])
+def test_running_statistics_are_averaged(zoo: Zoo, tmp_path: Path, method: str) -> None:
+    """Whatever the algorithm, a merge's running statistics are the mean of the checkpoints', attached and folded."""
+    merge_refs(refs=["a/full", "b/full"], method=method, name="both", zoo=zoo)
+    live = go_live(open_ref("both", zoo), "a")
+    a, b = (load_file(tmp_path / f"{n}.safetensors") for n in "ab")
+    fold_ref(ref="both", task="a", out=tmp_path / "folded", zoo=zoo)
+    folded = load_file(tmp_path / "folded" / "model.safetensors")
+    names = [n for n in a if n.endswith(("running_mean", "running_var"))]
+    assert names
+    for name in names:
+        torch.testing.assert_close(folded[name], (a[name] + b[name]) / 2)
+    assert live.model(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+def test_a_subtracted_task_leaves_variances_positive(zoo: Zoo, tmp_path: Path) -> None:
+    """Negative weights and large factors turn no running variance negative."""
+    layers = "*:4"
+    merge_refs(refs=["a/full", "b/full"], method="task-arithmetic", coef=(1, -1), layers=layers, name="less", zoo=zoo)
+    fold_ref(ref="less", task="a", out=tmp_path / "folded", zoo=zoo)
+    folded = load_file(tmp_path / "folded" / "model.safetensors")
+    assert min(t.min() for n, t in folded.items() if n.endswith("running_var")) > 0
+
+
+def test_a_part_of_qkv_needs_q_k_and_v_in_order() -> None:
+    """lora[qkv=v] moves the values only; where the layout is another, or there is no qkv, it is refused."""
+    model = inject(timm.create_model("test_vit", num_classes=3), "lora[targets=qkv,qkv=v]")
+    assert all(g.slices == [2] for g in (m.lora for m in model.modules() if hasattr(m, "lora")))
+    for arch, why in (("tiny_vit_5m_224", "in this order"), ("test_efficientnet", "fused qkv")):
+        with pytest.raises(UsageError, match=why):
+            inject(timm.create_model(arch, num_classes=3), "lora[qkv=v]")
