@@ -1,9 +1,11 @@
 """The one training loop: deltas, heads and students, on any device that accelerate knows, exactly resumable.
 
 Every random draw of a step is a function of (seed, step) and every image's of (seed, epoch, index), so a run that was
-stopped and taken up again gives the same bits on the same machine as one that ran through.
+stopped and taken up again gives the same bits on the same machine as one that ran through. The checkpoint stays until
+who asked for the training has kept its result and deletes it: `--resume` then repeats no step.
 """
 
+import hashlib
 import json
 import math
 import signal
@@ -12,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +24,16 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from vtzoo import files, talk
-from vtzoo.errors import Interrupted, Mismatch, NotFound, VtzooError
+from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.recipe import Recipe
 from vtzoo.tensors import TensorFile, write
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 Batch = tuple[Tensor, ...]
 DEFAULT_LR = 1e-3
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +75,65 @@ class State:
     since_best: int = 0
 
 
+def checkpoint_path(zoo_root: Path, name: str, kind: str) -> Path:
+    """Where the run that makes `name` keeps its checkpoint; no two names or kinds ("delta", "student") share one."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return zoo_root / ".vtzoo" / "checkpoints" / f"{name.replace('/', '--')[:80]}.{digest}.{kind}.safetensors"
+
+
+def accelerator(recipe: Recipe) -> "Accelerator":
+    """The device and precision that a recipe asks for.
+
+    Raises:
+        UsageError: this machine doesn't have them.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # a process may train several times, each in its own precision; accelerate has no public way to say so
+    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - see above
+    try:
+        made = Accelerator(
+            mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision), cpu=recipe.device == "cpu"
+        )
+    except ValueError as error:
+        raise UsageError(f"{recipe.precision} can't be used here ({error})", "use --precision fp32") from error
+    found = made.device.type
+    if recipe.device not in ("auto", found):
+        raise UsageError(f"device '{recipe.device}' is not available, '{found}' is", f"use --set device={found}")
+    if recipe.precision == "fp16" and found == "cpu":
+        raise UsageError("fp16 needs a GPU, and this training runs on the CPU", "use --precision bf16 or fp32")
+    return made
+
+
 def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
     """Train; afterwards the model holds the last epoch's weights, or the best validated ones when `patience` is on.
 
+    The last checkpoint stays: delete `plan.checkpoint` when the result is stored.
+
     Args:
         plan: see `Plan`.
-        resume: go on from the checkpoint.
+        resume: go on from the checkpoint; where it is a finished run's, no step is taken.
 
     Returns:
         One record per epoch: epoch, loss, lr, and what `validate` measured.
 
     Raises:
+        UsageError: an epoch without a batch, or a device or precision that isn't here.
         NotFound: nothing to resume.
         Mismatch: the checkpoint is of another run.
         Interrupted: stopped by the user; the checkpoint is written.
         VtzooError: the loss is no longer finite.
     """
+    if plan.steps < 1:
+        raise UsageError("there is no batch to train on", "use more images (see limit), or a smaller --batch-size")
     run = _Run(plan)
     if resume:
         run.load()
-    epochs = plan.recipe.epochs
     with _stoppable() as stopped:
-        for epoch in range(run.state.step // plan.steps, epochs):
-            run.epoch(epoch, stopped)
-            if run.exhausted():
-                break
-            if epoch + 1 < epochs:
-                run.save()
+        while len(run.state.history) < plan.recipe.epochs and not run.exhausted():
+            run.epoch(len(run.state.history), stopped)
+            run.save()
     run.finish()
     return run.state.history
 
@@ -104,22 +142,18 @@ class _Run:
     """A plan with its optimiser, schedule and state."""
 
     def __init__(self, plan: Plan) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        # a process may train several times, each in its own precision; accelerate has no public way to say so
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - see above
         recipe = plan.recipe
-        precision = {"fp32": "no"}.get(recipe.precision, recipe.precision)
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=recipe.device == "cpu")
+        self.accelerator = accelerator(recipe)
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
         self.model = plan.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload] - torch takes both
-        everything = nn.ModuleDict(
+        self.everything = nn.ModuleDict(
             {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
         )
-        self.trained = {n: p for n, p in everything.named_parameters() if p.requires_grad}
-        self.optimizer = create_optimizer_v2(self._groups(), opt=recipe.optimizer, lr=recipe.lr or DEFAULT_LR)
+        self.trained = {n: p for n, p in self.everything.named_parameters() if p.requires_grad}
+        plain = create_optimizer_v2(self._groups(), opt=recipe.optimizer, lr=recipe.lr or DEFAULT_LR)
+        # prepared, so that with fp16 gradients are unscaled before they are clipped and overflowing steps are skipped
+        self.optimizer: Any = self.accelerator.prepare_optimizer(plain)
         total = max(2, recipe.epochs * plan.steps)
         warmup = min(total // 2, math.ceil(recipe.warmup_epochs * plan.steps)) if recipe.epochs * plan.steps > 1 else 0
         self.schedule = CosineLRScheduler(
@@ -129,6 +163,7 @@ class _Run:
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.parallel = self.accelerator.prepare(self.model) if self.accelerator.num_processes > 1 else self.model
         self.best: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []  # of this epoch's steps
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters by learning rate and weight decay; biases and other vectors do not decay."""
@@ -144,18 +179,18 @@ class _Run:
         """One pass, from wherever in it the state stands; then validation."""
         plan, state = self.plan, self.state
         self.model.train()
-        start, losses = state.step - epoch * plan.steps, list[Tensor]()
+        start = state.step - epoch * plan.steps  # all of them, where only the validation is still to be done
         steps = plan.batches(epoch, start)
         for batch in talk.track(steps, f"epoch {epoch + 1}/{plan.recipe.epochs}", plan.steps - start):
-            losses.append(self.step(tuple(t.to(self.device) for t in batch)))
+            self.losses.append(self.step(tuple(t.to(self.device) for t in batch)))
             if stopped():
                 self.save()
                 where = f", checkpoint at step {state.step}" if plan.checkpoint else ""
                 raise Interrupted(
                     f"interrupted in epoch {epoch + 1}{where}", "go on with the same command and --resume"
                 )
-        mean = torch.stack(losses).mean().item() if losses else float("nan")
-        if losses and not math.isfinite(mean):
+        mean = torch.stack(self.losses).mean().item()
+        if not math.isfinite(mean):
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
         if plan.validate is not None:
@@ -163,6 +198,7 @@ class _Run:
                 record |= plan.validate(self.ema.module if self.ema else self.model)
             self._note(record)
         state.history.append(record)
+        self.losses = []
         talk.say("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
 
     def step(self, batch: Batch) -> Tensor:
@@ -189,46 +225,50 @@ class _Run:
         return bool(patience) and self.state.since_best >= patience
 
     def finish(self) -> None:
-        """Put the chosen weights in the model and remove the checkpoint."""
-        if self.plan.recipe.patience and self.best:
-            with torch.no_grad():
-                for name, value in self.best.items():
-                    self.trained[name].copy_(value)
-        elif self.ema:
-            source = dict(self.ema.module.named_parameters())
-            with torch.no_grad():
-                for name, parameter in self.model.named_parameters():
-                    if parameter.requires_grad:
-                        parameter.copy_(source[name])
+        """Put the chosen weights in the model."""
+        chosen = self.best if self.plan.recipe.patience else {}
+        _copy(chosen or (self._averaged() if self.ema else {}), self._changing())
         self.model.eval()
-        if self.plan.checkpoint is not None:
-            self.plan.checkpoint.unlink(missing_ok=True)
+
+    def _changing(self) -> dict[str, Tensor]:
+        """What training changes: the trained parameters, and running statistics of norms."""
+        state = self.everything.state_dict()
+        return {n: t for n, t in state.items() if n in self.trained or n.rpartition(".")[2] in STATISTICS}
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """The same of the model that is validated: the moving average, if there is one."""
+        own = self._changing()
+        if self.ema:
+            own |= {n: t for n, t in self.ema.module.state_dict(prefix="model.").items() if n in own}
+        return own
 
     def _note(self, record: Mapping[str, float]) -> None:
         score = (record.get("top1", 0.0), -record.get("val_loss", record.get("loss", 0.0)))
         if self.state.best is None or score > self.state.best:
             self.state.best, self.state.since_best = score, 0
             if self.plan.recipe.patience:
-                source = dict(self.ema.module.named_parameters(prefix="model")) if self.ema else self.trained
-                self.best = {n: source.get(n, p).detach().clone() for n, p in self.trained.items()}
+                self.best = {n: t.clone() for n, t in self._averaged().items()}
         else:
             self.state.since_best += 1
 
     def save(self) -> None:
-        """Write the checkpoint: trained parameters, optimiser, EMA and the best weights, in safetensors."""
+        """Write the checkpoint: weights, optimiser, EMA, the best weights and this epoch's losses, in safetensors."""
         if self.plan.checkpoint is None:
             return
-        tensors = {f"trained/{n}": p.detach() for n, p in self.trained.items()}
+        tensors = {f"trained/{n}": t for n, t in self._changing().items()}
         tensors |= {f"best/{n}": t for n, t in self.best.items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for k, v in slots.items()}
         if self.ema:
-            tensors |= {f"ema/{n}": t for n, t in self.ema.module.state_dict().items() if "model." + n in self.trained}
+            tensors |= {f"ema/{n}": t for n, t in self._averaged().items()}
+        if self.losses:
+            tensors["losses"] = torch.stack(self.losses)
         state = {
             "step": self.state.step,
             "history": self.state.history,
             "best": self.state.best,
             "since_best": self.state.since_best,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
         self.plan.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write(self.plan.checkpoint, tensors, {"key": self.plan.key, "state": json.dumps(state)})
@@ -244,14 +284,10 @@ class _Run:
                 "the checkpoint belongs to another recipe, method or data",
                 "repeat the first command with --resume, or start without it",
             )
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(stored[f"trained/{name}"])
-            if self.ema:
-                own = self.ema.module.state_dict()
-                for name in (n for n in stored if n.startswith("ema/")):
-                    own[name.removeprefix("ema/")].copy_(stored[name])
-        self.best = {n.removeprefix("best/"): stored[n] for n in stored if n.startswith("best/")}
+        _copy(_below(stored, "trained/"), self._changing())
+        _copy(_below(stored, "ema/"), self._averaged())
+        self.best = _below(stored, "best/")
+        self.losses = list(stored["losses"].to(self.device)) if "losses" in stored else []
         slots: dict[int, dict[str, Tensor]] = {}
         for name in (n for n in stored if n.startswith("optimizer/")):
             _, index, key = name.split("/")
@@ -261,6 +297,19 @@ class _Run:
         self.state = State(
             state["step"], state["history"], tuple(state["best"]) if state["best"] else None, state["since_best"]
         )
+        self.schedule.step_update(max(0, self.state.step - 1))
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _below(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in source.items():
+            target[name].copy_(value)
 
 
 @contextmanager

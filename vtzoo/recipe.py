@@ -36,4 +36,4 @@ class Recipe:
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     workers: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=0)] = 0
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

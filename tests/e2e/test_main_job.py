@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -12,9 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from vtzoo import data as D
+from vtzoo import talk
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.delta import Delta
-from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, UsageError, VtzooError
+from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, Resources, UsageError, VtzooError
+from vtzoo.fit import checkpoint_path
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
@@ -62,13 +65,12 @@ def test_training_keeps_what_it_was_made_of(zoo: Zoo) -> None:
 
 
 def test_training_repeats_bit_for_bit(zoo: Zoo) -> None:
-    """The same command gives the same tensors; only the seconds differ."""
+    """The same command gives the same file, byte for byte."""
     again = train(
         backbone="tiny", data="vtzoo:fashion", method="lora[rank=2]", name="fashion/again", zoo=zoo, recipe=RECIPE
     )
-    a, b = Delta.open(again.path), Delta.open(zoo.object(zoo.resolve("fashion/lora").facts["digest"]))
-    assert list(a.tensors) == list(b.tensors)
-    assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+    assert again.digest == zoo.resolve("fashion/lora").facts["digest"]
+    assert again.metrics["seconds"] > 0
 
 
 def test_evaluation_agrees_with_training(zoo: Zoo) -> None:
@@ -202,6 +204,10 @@ BAD = {
     "no such data": ({"data": "nowhere/"}, NotFound),
     "no such task": ({"data": "vtzoo:fasion"}, NotFound),
     "nothing to resume": ({"resume": True}, NotFound),
+    "mixing odd batches": ({"recipe": {**RECIPE, "mixup": 0.2, "batch_size": 15}}, UsageError),
+    "mixing without a whole batch": ({"recipe": {**RECIPE, "cutmix": 0.2, "batch_size": 64}}, UsageError),
+    "no half precision on a CPU": ({"recipe": {**RECIPE, "precision": "fp16", "device": "cpu"}}, UsageError),
+    "unknown device": ({"recipe": {**RECIPE, "device": "banana"}}, UsageError),
 }
 
 
@@ -252,3 +258,111 @@ def test_interrupted_training_goes_on_where_it_stopped(zoo: Zoo) -> None:
     a, b = Delta.open(zoo.object(zoo.resolve("run/parts").facts["digest"])), Delta.open(whole.path)
     assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in b.tensors)
     assert not list((zoo.root / ".vtzoo" / "checkpoints").glob("run--parts*"))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the library says, line by line."""
+    lines: list[str] = []
+    monkeypatch.setattr(talk._voice, "say", lines.append)
+    return lines
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of the emoji task as a folder with train, val and test."""
+    images = D.open_data("vtzoo:emoji", split="train")
+    for label in (0, 1):
+        places = [i for i, y in enumerate(images.labels) if y == label][:16]
+        for n, i in enumerate(places):
+            split = "train" if n < 10 else "val" if n < 13 else "test"
+            path = tmp_path / "images" / split / f"c{label}" / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images[i][0].save(path)
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("recipe", [{}, {"patience": 1, "ema_decay": 0.9}], ids=["plain", "patience and average"])
+def test_a_fault_after_the_training_costs_no_step(
+    zoo: Zoo, folder: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any]
+) -> None:
+    """A broken test image, then a failing index: the trained weights stay, and --resume gives the delta of a smooth run."""
+    given: dict[str, Any] = {
+        "backbone": "tiny", "data": str(folder), "method": "bitfit", "zoo": zoo,
+        "recipe": {"epochs": 2, "batch_size": 10, **recipe},
+    }  # fmt: skip
+    task = f"fault{len(recipe)}"
+    whole, name = train(name=f"{task}/whole", **given), f"{task}/parts"
+    kept = checkpoint_path(zoo.root, name, "delta")
+    broken = folder / "test" / "c0" / "13.png"
+    good = broken.read_bytes()
+    broken.write_bytes(b"x" * len(good))
+    with pytest.raises(Corrupt, match=r"13\.png"):
+        train(name=name, **given)
+    assert kept.is_file()
+    assert "--resume" in said[-1]
+    broken.write_bytes(good)
+    with monkeypatch.context() as patch:
+        patch.setattr(Zoo, "put", _full)
+        with pytest.raises(Resources):
+            train(name=name, resume=True, **given)
+    assert kept.is_file()
+    said.clear()
+    assert train(name=name, resume=True, **given).digest == whole.digest
+    assert not [line for line in said if line.startswith("epoch")]
+    assert not kept.exists()
+
+
+def _full(*_: object, **__: object) -> None:
+    raise Resources("the disk is full", "make room")
+
+
+def test_a_student_that_could_not_be_stored_is_not_lost(
+    zoo: Zoo, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint, running statistics included, stays until it is stored; --resume then trains nothing."""
+    given: dict[str, Any] = {
+        "teachers": ["fashion/lora"], "student": "test_efficientnet", "data": "vtzoo:fashion", "loss": "kd", "zoo": zoo,
+        "recipe": {**RECIPE, "image_size": 32}, "views": 1,
+    }  # fmt: skip
+    whole = distill(name="smooth", **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(Zoo, "put", _full)
+        with pytest.raises(Resources):
+            distill(name="late", **given)
+    said.clear()
+    late = distill(name="late", resume=True, **given)
+    assert Path(late.path).read_bytes() == Path(whole.path).read_bytes()
+    assert not [line for line in said if line.startswith("epoch")]
+    assert not checkpoint_path(zoo.root, "late", "student").exists()
+
+
+def test_a_student_needs_images(zoo: Zoo) -> None:
+    """One image is held out, and none is left to learn from: UsageError, not a division by zero."""
+    with pytest.raises(UsageError, match="no batch"):
+        distill(
+            teachers=["fashion/lora"], student="test_efficientnet", data="vtzoo:fashion", name="one", zoo=zoo, views=1,
+            recipe={"limit": 1, "image_size": 32, "epochs": 1},
+        )  # fmt: skip
+
+
+def test_test_images_are_looked_at_first(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test split with classes of its own is refused before the first step."""
+    opened = D.open_data
+
+    def other(data: str, *, split: Any, **more: Any) -> D.Images:
+        return opened("vtzoo:emoji" if split == "test" else data, split=split, **more)
+
+    monkeypatch.setattr("vtzoo.verbs.train.D.open_data", other)
+    monkeypatch.setattr("vtzoo.verbs.train.fit", lambda *_, **__: pytest.fail("trained before looking"))
+    with pytest.raises(Mismatch, match="classes"):
+        train(backbone="tiny", data="vtzoo:fashion", name="x/test", zoo=zoo, recipe=RECIPE)
+
+
+def test_divergence_is_said(zoo: Zoo, said: list[str]) -> None:
+    """A training loss far above guessing brings a warning with a hint; a sane one does not."""
+    given: dict[str, Any] = {"backbone": "tiny", "data": "vtzoo:fashion", "method": "linear", "zoo": zoo}
+    train(name="lr/sane", recipe=RECIPE, **given)
+    assert not [line for line in said if "warning" in line]
+    train(name="lr/wild", recipe={**RECIPE, "lr": 1e6}, **given)
+    assert [line for line in said if "far above" in line and "try a lower --lr" in line]

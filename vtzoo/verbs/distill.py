@@ -19,7 +19,7 @@ from vtzoo.backbone import build_card, card_of, create, timm_card
 from vtzoo.bases import weights_path
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.files import sha256
-from vtzoo.fit import Plan, fit
+from vtzoo.fit import Plan, checkpoint_path, fit
 from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
 from vtzoo.results import Distilled
@@ -205,7 +205,7 @@ def _fit(job: _Job, files: list[TensorFile], *, resume: bool) -> list[dict[str, 
             [job.digests, asdict(recipe), job.knobs, job.card.json(), job.images.digest, size], sort_keys=True
         ).encode()
     ).hexdigest()
-    checkpoint = job.zoo.root / ".vtzoo" / "checkpoints" / f"{job.name.replace('/', '--')}.student.safetensors"
+    checkpoint = checkpoint_path(job.zoo.root, job.name, "student")
     plan = Plan(
         model=job.student,
         loss=loss,
@@ -260,6 +260,7 @@ def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]
             "tasks": [task.name] if task else [], "metrics": shown or {"held_out_loss": round(report["held_out_loss"] or 0.0, 4)}, "lineage": lineage,
         },
     )  # fmt: skip
+    checkpoint_path(job.zoo.root, job.name, "student").unlink(missing_ok=True)
     talk.say(f"{job.name}: {params:,} parameters, teacher {report['teacher_params']:,}")
     return Distilled(ref=job.name, path=str(job.zoo.object(digest)), metrics=metrics, report=report)
 

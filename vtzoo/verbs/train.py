@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.fingerprint import base_state
-from vtzoo.fit import Plan, fit
+from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
 from vtzoo.live import CARD, extract, head_state, inject, trainable
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.recipe import Recipe
@@ -47,6 +48,7 @@ class _Job:
     task: Task
     train: D.Images
     val: D.Images
+    test: D.Images | None
 
 
 def train(
@@ -72,6 +74,8 @@ def train(
         Conflict: the name exists.
         NotFound, UsageError, Corrupt: see the parts.
         Interrupted: stopped; a checkpoint is written.
+
+    The checkpoint stays until the delta is kept: when a later step fails, `resume` only measures and keeps.
     """
     job = _prepare(backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, skip_bad=skip_bad)
     params = sum(p.numel() for p in trainable(job.model).values())
@@ -81,8 +85,17 @@ def train(
     )
     if dry_run:
         return Trained(ref=name, path="", recipe=shown, params=params)
-    delta = _run(job, data, resume=resume, skip_bad=skip_bad)
-    return _keep(job, delta, params)
+    checkpoint = checkpoint_path(job.zoo.root, name, "delta")
+    started = time.monotonic()
+    history = _run(job, checkpoint, resume=resume)
+    seconds = round(time.monotonic() - started, 1)
+    try:
+        made = _keep(job, _delta(job, _measured(job, len(history))), params, seconds)
+    except BaseException:
+        talk.say(f"{name} is trained: once the fault is mended, the same command with --resume measures and keeps it")
+        raise
+    checkpoint.unlink(missing_ok=True)
+    return made
 
 
 def _prepare(
@@ -103,15 +116,39 @@ def _prepare(
         knobs.decode(module.Config, part.knobs, part.name)
     asked = knobs.decode(Recipe, user, "recipe")
     assert isinstance(asked, Recipe)
+    accelerator(asked)
     card, args = sized(resolved_card(backbone, zoo), asked.image_size)
     images = D.open_data(data, split="train", skip_bad=skip_bad)
-    val = D.open_data(data, split="val", skip_bad=skip_bad)
+    val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(images.classes)
+    test = _test(data, images.classes, skip_bad=skip_bad)
+    limited = images.limit(asked.limit, asked.seed)
+    _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
     model = build_card(card, zoo=zoo, num_classes=len(images.classes), **args)
     inject(model, spec, seed=asked.seed)
     resolved = _resolve(asked, [m for _, m in parts], family(survey(model)))
     task = Task(name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess)
-    return _Job(zoo, name, card, spec, model, resolved, task, images.limit(asked.limit, asked.seed), val)
+    return _Job(zoo, name, card, spec, model, resolved, task, limited, val, test)
+
+
+def _check_batches(recipe: Recipe, count: int) -> None:
+    """Refuse what mixing can't do: it pairs the images of whole batches.
+
+    Raises:
+        UsageError: odd batches, or fewer images than one.
+    """
+    size = recipe.batch_size
+    if not _mixes(recipe):
+        return
+    if size % 2:
+        raise UsageError(f"mixup and cutmix need an even batch size, not {size}", f"use --batch-size {size + 1}")
+    if count < size:
+        hint = f"use --batch-size {count - count % 2}, or more images" if count > 1 else "use more images"
+        raise UsageError(f"mixup and cutmix need whole batches, and {count} images make none of {size}", hint)
+
+
+def _mixes(recipe: Recipe) -> bool:
+    return recipe.mixup > 0 or recipe.cutmix > 0
 
 
 def _with_head(method: str, head: str | None) -> str:
@@ -135,19 +172,18 @@ def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
     return replace(recipe, lr=lr, weight_decay=decay)
 
 
-def _run(job: _Job, data: str, *, resume: bool, skip_bad: bool) -> Delta:
+def _run(job: _Job, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
+    """Train; the model holds the result."""
     recipe, model, shape = job.recipe, job.model, job.task.preprocess
     transform = D.transforms(shape, train=True, augment=recipe.augment)
     plain = D.transforms(shape, train=False)
-    mixes = recipe.mixup > 0 or recipe.cutmix > 0
-    key = hashlib.sha256(
-        json.dumps([job.spec, asdict(recipe), job.card.name, job.train.digest, len(job.train)], sort_keys=True).encode()
-    ).hexdigest()
+    facts = [job.name, job.spec, asdict(recipe), job.card.name, job.train.digest, len(job.train)]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def batches(epoch: int, start: int) -> D.Batches:
         return D.loader(
             job.train, transform, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, start=start, workers=recipe.workers,
-            drop_last=mixes,
+            drop_last=_mixes(recipe),
         )  # fmt: skip
 
     def held_out(which: nn.Module) -> dict[str, float]:
@@ -156,28 +192,36 @@ def _run(job: _Job, data: str, *, resume: bool, skip_bad: bool) -> Delta:
         )
         return {"top1": found["top1"], "val_loss": found["loss"]}
 
-    started = time.monotonic()
     history = fit(
         Plan(
             model=model, loss=_loss(recipe, len(job.task.classes)), batches=batches, steps=len(batches(0, 0)),
-            recipe=recipe, validate=held_out, head=frozenset(head_state(model)), checkpoint=_checkpoint(job), key=key,
+            recipe=recipe, validate=held_out, head=frozenset(head_state(model)), checkpoint=checkpoint, key=key,
         ),
         resume=resume,
     )  # fmt: skip
-    metrics: dict[str, Any] = {"seconds": round(time.monotonic() - started, 1), "epochs": len(history)}
-    metrics["val"] = brief(measure(*logits_of(model, D.loader(job.val, plain, batch_size=recipe.batch_size))))
-    test = _test(data, skip_bad=skip_bad)
-    if test is not None:
-        metrics["test"] = brief(measure(*logits_of(model, D.loader(test, plain, batch_size=recipe.batch_size))))
-    skipped = len(job.train.skipped) + len(job.val.skipped)
-    if skipped:
+    chance = math.log(len(job.task.classes))
+    if history and history[-1]["loss"] > 2 * chance + 1:
+        loss = history[-1]["loss"]
+        talk.say(f"warning: the training loss is {loss:.3g}, far above guessing ({chance:.3g}): try a lower --lr")
+    return history
+
+
+def _measured(job: _Job, epochs: int) -> dict[str, Any]:
+    """What the trained model does on val and test."""
+    plain = D.transforms(job.task.preprocess, train=False)
+    metrics: dict[str, Any] = {"epochs": epochs}
+    for split, images in (("val", job.val), ("test", job.test)):
+        if images is not None:
+            batches = D.loader(images, plain, batch_size=job.recipe.batch_size)
+            metrics[split] = brief(measure(*logits_of(job.model, batches)))
+    if skipped := len(job.train.skipped) + len(job.val.skipped):
         metrics["skipped"] = skipped
-    return _delta(job, metrics)
+    return metrics
 
 
 def _loss(recipe: Recipe, classes: int) -> Any:
     mix = None
-    if recipe.mixup or recipe.cutmix:
+    if _mixes(recipe):
         mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
     soft = SoftTargetCrossEntropy()
 
@@ -191,15 +235,12 @@ def _loss(recipe: Recipe, classes: int) -> Any:
     return loss
 
 
-def _test(data: str, *, skip_bad: bool) -> D.Images | None:
+def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | None:
     try:
-        return D.open_data(data, split="test", skip_bad=skip_bad)
+        images = D.open_data(data, split="test", skip_bad=skip_bad)
     except (NotFound, UsageError):
         return None
-
-
-def _checkpoint(job: _Job) -> Path:
-    return job.zoo.root / ".vtzoo" / "checkpoints" / f"{job.name.replace('/', '--')}.safetensors"
+    return images.aligned(classes)
 
 
 def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
@@ -232,7 +273,7 @@ def versions() -> dict[str, str]:
     return {p: version(p) for p in ("vtzoo", "torch", "timm")}
 
 
-def _keep(job: _Job, delta: Delta, params: int) -> Trained:
+def _keep(job: _Job, delta: Delta, params: int, seconds: float) -> Trained:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +292,7 @@ def _keep(job: _Job, delta: Delta, params: int) -> Trained:
     return Trained(
         ref=job.name,
         path=str(job.zoo.object(digest)),
-        metrics=dict(delta.metrics),
+        metrics={"seconds": seconds, **delta.metrics},
         recipe=asdict(job.recipe),
         params=params,
         digest=digest,
