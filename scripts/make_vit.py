@@ -28,7 +28,7 @@ from vtzoo.zoo import Zoo
 OUT = Path(__file__).resolve().parent.parent / "vtzoo" / "embedded" / "vit_embedded_64.safetensors"
 TEACHER, NAME = "tf_efficientnet_lite0", "vit-embedded-64"
 STUDENT = "vit_tiny_patch16_224[img_size=64,patch_size=8,depth=8,global_pool=avg,patch_drop_rate=0.5]"
-RECIPE = {"lr": 1e-3, "batch_size": 64, "warmup_epochs": 0.3, "precision": "bf16", "workers": 2}
+RECIPE = {"optimizer": "muon", "lr": 2e-2, "batch_size": 64, "warmup_epochs": 0.3, "precision": "bf16", "workers": 2}
 LOG = logging.getLogger("make_vit")
 
 
@@ -82,7 +82,7 @@ def parsed() -> Any:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--views", type=int, default=3)
     return parser.parse_args()
 

@@ -23,7 +23,7 @@ class Recipe:
     batch_size: Annotated[int, Field(ge=1)] = 32
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     min_lr_fraction: Fraction = 0.01
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     label_smoothing: Fraction = 0.0
     mixup: Annotated[float, Field(ge=0)] = 0.0
     cutmix: Annotated[float, Field(ge=0)] = 0.0

@@ -23,6 +23,7 @@ RECIPES = {
     "plain": {},
     "patience": {"patience": 2},
     "average": {"ema_decay": 0.9},
+    "muon": {"optimizer": "muon"},
     "patience and average": {"patience": 2, "ema_decay": 0.9},
 }
 
