@@ -30,7 +30,7 @@ from vtzoo.errors import Mismatch, NotFoldable, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.folding import fold
 from vtzoo.graft import tensors_of
-from vtzoo.live import CARD, attach, detach, extract, head_state, inject, trainable
+from vtzoo.live import CARD, LOADED, attach, detach, extract, head_state, inject, trainable
 
 # Shifts that the net itself undoes, so that their gradient is zero by nature: a key's bias moves all logits of a query
 # alike and softmax takes that away (CaiT's class attention, MobileNetV4's normalised keys; elsewhere the key is a third
@@ -174,7 +174,9 @@ def test_attach_refuses_another_image_size(spec: str, family: str) -> None:
         assert torch.isfinite(logits(attach(bare(family), made.delta), twice)).all()
         return
     model = bare(family, **larger)
-    setattr(model, CARD, made.delta.backbone)
+    model.__dict__.update(
+        {CARD: made.delta.backbone, LOADED: fingerprint_of(model)}
+    )  # as `build` leaves it at this size
     anatomy = survey(model)
     sites = {(p.graft, s.name): s for p in made.delta.parts for s in p.module.sites(anatomy, p.config)}
     same = all(
