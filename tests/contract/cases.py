@@ -37,7 +37,7 @@ VARIANTS = {
     "adaptformer[rank=3,scale=2,dropout=0]": ("vit", "resnet"),
     "full[targets=*norm*|pos_embed]": ("vit", "vit-reg"),
     "full[targets=mlp]": ("swinv2", "convnext"),
-    "lora[qkv=qv,rank=3,alpha=5]": ("vit", "beit", "swin", "swinv2", "dinov3", "mobilenetv4"),
+    "lora[qkv=qv,rank=3,alpha=5]": ("vit", "beit", "swin", "swinv2", "dinov3"),
     "lora[targets=conv,rank=2]": ("resnet", "nfnet", "efficientnet", "convnext", "mobilenetv4", "hybrid", "vit"),
     "mlp-head[layers=3,hidden=7]": ("vit", "resnet"),
     "partial[blocks=2]": ("vit", "swin", "efficientnet"),
