@@ -64,14 +64,14 @@ def delta(
 
 
 def _input_size(text: str | None) -> tuple[int, int, int] | None:
-    """`224` is square with three channels; `1,28,28` says all."""
-    sizes = [int(x) for x in numbers(text, "--input-size") or ()]
+    """`224` is square with three channels; `3,224,288` says all."""
+    sizes = [int(p) if p.strip().isdecimal() else None for p in text.split(",")] if text is not None else []
     match sizes:
         case []:
             return None
-        case [side]:
+        case [int(side)]:
             return 3, side, side
-        case [channels, height, width]:
+        case [int(channels), int(height), int(width)]:
             return channels, height, width
         case _:
             raise UsageError(f"--input-size '{text}' is not a size", "write --input-size 224 or --input-size 3,224,224")

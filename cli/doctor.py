@@ -14,6 +14,7 @@ from vtzoo.errors import VtzooError
 from ._blocks import Block, Line, Table, size
 from ._session import Session
 
+USED = frozenset({"always", "onnx", "hfds"})  # extras that a verb asks for; the others wait for theirs
 EXAMPLES = ("vtzoo doctor", "vtzoo doctor --json")
 _REQUIREMENT = re.compile(
     r"(?P<name>[\w.-]+)(?:\[[^\]]*\])?\s*(?P<wanted>[^;]*?)\s*(?:;.*extra == ['\"](?P<extra>\w+)['\"])?"
@@ -45,13 +46,13 @@ def _zoo(session: Session) -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, str]]:
-    """Every run-time requirement of this package with the version that is here; empty when missing."""
+    """Every requirement that some verb has, with the version that is here; empty when missing."""
     from importlib.metadata import requires
 
     rows: dict[str, dict[str, str]] = {}
     for text in requires("vtzoo") or ():
         found = _REQUIREMENT.fullmatch(text)
-        if found is None or found["name"] == "vtzoo" or found["extra"] == "dev":
+        if found is None or found["name"] == "vtzoo" or (found["extra"] or "always") not in USED:
             continue
         name, purpose = found["name"], found["extra"] or "always"
         rows.setdefault(name, {"name": name, "wanted": found["wanted"], "for": purpose, "version": _version(name)})

@@ -21,13 +21,19 @@ def run(
     ],
     task: Task = None,
     headless: Annotated[bool, typer.Option("--headless", help="Leave the classifier out.")] = False,
-    dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="Of the written weights.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="TYPE", help="Of the written weights: float32, float64, float16, bfloat16."),
+    ] = "float32",
     tolerance: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--tolerance", metavar="X", min=0, help="Largest relative difference allowed, fold against attach."
+            "--tolerance",
+            metavar="X",
+            min=0,
+            help="Largest relative difference allowed, fold against attach (default: 1e-5; in 16 bits 5e-2).",
         ),
-    ] = 1e-5,
+    ] = None,
     name: Keep = None,
 ) -> None:
     """Write a delta or merge into plain weights for plain timm."""

@@ -15,7 +15,7 @@ def run(
     ctx: typer.Context,
     *,
     ref: Ref,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or folders.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     task: Task = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many classes to name.")] = 5,
 ) -> None:

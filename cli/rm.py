@@ -1,6 +1,6 @@
 """`vtzoo rm`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,12 +11,17 @@ from ._session import Session
 EXAMPLES = ("vtzoo rm fashion/lora",)
 
 
-def run(ctx: typer.Context, *, ref: Ref) -> None:
+def run(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    force: Annotated[bool, typer.Option("--force", help="Also a backbone whose weights deltas here need.")] = False,
+) -> None:
     """Remove an entry and the objects that only it refers to."""
     session = Session.of(ctx)
     zoo = session.zoo()
     entry = zoo.resolve(ref)
-    zoo.remove(entry)
+    zoo.remove(entry, force=force)
     session.show({"ref": entry.name, "section": entry.section}, _view)
 
 

@@ -1,8 +1,8 @@
 """One frozen vision backbone, many small tasks: train deltas, merge them, fold them, distil them, ship them.
 
     import vtzoo
-    model = vtzoo.build("vit-s16-dino")                      # frozen, eval
-    vtzoo.inject(model, "lora[rank=8]+bitfit", seed=0)       # a fresh trainable delta, in place
+    model = vtzoo.build("tf_efficientnet_lite0", num_classes=10)     # frozen, eval
+    vtzoo.inject(model, "lora[rank=8]+bitfit", seed=0)               # a fresh trainable delta, in place
 
 Importing this package loads nothing heavy: a name below is fetched when it is first used (PEP 562).
 """

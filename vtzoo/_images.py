@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -41,7 +42,7 @@ class Tree(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """The images below a folder; hidden files and other suffixes are passed over."""
+    """The images below a folder; hidden files and other suffixes are passed over, links followed."""
 
     root: Path
 
@@ -52,8 +53,16 @@ class Folder:
 
     def sizes(self) -> dict[str, int]:
         """Every image's name and size."""
-        found = ((p.relative_to(self.root), p) for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES)
-        return {n.as_posix(): p.stat().st_size for n, p in found if p.is_file() and not _hidden(n.parts)}
+        found: dict[str, int] = {}
+        above = {str(self.root): frozenset({os.path.realpath(self.root)})}  # the real folders on the way to each place
+        for place, folders, names in os.walk(self.root, followlinks=True):
+            way = above.pop(place)
+            real = {f: os.path.realpath(Path(place, f)) for f in folders if not _hidden((f,))}
+            folders[:] = [f for f in real if real[f] not in way]  # a link back up would lead round for ever
+            above |= {os.path.join(place, f): way | {real[f]} for f in folders}  # noqa: PTH118 - as os.walk spells it
+            files = [Path(place, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden((n,))]
+            found |= {p.relative_to(self.root).as_posix(): p.stat().st_size for p in files if p.is_file()}
+        return found
 
     def read(self, name: str) -> bytes:
         """One file's bytes."""

@@ -16,6 +16,9 @@ A message says what happened and what was seen; the hint says what to type next.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 5
+"""How many names a hint lists before it says '…'."""
+
 
 class VtzooError(Exception):
     """The root of every refusal; `str()` gives the message, `.hint` the next thing to type."""
@@ -108,4 +111,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(close)}?"
     if not names:
         return ""
-    return f"known: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}"
+    return f"known: {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}"

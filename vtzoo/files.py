@@ -84,7 +84,7 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int]]], metada
         end = offset + _size_bytes(dtype, shape)
         table[name] = {"data_offsets": [offset, end], "dtype": dtype, "shape": list(shape)}
         offset = end
-    text = json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
@@ -220,6 +220,8 @@ def _refusal(error: OSError, path: Path, what: str) -> VtzooError:
     if error.errno == errno.ENOENT:
         if what == "read":
             return NotFound(f"{path} does not exist", "check the path")
+        if path.parent.is_dir():  # /proc, say: there, but nobody can make a file in it
+            return UsageError(f"{path.parent} takes no new files", "choose another place")
         return NotFound(f"{path.parent} does not exist", f"make it: mkdir -p {path.parent}")
     if error.errno in _TAKEN:
         return Conflict(f"{path} exists already", "choose another place, or remove it first")

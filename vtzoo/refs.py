@@ -2,7 +2,7 @@
 
     name = part { "/" part }          part = [a-z0-9][a-z0-9._-]*, at most 96 characters, no "..", no Windows device
     ref  = name | unique prefix | name "@sha256:" (4 to 64 hex digits) | path
-    path = starts with "./", "/", "~" or a drive, or ends in ".safetensors"
+    path = starts with "./", "../", "/", "~" or a drive, or ends in ".safetensors"
 
 Everything that reads a name, a digest or a file name from a person or an index asks this module.
 """
@@ -24,7 +24,7 @@ _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PIN = re.compile(r"[0-9a-f]{4,64}")
-_PATH = re.compile(r"\./|\.\\|/|\\|~|[A-Za-z]:")
+_PATH = re.compile(r"\.{0,2}[/\\]|~|[A-Za-z]:")
 _SHOWN = 8
 _OBJECT = "object:sha256:"
 _RULE = "use lower-case letters, digits, '.', '_' and '-', with '/' between parts, for example fashion/lora"

@@ -1,10 +1,8 @@
 """Tensors by name, read when needed: safetensors files, lazy mappings, and a deterministic streaming writer."""
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -136,22 +134,10 @@ def write(
     """
     kinds = _kinds(tensors, dtype)
     with files.atomic_write(path) as out:
-        out.write(_header(kinds, metadata))
+        out.write(files.safetensors_header([(n, *kind) for n, kind in kinds.items()], metadata))
         for name, (code, shape) in kinds.items():
             _put(out, name, tensors[name], code, shape)
     return files.sha256(path)
-
-
-def _header(kinds: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """The file's first bytes: length, then JSON padded with spaces to a multiple of eight."""
-    doc: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    end = 0
-    for name, (code, shape) in kinds.items():
-        start, end = end, end + math.prod(shape) * DTYPES[code].itemsize
-        doc[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(doc, sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _kinds(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, tuple[str, tuple[int, ...]]]:

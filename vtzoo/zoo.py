@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
-from vtzoo.errors import Conflict, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, reading, sha256, sha256_bytes, writing
+from vtzoo.errors import SHOWN, Conflict, NotFound, UsageError, VtzooError
+from vtzoo.files import atomic_write, header, reading, sha256, sha256_bytes, writing
 from vtzoo.refs import Entry, Section, check_digest, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
 
@@ -193,18 +193,25 @@ class Zoo:
         self._fresh -= entry.objects
         return entry
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: Entry, *, force: bool = False) -> None:
         """Remove an entry, and its objects that no other entry refers to.
+
+        Args:
+            entry: as it was read.
+            force: also a backbone whose weights deltas here need: they won't run any more.
 
         Raises:
             UsageError: it belongs to the built-in catalogue.
             NotFound: it is gone already.
-            Conflict: it was changed meanwhile.
+            Conflict: it was changed meanwhile, or deltas need its weights.
         """
 
         def change(sections: Sections) -> tuple[None, Iterable[str]]:
             self._check_same(sections, entry)
             del sections[entry.section][entry.name]
+            if not force and (needed := self._dependants(entry, sections)):
+                listed = ", ".join(needed[:SHOWN]) + (f" and {len(needed) - SHOWN} more" if needed[SHOWN:] else "")
+                raise Conflict(f"'{entry.name}' holds the weights of {listed}", f"vtzoo rm {entry.name} --force")
             return None, entry.objects
 
         self._change(change)
@@ -264,6 +271,15 @@ class Zoo:
             raise NotFound(f"'{entry.name}' is gone from {self.root}", "see the names with: vtzoo ls")
         if json.dumps(facts, sort_keys=True) != json.dumps(plain(entry.facts), sort_keys=True):
             raise Conflict(f"'{entry.name}' was changed by someone else meanwhile", "look at it again: vtzoo show")
+
+    def _dependants(self, entry: Entry, sections: Sections) -> list[str]:
+        """The deltas that say they stand on a backbone's object, if no other entry would keep that."""
+        if entry.section != "backbones":
+            return []
+        kept = {digest for other in _own(sections) for digest in other.objects}
+        lost = {f"object:sha256:{digest}" for digest in entry.objects - kept}
+        deltas = sections["deltas"].items() if lost else ()
+        return sorted(n for n, facts in deltas if _stands_on(self._object_path(facts["digest"])) in lost)
 
     def _put(self, sections: Sections, entry: Entry, *, replace: bool) -> tuple[None, Iterable[str]]:
         self._check_new(sections, entry.section, check_name(entry.name), replace=replace)
@@ -336,6 +352,13 @@ class _Moved(Exception):
 
 def _own(sections: Sections, *, builtin: bool = False) -> list[Entry]:
     return [Entry(s, name, facts, builtin=builtin) for s, table in sections.items() for name, facts in table.items()]
+
+
+def _stands_on(path: Path) -> str:
+    """The source of a delta's backbone, from its header; empty where that can't be read."""
+    with suppress(VtzooError, ValueError, KeyError, TypeError):
+        return str(json.loads(header(path).metadata["vtzoo"])["backbone"]["source"])
+    return ""
 
 
 def _copy(source: str | Path | bytes, path: Path, digest: str) -> None:

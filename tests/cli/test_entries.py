@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from vtzoo.errors import NotFound
+from vtzoo.files import safetensors_header
 from vtzoo.zoo import Zoo
 from vtzoo_cli._entries import top1
 
@@ -69,6 +71,40 @@ def test_show_a_file_outside_a_zoo(vtzoo, zoo: Zoo, tmp_path: Path) -> None:
     copy.write_bytes(copy.read_bytes()[:-1])
     ran = vtzoo("show", "./mine.safetensors")
     assert (ran.code, ran.out, len(ran.lines)) == (4, "", 2)
+
+
+def test_show_a_file_in_the_folder_above(vtzoo, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`../x` is a path whatever it ends in; when nothing is there, that is said of the file."""
+    (tmp_path / "mine").write_bytes(zoo.object(zoo.resolve("pets/lora").digest).read_bytes())
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert json.loads(vtzoo("show", "../mine", "--json").out)["header"]["method"] == "lora[rank=2]"
+    assert "'../none' does not exist" in vtzoo("show", "../none").err
+
+
+def test_a_backbone_that_deltas_need_stays(vtzoo, zoo: Zoo) -> None:
+    """Removing the weights that deltas stand on is a conflict that names them, unless forced."""
+    weights = zoo.add_object(safetensors_header([("w", "F32", (2,))], {}) + bytes(8))
+    header = json.dumps({"schema": 1, "backbone": {"source": f"object:sha256:{weights}"}})
+    made = zoo.add_object(safetensors_header([("a", "F32", (1,))], {"vtzoo": header}) + bytes(4))
+    zoo.put("backbones", "mine", {"arch": "test_vit", "source": f"object:sha256:{weights}"})
+    zoo.put("deltas", "cars/lora", {"digest": made})
+    ran = vtzoo("rm", "mine", "--zoo", zoo.root)
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.lines == ["error: 'mine' holds the weights of cars/lora", "hint: vtzoo rm mine --force"]
+    zoo.put("backbones", "twin", {"arch": "test_vit", "source": f"object:sha256:{weights}"})
+    assert vtzoo("rm", "twin", "--zoo", zoo.root).code == 0
+    assert zoo.object(weights).is_file()
+    assert vtzoo("rm", "mine", "--force", "--zoo", zoo.root).code == 0
+    with pytest.raises(NotFound):
+        zoo.object(weights)
+
+
+def test_mv_task_wants_two_names(vtzoo, zoo: Zoo) -> None:
+    """`--task` without OLD=NEW is usage (2), and nothing is moved."""
+    for words in ("pets", "pets=", "=dogs"):
+        assert vtzoo("mv", "pets/lora", "pets/new", "--task", words, "--zoo", zoo.root).code == 2
+    assert zoo.resolve("pets/lora").name == "pets/lora"
 
 
 def test_mv_and_rm(vtzoo, zoo: Zoo) -> None:

@@ -88,6 +88,13 @@ def test_importing_the_library_loads_nothing(python) -> None:
     assert ran.stdout.strip() == "[]"
 
 
+def test_the_packages_own_example_runs() -> None:
+    """The lines in the package's docstring name what is there, offline."""
+    lines = [x.strip() for x in (library.__doc__ or "").splitlines() if x.startswith("    ")]
+    assert len(lines) == 3
+    exec("\n".join(lines))
+
+
 def test_public_names() -> None:
     """Every public name is found, listed by dir(), sorted, and is no submodule of the same name."""
     modules = {m.name for m in pkgutil.iter_modules(library.__path__)}

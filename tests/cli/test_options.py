@@ -34,6 +34,7 @@ def test_input_sizes() -> None:
     """One number is a square with three channels; three are channels, height and width."""
     assert _input_size(None) is None
     assert _input_size("224") == (3, 224, 224)
-    assert _input_size("1,28,32") == (1, 28, 32)
-    with pytest.raises(UsageError, match="is not a size"):
-        _input_size("1,2")
+    assert _input_size("3,64,96") == (3, 64, 96)
+    for wrong in ("1,2", "64.7", "3,64,x", "-64", "inf", ""):
+        with pytest.raises(UsageError, match="is not a size"):
+            _input_size(wrong)

@@ -160,7 +160,7 @@ def test_one_task_with_two_heads_is_refused():
     base, a, b = base_of("vit"), real("lora", "vit", "t"), real("ssf", "vit", "t")
     with pytest.raises(Conflict) as caught:
         vtzoo.merge([a, b], "linear", base=base)
-    assert "renamed(delta, 't', 't-2')" in caught.value.hint
+    assert "vtzoo mv REF NEW --task t=t-2" in caught.value.hint
     merged = vtzoo.merge([a, renamed(b, "t", "t-2")], "linear", base=base)
     assert [t.name for t in merged.tasks] == ["t", "t-2"]
     assert all(torch.equal(merged.head("t-2")[n], v) for n, v in b.head("t").items())

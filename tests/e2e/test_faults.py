@@ -38,6 +38,7 @@ FAULTS = {
     ("eval", "truncated delta"): ("eval {in}/cut.safetensors --data vtzoo:fashion", 4, "cut.safetensors"),
     ("eval", "not a safetensors file"): ("eval {in}/text.safetensors --data vtzoo:fashion", 4, "text.safetensors"),
     ("predict", "no such image"): ("predict fashion/lora {in}/none.png", 3, "none.png"),
+    ("predict", "folder without images"): ("predict fashion/lora {in}/empty", 2, "no images"),
     ("predict", "text as image"): ("predict fashion/lora {in}/text.png", 4, "text.png"),
     ("merge", "another backbone"): ("merge fashion/lora fashion/other --method linear --name m", 4, "other"),
     ("merge", "one coefficient short"): ("merge fashion/lora emoji/ssf --method linear --name m --coef 1", 2, "coef"),
@@ -45,6 +46,11 @@ FAULTS = {
     ("merge", "no form in weights"): ("merge fashion/lora fashion/adapter --method linear --name m", 4, "adapter"),
     ("fold", "not foldable"): ("fold fashion/adapter --out out", 4, "adapter"),
     ("fold", "folder exists"): ("fold fashion/lora --out {in}/empty", 5, "empty"),
+    ("fold", "half precision, a tolerance given"): (
+        "fold fashion/lora --out out --dtype bfloat16 --tolerance 1e-6",
+        4,
+        "allowed 1.0e-06",
+    ),
     ("fold", "unknown dtype"): ("fold fashion/lora --out out --dtype int3", 2, "int3"),
     ("distill", "teacher without head"): (f"{DISTILL} --teacher tiny --data vtzoo:fashion", 4, "head"),
     ("distill", "other classes"): (f"{DISTILL} --teacher fashion/lora --data vtzoo:emoji", 4, "classes"),
@@ -61,6 +67,18 @@ FAULTS = {
         4,
         "test_resnet",
     ),
+    **{
+        ("add backbone", wrong): (f"add backbone n --arch test_vit --weights {{in}}/tiny.safetensors {wrong}", 2, said)
+        for wrong, said in {
+            "--std 0,0,0": "none 0",
+            "--std nan,1,1": "nan,1,1",
+            "--mean 0.5": "three numbers",
+            "--mean 123,117,104": "from 0 to 1",
+            "--input-size 0": "whole pixels",
+            "--input-size 64.7": "not a size",
+            "--input-size 1,28,28": "RGB",
+        }.items()
+    },
     ("add delta", "incomplete checkpoint"): (
         "add delta d --backbone tiny --weights {in}/part.safetensors",
         4,
@@ -72,6 +90,10 @@ FAULTS = {
         "labels.txt",
     ),
     ("show", "ambiguous prefix"): ("show fashion/", 2, "fashion/adapter"),
+    ("mv", "no such task"): ("mv fashion/lora x --task fasion=y", 3, "fashion"),
+    ("mv", "illegal task"): ("mv fashion/lora x --task fashion=../y", 2, "../y"),
+    ("mv", "a task of a backbone"): ("mv tiny x --task fashion=y", 3, "delta"),
+    ("rm", "backbone that is needed"): ("rm tiny", 5, "fashion/adapter, fashion/lora"),
     ("rm", "catalogue entry"): ("rm resnet50.a1_in1k", 2, "resnet50"),
 }
 

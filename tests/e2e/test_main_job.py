@@ -16,7 +16,17 @@ from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.delta import Delta
-from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, Resources, UsageError, VtzooError
+from vtzoo.errors import (
+    Conflict,
+    Corrupt,
+    FoldError,
+    Mismatch,
+    NotFoldable,
+    NotFound,
+    Resources,
+    UsageError,
+    VtzooError,
+)
 from vtzoo.fit import checkpoint_path
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.distill import distill
@@ -29,6 +39,7 @@ from vtzoo.verbs.merge import merge_refs
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
+from vtzoo_cli._main import main
 
 RECIPE = {"epochs": 2, "limit": 60, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.5}
 ARCH = "test_vit"
@@ -89,6 +100,69 @@ def test_merge_is_shown_beside_its_parents(zoo: Zoo) -> None:
         evaluate(ref="both", data="vtzoo:emoji", zoo=zoo)
 
 
+def test_evaluation_says_what_it_measured(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many images of which split, whether a hash chose them, and that val stood in for a missing test: said and kept."""
+    images, said = D.open_data("vtzoo:fashion", split="test"), list[str]()
+    monkeypatch.setattr(talk, "say", said.append)
+    for i in range(100):
+        for place in ("flat", "parts/val"):
+            path = tmp_path / place / images.classes[images.labels[i]] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images[i][0].save(path)
+    flat = evaluate(ref="fashion/lora", data=str(tmp_path / "flat"), zoo=zoo).metrics["fashion"]
+    parts = evaluate(ref="fashion/lora", data=str(tmp_path / "parts"), zoo=zoo).metrics["fashion"]
+    assert flat["split"] == "test"
+    assert 0 < flat["images"] < 40
+    assert (parts["split"], parts["images"]) == ("val", 100)
+    assert said == [
+        f"fashion/lora: {flat['images']} images of the test split (there are no split folders: a hash of each name chose them)",
+        "fashion/lora: 100 images of the val split",
+    ]
+
+
+def test_prediction_takes_folders_and_single_paths(zoo: Zoo, tmp_path: Path) -> None:
+    """A folder stands for the images below it by name, hidden ones passed over; one path needs no list; top is 1 or more."""
+    image = D.open_data("vtzoo:fashion", split="test")[0][0]
+    for name in ("b.png", "a/z.png", "a/.hidden.png", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / name, format="png")
+    found = predict(ref="fashion/lora", images=[str(tmp_path / "b.png"), str(tmp_path)], zoo=zoo).predictions
+    assert [Path(p["image"]).relative_to(tmp_path).as_posix() for p in found] == ["b.png", "a/z.png", "b.png"]
+    for one in (tmp_path / "b.png", str(tmp_path / "b.png")):
+        assert predict(ref="fashion/lora", images=one, zoo=zoo).predictions == found[:1]
+    for top in (0, -1):
+        with pytest.raises(UsageError, match=f"top is {top}"):
+            predict(ref="fashion/lora", images=str(tmp_path / "b.png"), top=top, zoo=zoo)
+
+
+def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mv --task` renames entry and task, keeps tensors, date and accuracy, and what could not be merged merges."""
+    train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="fashion/two", zoo=zoo, recipe=RECIPE)
+    before = zoo.resolve("fashion/two")
+    old = Delta.open(zoo.object(before.digest))
+    tensors = {n.replace("@head/fashion/", "@head/fashion-2/"): t for n, t in old.tensors.items()}
+    with pytest.raises(Conflict) as caught:
+        merge_refs(refs=["fashion/lora", "fashion/two"], method="linear", name="m", zoo=zoo)
+    command = caught.value.hint.partition(": vtzoo ")[2].replace("REF NEW", "fashion/two fashion/moved")
+    assert main([*command.split(), "--zoo", str(zoo.root)]) == 0
+    assert "fashion/two is now fashion/moved" in capsys.readouterr().out
+    after = zoo.resolve("fashion/moved")
+    new = Delta.open(zoo.object(after.digest))
+    assert {n: t.tolist() for n, t in new.tensors.items()} == {n: t.tolist() for n, t in tensors.items()}
+    assert after.facts == {
+        **before.facts,
+        "command": "",  # none made it: not the one of `mv` either
+        "digest": after.digest,
+        "tasks": ["fashion-2"],
+        "size_bytes": after.facts["size_bytes"],
+    }
+    with pytest.raises(NotFound):
+        zoo.object(before.digest)
+    merge_refs(refs=["fashion/lora", "fashion/moved"], method="linear", name="fashion/merged", zoo=zoo)
+    assert zoo.resolve("fashion/merged").facts["tasks"] == ["fashion", "fashion-2"]
+    assert evaluate(ref="fashion/moved", data="vtzoo:fashion", zoo=zoo).metrics["fashion-2"]["images"] == 400
+
+
 @pytest.mark.parametrize("ref", ["fashion/lora", "fashion/vpt", "both"])
 def test_fold_loads_in_plain_timm(zoo: Zoo, ref: str, tmp_path: Path) -> None:
     """The folded folder, loaded by timm alone, computes what the attached delta computes."""
@@ -101,6 +175,17 @@ def test_fold_loads_in_plain_timm(zoo: Zoo, ref: str, tmp_path: Path) -> None:
         assert torch.allclose(live.model(x), plain(x), rtol=1e-4, atol=1e-5)
     with pytest.raises(Conflict):
         fold_ref(ref=ref, out=tmp_path / "out", task="fashion", zoo=zoo)
+
+
+def test_fold_obeys_a_given_tolerance(zoo: Zoo, tmp_path: Path) -> None:
+    """In 16 bits the tolerance is looser unless one is given; what was allowed stands in the report."""
+    for dtype, allowed in (("float32", 1e-5), ("float16", 5e-2), ("bfloat16", 5e-2)):
+        report = fold_ref(ref="fashion/lora", out=tmp_path / dtype, dtype=dtype, zoo=zoo).report
+        assert report["tolerance"] == allowed
+    with pytest.raises(FoldError, match=r"allowed 1.0e-06") as caught:
+        fold_ref(ref="fashion/lora", out=tmp_path / "strict", dtype="bfloat16", tolerance=1e-6, zoo=zoo)
+    assert "--dtype float32" in caught.value.hint
+    assert not (tmp_path / "strict").exists()
 
 
 def test_what_does_not_fold_is_refused_and_leaves_nothing(zoo: Zoo, tmp_path: Path) -> None:
@@ -171,6 +256,18 @@ def test_a_fine_tuned_checkpoint_becomes_a_delta(zoo: Zoo, tmp_path: Path) -> No
     x = torch.randn(2, *live.preprocess.input_size)
     with torch.no_grad():
         assert torch.allclose(live.model(x), tuned(x), atol=1e-6)
+
+
+def test_a_backbone_of_another_shape_than_square(zoo: Zoo, tmp_path: Path) -> None:
+    """A ViT for 64x96 pixels is added with both sides, trains and folds at that size."""
+    wide = timm.create_model(ARCH, num_classes=0, img_size=(64, 96))
+    save_file(wide.state_dict(), tmp_path / "wide.safetensors")
+    add_backbone(name="wide", arch=ARCH, weights=tmp_path / "wide.safetensors", input_size=(3, 64, 96), zoo=zoo)
+    assert zoo.resolve("wide").facts["model_args"] == {"img_size": [64, 96]}
+    train(backbone="wide", data="vtzoo:fashion", method="ssf", name="wide/ssf", zoo=zoo, recipe=RECIPE)
+    live = go_live(open_ref("wide/ssf", zoo))
+    assert live.preprocess.input_size == (3, 64, 96)
+    assert fold_ref(ref="wide/ssf", out=tmp_path / "folded", zoo=zoo).report["max_rel"] <= 1e-5
 
 
 def test_a_convnet_checkpoint_keeps_its_statistics(zoo: Zoo, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vtzoo import data
-from vtzoo._images import Zip, decode
+from vtzoo._images import Folder, Zip, decode
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.spec import Preprocess
 
@@ -193,6 +193,23 @@ def test_a_broken_image_is_named_or_left_out_and_counted(unpacked: Path, damage:
     assert kept.skipped == (images.paths[place],)
     assert len(kept) == len(images) - 1
     assert kept.digest != images.digest
+
+
+def test_linked_folders_are_followed(unpacked: Path, tmp_path: Path) -> None:
+    """Links to classes and whole splits hold what they point to, also when two point to one; a link back up ends."""
+    linked, wanted = tmp_path / "linked", Folder(unpacked).sizes()
+    (linked / "train").mkdir(parents=True)
+    for kind in (unpacked / "train").iterdir():
+        (linked / "train" / kind.name).symlink_to(kind)
+    for split in ("val", "test"):
+        (linked / split).symlink_to(unpacked / "test")
+    (unpacked / "train" / "bag" / "up").symlink_to(linked / "train")
+    (linked / "gone").symlink_to(tmp_path / "nowhere")
+    found = Folder(linked).sizes()
+    for split, source in (("train", "train"), ("val", "test"), ("test", "test")):
+        below = {n.removeprefix(split): size for n, size in found.items() if n.startswith(f"{split}/")}
+        assert below == {n.removeprefix(source): size for n, size in wanted.items() if n.startswith(f"{source}/")}
+    assert len(data.open_data(linked, split="test")) == 160
 
 
 def test_transparency_orientation_and_depth_become_plain_rgb() -> None:

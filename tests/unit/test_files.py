@@ -310,6 +310,15 @@ def test_atomic_write_refuses_impossible_places(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder where nothing can be made")
+def test_a_folder_that_takes_no_files_is_not_called_missing() -> None:
+    """/proc exists but nobody can make anything in it: the refusal says that, for files and folders."""
+    with pytest.raises(UsageError, match="/proc takes no new files"):
+        files.atomic_text("/proc/vtzoo", "text")
+    with pytest.raises(UsageError, match="/proc takes no new files"), files.atomic_dir("/proc/vtzoo"):
+        pass
+
+
 def test_atomic_write_accepts_the_longest_names(tmp_path: Path) -> None:
     """The temporary name is short enough for any name that the file system takes, in any script."""
     for name in ("x" * 255, "ü" * 127, "漢" * 85):

@@ -80,14 +80,15 @@ def test_file_names_that_leave_the_folder_are_refused(member: str) -> None:
 @pytest.mark.parametrize(
     ("ref", "expected"),
     [
+        ("../a", True), ("..\\a", True), ("../../a", True), (".../a", False), ("..", False),
         ("./a", True), (".\\a", True), ("/a", True), ("\\\\host\\a", True), ("~/a", True), ("~", True), ("C:\\a", True),
         ("d:a", True), ("a.safetensors", True), ("a/b.safetensors", True), ("a", False), ("a/b", False),
-        ("../a", False), ("fashion/lora", False), ("a@sha256:ab12", False), ("a.safetensors.bak", False), ("", False),
+        ("fashion/lora", False), ("a@sha256:ab12", False), ("a.safetensors.bak", False), ("", False),
         ("hf-hub:a/b", False),
     ],
 )  # fmt: skip
 def test_a_ref_is_a_path_only_by_its_looks(ref: str, expected: bool) -> None:
-    """Only './', '/', '~', a drive or '.safetensors' make a path; what is on the disk never decides."""
+    """Only './', '../', '/', '~', a drive or '.safetensors' make a path; what is on the disk never decides."""
     assert refs.is_path(ref) is expected
 
 
@@ -151,7 +152,8 @@ def test_resolve_takes_exact_names_unique_prefixes_and_digests(ref: str, name: s
         ("fashion/lora@", None, UsageError, "is no ref", "sha256:"),
         ("", None, UsageError, "empty", "vtzoo ls"),
         ("./fashion", None, UsageError, "is a path", "vtzoo ls"),
-        ("../fashion", None, NotFound, "no entry", "./../fashion"),
+        ("../fashion", None, UsageError, "is a path", "vtzoo ls"),
+        ("..", None, NotFound, "no entry", "./.."),
         ("x\n\x1b[2J", None, NotFound, r"\n\x1b[2J", ""),
     ],
 )
@@ -164,6 +166,13 @@ def test_resolve_refuses_with_the_next_thing_to_type(
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert "\n" not in caught.value.message + caught.value.hint
+
+
+def test_a_name_near_nothing_lists_five() -> None:
+    """Where no name is near, the hint gives a first few and says that there are more."""
+    with pytest.raises(NotFound) as caught:
+        refs.resolve("zzz", [Entry("backbones", f"n{i:02}", {}) for i in range(9)], "backbones")
+    assert caught.value.hint == "known: n00, n01, n02, n03, n04 …"
 
 
 def test_resolve_lists_no_more_than_a_line() -> None:

@@ -102,6 +102,8 @@ def test_header_is_sorted_json(tmp_path: Path) -> None:
     assert size % 8 == 0
     assert list(doc) == sorted(doc)
     assert list(doc["__metadata__"]) == ["a", "z"]
+    kinds = [("a.x", "I64", ()), ("b", "F32", (2, 3)), ("a.y", "BF16", (2,))]
+    assert raw[: 8 + size] == files.safetensors_header(kinds, {"a": "2", "z": "1"})
 
 
 def test_not_contiguous_tensors_are_written_as_seen(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def equal_values(deltas: Sequence[Delta]) -> None:
             if other.task(task.name) != task or not _equal(other.head(task.name), delta.head(task.name)):
                 raise Conflict(
                     f"{before} and {who} have different heads for a task named '{task.name}'",
-                    f"rename one in Python: vtzoo.merging.renamed(delta, '{task.name}', '{task.name}-2')",
+                    f"rename one's task: vtzoo mv REF NEW --task {task.name}={task.name}-2",
                 )
         if i and not _equal(delta.overrides, deltas[0].overrides):
             said = f"{who} and {label(0, deltas[0])} hold different resized tensors of one backbone"

@@ -11,11 +11,11 @@ from vtzoo.anatomy import Site, head_names, survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card, create, timm_card
 from vtzoo.delta import HEAD, Delta, Part
-from vtzoo.errors import NotFound, ShapeMismatch
+from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
 from vtzoo.graft import has_statistics
 from vtzoo.results import Result
-from vtzoo.spec import BackboneCard, Task
+from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import TensorFile, shape_of
 from vtzoo.zoo import Zoo
 
@@ -30,22 +30,26 @@ def add_backbone(
         name: what to call it.
         arch: timm architecture.
         weights: timm-named tensors; a classifier in it is kept but is no part of the backbone.
-        mean: of the input in [0, 1] units; timm's own for the architecture unless given.
+        mean: of the input in [0, 1] units, one per channel; timm's own for the architecture unless given.
         std: likewise.
-        input_size: [channels, height, width] in pixels; likewise.
+        input_size: [3, height, width] in pixels; likewise.
         license: SPDX name.
         zoo: where to keep it.
 
     Raises:
+        UsageError: mean, std or size that no RGB image can have.
         ShapeMismatch: tensors are missing, left over, or of another shape than the architecture's at this size.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
     card = timm_card(arch)
     given = {k: v for k, v in {"mean": mean, "std": std, "input_size": input_size}.items() if v is not None}
-    source = _open(weights)
     preprocess = replace(card.preprocess, **given)
-    args = {"img_size": preprocess.input_size[1]} if input_size and _takes_size(arch) else {}
+    _check(preprocess)
+    source = _open(weights)
+    height, width = preprocess.input_size[1:]
+    side = height if height == width else [height, width]
+    args = {"img_size": side} if input_size and _takes_size(arch) else {}
     model = create(arch, pretrained=False, num_classes=0, **args)
     inside = tuple(h + "." for h in card.head or head_names(model))
     base = {n: source[n] for n in source if not (inside and n.startswith(inside))}
@@ -119,6 +123,23 @@ def _open(path: Path) -> TensorFile:
     if not path.is_file():
         raise NotFound(f"no file {path}", "give a .safetensors file")
     return TensorFile(path)
+
+
+def _check(preprocess: Preprocess) -> None:
+    """Refuse what can't be done to an RGB image; three numbers each, so that a forgotten one is not guessed."""
+    size = preprocess.input_size
+    if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise UsageError(f"the input size {_said(size)} is none", "give whole pixels: --input-size 224, or 3,224,288")
+    if size[0] != 3:
+        raise UsageError(f"an input of {size[0]} channels: images are read as RGB", "use a network of 3 channels")
+    for what, values, zero in (("mean", preprocess.mean, True), ("std", preprocess.std, False)):
+        if len(values) != 3 or not all(0 <= v <= 1 and (v or zero) for v in values):
+            wanted = f"three numbers from 0 to 1{'' if zero else ', none 0'} (red, green, blue)"
+            raise UsageError(f"the {what} {_said(values)} is not {wanted}", f"for example --{what} 0.5,0.5,0.5")
+
+
+def _said(values: tuple[float, ...]) -> str:
+    return ",".join(f"{v:g}" for v in values)
 
 
 def _takes_size(arch: str) -> bool:

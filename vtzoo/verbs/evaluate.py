@@ -3,6 +3,7 @@
 from typing import Any
 
 from vtzoo import data as D
+from vtzoo import talk
 from vtzoo.artifact import Artifact, go_live, open_ref
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.results import Evaluated
@@ -14,7 +15,7 @@ def evaluate(
     *, ref: str, data: str, task: str | None = None, zoo: Zoo | None = None, batch_size: int = 64, skip_bad: bool = False,
     split: D.Split = "test",
 ) -> Evaluated:  # fmt: skip
-    """One pass over the test split (the validation split where there is no test).
+    """One pass over the test split (the validation split where there is no test); which one, and how much of it, is said.
 
     Args:
         ref: a delta, merge, folded model or student.
@@ -26,7 +27,8 @@ def evaluate(
         split: which part of the data.
 
     Returns:
-        `metrics[task]` for this ref and, for a merge, `metrics["PARENT (alone)"]` for the parent that brought the task.
+        `metrics[task]` for this ref, with the `split` and how many `images` it was, and, for a merge,
+        `metrics["PARENT (alone)"]` for the parent that brought the task.
 
     Raises:
         Mismatch: the data's classes are not the task's.
@@ -37,23 +39,29 @@ def evaluate(
         raise UsageError(
             f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"
         )
-    images = _images(data, split, skip_bad=skip_bad)
+    images, split = _images(data, split, skip_bad=skip_bad)
+    talk.say(f"{artifact.ref}: {len(images)} images of the {split} split{_chosen(images)}")
     name, found = _one(artifact, images, task, batch_size)
     metrics = {name: found}
     if parent := _parent(artifact, name):
         metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
-    return Evaluated(
-        ref=artifact.ref, path=str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref, metrics=metrics
-    )
+    path = str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref
+    return Evaluated(ref=artifact.ref, path=path, metrics={k: {"split": split, **m} for k, m in metrics.items()})
 
 
-def _images(data: str, split: D.Split, *, skip_bad: bool) -> D.Images:
+def _images(data: str, split: D.Split, *, skip_bad: bool) -> tuple[D.Images, D.Split]:
     try:
-        return D.open_data(data, split=split, skip_bad=skip_bad)
+        return D.open_data(data, split=split, skip_bad=skip_bad), split
     except NotFound:
         if split != "test":
             raise
-        return D.open_data(data, split="val", skip_bad=skip_bad)
+        return D.open_data(data, split="val", skip_bad=skip_bad), "val"
+
+
+def _chosen(images: D.Images) -> str:
+    """What to add where no folders say which images are the split's: their paths start with a class."""
+    alone = images.paths[0].partition("/")[0] in images.classes
+    return " (there are no split folders: a hash of each name chose them)" if alone else ""
 
 
 def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int) -> tuple[str, dict[str, Any]]:

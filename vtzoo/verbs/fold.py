@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PROBES = 4
+TOLERANCE, HALF_TOLERANCE = 1e-5, 5e-2
+"""What is allowed unless the user says otherwise: in float32 and float64, and in 16 bits, where each weight is rounded."""
 
 
 def fold_ref(
-    *, ref: str, out: Path, task: str | None = None, headless: bool = False, dtype: str = "float32", tolerance: float = 1e-5,
+    *, ref: str, out: Path, task: str | None = None, headless: bool = False, dtype: str = "float32", tolerance: float | None = None,
     zoo: Zoo | None = None, name: str | None = None,
 ) -> Folded:  # fmt: skip
     """Fold a delta or merge into a folder that plain timm loads.
@@ -38,7 +40,8 @@ def fold_ref(
         task: whose head, where there are several.
         headless: leave the head out.
         dtype: of the written weights.
-        tolerance: largest allowed difference, relative to the attached model's largest output (float32).
+        tolerance: largest allowed difference, relative to the attached model's largest output (float32); by default
+            1e-5 for float32 and float64, 5e-2 for float16 and bfloat16.
         zoo: where to look.
         name: also keep the result in the zoo.
 
@@ -83,7 +86,7 @@ def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: st
 
 
 @torch.inference_mode()
-def _verify(folder: Path, live: Live, tolerance: float, dtype: str) -> dict[str, Any]:
+def _verify(folder: Path, live: Live, tolerance: float | None, dtype: str) -> dict[str, Any]:
     """Load with plain timm and compare on random images."""
     plain = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
     generator = torch.Generator().manual_seed(0)
@@ -91,11 +94,14 @@ def _verify(folder: Path, live: Live, tolerance: float, dtype: str) -> dict[str,
     a, b = live.model(x).double(), plain(x).double()
     worst = (a - b).abs().max().item()
     relative = worst / max(a.abs().max().item(), 1e-30)
-    allowed = tolerance if dtype in ("float32", "float64") else max(tolerance, 5e-2)
+    half = DTYPES[dtype].itemsize < 4
+    allowed = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
     if not relative <= allowed:
         raise FoldError(
             f"folded and attached outputs differ by {relative:.1e} of the largest output (allowed {allowed:.1e})",
-            "report this as a bug, or pass a larger --tolerance knowingly",
+            f"{dtype} rounds every weight: pass a larger --tolerance, or --dtype float32"
+            if half
+            else "report this as a bug, or pass a larger --tolerance knowingly",
         )
     return {
         "max_abs": worst,

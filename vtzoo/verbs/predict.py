@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vtzoo import data as D
+from vtzoo._images import Folder
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.results import Predicted
@@ -14,24 +15,31 @@ from vtzoo.zoo import Zoo
 
 
 def predict(
-    *, ref: str, images: Sequence[str], task: str | None = None, top: int = 5, zoo: Zoo | None = None
+    *,
+    ref: str,
+    images: str | Path | Sequence[str | Path],
+    task: str | None = None,
+    top: int = 5,
+    zoo: Zoo | None = None,
 ) -> Predicted:
     """The most probable classes of each image.
 
     Args:
         ref: a delta, merge, folded model or student.
-        images: files.
+        images: files, and folders, which stand for all images below them by name; one path or several.
         task: whose head, where there are several.
         top: how many classes.
         zoo: where to look.
 
     Raises:
         NotFound: a file is missing.
+        UsageError: a folder without images, or no class wanted.
         Corrupt: a file is no image.
     """
     zoo = zoo or Zoo.find()
-    if missing := [p for p in images if not Path(p).is_file()]:
-        raise NotFound(f"no image {missing[0]}", "give image files")
+    if top < 1:
+        raise UsageError(f"top is {top}", "name at least one class: --top 1")
+    paths = [p for given in ([images] if isinstance(images, str | Path) else images) for p in _files(Path(given))]
     artifact = open_ref(ref, zoo)
     live = go_live(artifact, task)
     if live.task is None:
@@ -39,12 +47,23 @@ def predict(
     transform = D.transforms(live.preprocess, train=False)
     found: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for path in images:
+        for path in paths:
             chances = live.model(transform(D.open_image(path))[None]).float().softmax(-1)[0]
             best = chances.topk(min(top, len(live.task.classes)))
             ranked = [
                 {"class": live.task.classes[i], "probability": round(p, 6)}
                 for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
-            found.append({"image": path, "task": live.task.name, "top": ranked})
+            found.append({"image": str(path), "task": live.task.name, "top": ranked})
     return Predicted(ref=artifact.ref, path=str(artifact.path or ""), predictions=found)
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the images below a folder by name."""
+    if path.is_dir():
+        if not (names := Folder(path).sizes()):
+            raise UsageError(f"{path} holds no images", "give image files, or a folder of them")
+        return [path / name for name in sorted(names)]
+    if not path.is_file():
+        raise NotFound(f"no image {path}", "give image files, or a folder of them")
+    return [path]

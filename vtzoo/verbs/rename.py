@@ -1,0 +1,38 @@
+"""Give a delta's task another name, so that two deltas of one task can be merged."""
+
+import tempfile
+from pathlib import Path
+
+from vtzoo.delta import Delta
+from vtzoo.merging import renamed
+from vtzoo.refs import check_name
+from vtzoo.results import Result
+from vtzoo.zoo import Zoo
+
+
+def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Result:
+    """Write a delta anew with a task of another name; its entry keeps its name and what made it, its digest changes.
+
+    Args:
+        ref: a delta of the zoo.
+        old: the task's name.
+        new: its new one.
+        zoo: where the delta is.
+
+    Raises:
+        NotFound: no such delta, or no such task in it.
+        UsageError: the new name is not legal.
+        Conflict: the delta has a task of that name.
+    """
+    zoo = zoo or Zoo.find()
+    entry = zoo.resolve(ref, "deltas")
+    delta = renamed(Delta.open(zoo.object(entry.digest)), old, check_name(new))
+    with tempfile.TemporaryDirectory(dir=zoo.root) as folder:
+        path = Path(folder) / "delta.safetensors"
+        delta.save(path)
+        facts = {"command": "", **entry.facts, "digest": zoo.add_object(path), "size_bytes": path.stat().st_size}
+    metrics = {new if k == old else k: v for k, v in entry.facts.get("metrics", {}).items()}
+    kept = zoo.put(
+        "deltas", entry.name, {**facts, "tasks": [t.name for t in delta.tasks], "metrics": metrics}, replace=True
+    )
+    return Result(ref=kept.name, path=str(zoo.object(kept.digest)))
