@@ -42,9 +42,7 @@ def evaluate(
     metrics = {name: found}
     if parent := _parent(artifact, name):
         metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
-    return Evaluated(
-        ref=artifact.ref, path=str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref, metrics=metrics
-    )
+    return Evaluated(ref=artifact.ref, path=str(artifact.path), metrics=metrics)
 
 
 def _images(data: str, split: D.Split, *, skip_bad: bool) -> D.Images:
