@@ -23,7 +23,8 @@ from vtzoo import registry
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card
 from vtzoo.errors import DeadTarget, NotFoldable, UsageError
-from vtzoo.live import CARD, extract, head_state, inject, trainable
+from vtzoo.identity import CARD
+from vtzoo.live import extract, head_state, inject, trainable
 from vtzoo.spec import Task
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.fold import fold_ref

@@ -19,10 +19,21 @@ def run(
     teachers: Annotated[
         list[str], typer.Option("--teacher", metavar="REF", help="Who teaches; may be given several times.")
     ],
-    student: Annotated[str, typer.Option("--student", metavar="ARCH|REF", help="Any timm architecture, or an entry.")],
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student",
+            metavar="ARCH|REF",
+            help="A timm architecture, starting from random weights, or an entry or tagged timm name, from its own.",
+        ),
+    ],
     data: o.Data,
     name: o.Name,
     loss: Annotated[str, typer.Option("--loss", metavar="SPEC", help="What is taught (see vtzoo losses).")] = "kd",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="TASK", help="Whose head teaches, if not the one with the data's classes."),
+    ] = None,
     epochs: o.Epochs = None,
     lr: o.LearningRate = None,
     batch_size: o.BatchSize = None,
@@ -56,7 +67,7 @@ def run(
     from vtzoo.verbs.distill import distill
 
     result = distill(
-        teachers=teachers, student=student, data=data, loss=loss, name=name, zoo=zoo, recipe=recipe,
+        teachers=teachers, student=student, data=data, loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
         resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size,
     )  # fmt: skip
     session.show(result, _results.distilled)

@@ -31,12 +31,16 @@ class Tree(Protocol):
         """What to call it in a message."""
         ...
 
-    def sizes(self) -> dict[str, int]:
-        """Every image's name and its size in bytes."""
+    def names(self) -> list[str]:
+        """Every image's name."""
         ...
 
     def read(self, name: str) -> bytes:
         """One file's bytes."""
+        ...
+
+    def checksum(self, name: str) -> str:
+        """CRC-32 and size of one file's bytes; the same for a folder and for the zip packed from it."""
         ...
 
 
@@ -51,9 +55,9 @@ class Folder:
         """What to call it in a message."""
         return str(self.root)
 
-    def sizes(self) -> dict[str, int]:
-        """Every image's name and size."""
-        found: dict[str, int] = {}
+    def names(self) -> list[str]:
+        """Every image's name; links are followed."""
+        found: list[str] = []
         above = {str(self.root): frozenset({os.path.realpath(self.root)})}  # the real folders on the way to each place
         for place, folders, names in os.walk(self.root, followlinks=True):
             way = above.pop(place)
@@ -61,12 +65,17 @@ class Folder:
             folders[:] = [f for f in real if real[f] not in way]  # a link back up would lead round for ever
             above |= {os.path.join(place, f): way | {real[f]} for f in folders}  # noqa: PTH118 - as os.walk spells it
             files = [Path(place, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden((n,))]
-            found |= {p.relative_to(self.root).as_posix(): p.stat().st_size for p in files if p.is_file()}
+            found += [p.relative_to(self.root).as_posix() for p in files if p.is_file()]
         return found
 
     def read(self, name: str) -> bytes:
         """One file's bytes."""
         return (self.root / name).read_bytes()
+
+    def checksum(self, name: str) -> str:
+        """CRC-32 and size of one file's bytes, which are read for it."""
+        data = _read(self, name)
+        return f"{zlib.crc32(data):08x} {len(data)}"
 
 
 @dataclass
@@ -91,14 +100,19 @@ class Zip:
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "name": self.name}
 
-    def sizes(self) -> dict[str, int]:
-        """Every image's name and size."""
-        infos = [i for i in self._open.infolist() if Path(i.filename).suffix.lower() in SUFFIXES]
-        return {i.filename: i.file_size for i in infos if not _hidden(Path(i.filename).parts)}
+    def names(self) -> list[str]:
+        """Every image's name."""
+        found = [n for n in dict.fromkeys(self._open.namelist()) if Path(n).suffix.lower() in SUFFIXES]
+        return [n for n in found if not _hidden(Path(n).parts)]
 
     def read(self, name: str) -> bytes:
         """One file's bytes."""
         return self._open.read(name)
+
+    def checksum(self, name: str) -> str:
+        """CRC-32 and size as the zip's directory has them; nothing is read."""
+        info = self._open.getinfo(name)
+        return f"{info.CRC:08x} {info.file_size}"
 
 
 def _hidden(parts: Sequence[str]) -> bool:
@@ -133,13 +147,14 @@ class Decoder:
     side: int = 0
 
     def __call__(self, name: str) -> Image.Image:
-        try:
-            data = self.tree.read(name)
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise Corrupt(
-                f"{self.tree.where}: {name} can't be read ({error})", "check the file, or pass --skip-bad"
-            ) from error
-        return decode(data, f"{self.tree.where}/{name}", self.side)
+        return decode(_read(self.tree, name), f"{self.tree.where}/{name}", self.side)
+
+
+def _read(tree: Tree, name: str) -> bytes:
+    try:
+        return tree.read(name)
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise Corrupt(f"{tree.where}: {name} can't be read ({error})", "check the file, or pass --skip-bad") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -155,13 +170,13 @@ def _rgb(image: Image.Image) -> Image.Image:
 class Images(Dataset[tuple[Image.Image, int]]):
     """Labelled images, decoded when asked for; small sets stay decoded in memory. Label -1 means unlabelled.
 
-    `paths` name the images, `digest` stands for their names and sizes, `skipped` are the broken ones left out.
+    `paths` name the images, `skipped` are the broken ones left out, `identity` turns paths into what `digest` hashes.
     """
 
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
-    digest: str
+    identity: Callable[[Sequence[str]], Iterable[str]]
     load: Callable[[str], Image.Image]
     skipped: tuple[str, ...] = ()
     where: str = ""
@@ -185,12 +200,21 @@ class Images(Dataset[tuple[Image.Image, int]]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
 
+    @cached_property
+    def digest(self) -> str:
+        """Sha256 that stands for these images, whatever their order; found out when first asked for.
+
+        Of a folder or zip it stands for names and contents (by CRC-32 and size: it tells sets apart and is no proof
+        against forgery); of a timm data set for what `_readers` says. A folder's files are read for it once (20,000 of
+        15 kB in 0.4 s, when the system has them in memory), a zip's are not.
+        """
+        return hashlib.sha256("\n".join(sorted(self.identity(self.paths))).encode()).hexdigest()
+
     def take(self, indices: Iterable[int]) -> "Images":
         """The images at these places, in this order."""
         chosen = list(indices)
         paths, labels = tuple(self.paths[i] for i in chosen), tuple(self.labels[i] for i in chosen)
-        digest = hashlib.sha256("\n".join([self.digest, *sorted(paths)]).encode()).hexdigest()
-        return replace(self, paths=paths, labels=labels, digest=digest, _cache={}, _cached_bytes=0)
+        return replace(self, paths=paths, labels=labels, _cache={}, _cached_bytes=0)
 
     def limit(self, count: int, seed: int = 0) -> "Images":
         """A class-balanced subset of `count` images, the same for the same seed; 0 or more than there are means all."""
@@ -232,6 +256,11 @@ class Images(Dataset[tuple[Image.Image, int]]):
         return True
 
 
-def digest_of(sizes: dict[str, int]) -> str:
-    """Sha256 over sorted names and sizes."""
-    return hashlib.sha256("\n".join(f"{n} {sizes[n]}" for n in sorted(sizes)).encode()).hexdigest()
+@dataclass(frozen=True)
+class Contents:
+    """The identity of a tree's files: name and checksum, one line each."""
+
+    tree: Tree
+
+    def __call__(self, names: Sequence[str]) -> Iterable[str]:
+        return (f"{name} {self.tree.checksum(name)}" for name in names)

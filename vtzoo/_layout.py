@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection
 from typing import Literal
 
-from vtzoo._images import Decoder, Images, Tree, digest_of
+from vtzoo._images import Contents, Decoder, Images, Tree
 from vtzoo.errors import NotFound, UsageError
 
 Split = Literal["train", "val", "test"]
@@ -18,11 +18,11 @@ def labelled(tree: Tree, split: Split, side: int) -> Images:
         UsageError: no class, one class, or splits whose classes differ.
         NotFound: a split layout without this split.
     """
-    sizes = tree.sizes()
-    layout = _layout(sizes)
+    every = tree.names()
+    layout = _layout(every)
     if not layout:
-        _check_classes({n.split("/", 1)[0] for n in sizes if "/" in n}, tree.where, loose=len(sizes))
-        chosen = {n: n.split("/", 1)[0] for n in sizes if "/" in n and _tenth(n, "train", "val", "test") == split}
+        _check_classes({n.split("/", 1)[0] for n in every if "/" in n}, tree.where, loose=len(every))
+        chosen = {n: n.split("/", 1)[0] for n in every if "/" in n and _tenth(n, "train", "val", "test") == split}
     else:
         by_split = {s: {n: n.split("/", 2)[1] for n in names} for s, names in layout.items()}
         _check_splits(by_split, tree.where)
@@ -31,8 +31,8 @@ def labelled(tree: Tree, split: Split, side: int) -> Images:
             chosen = {n: c for n, c in by_split["train"].items() if _tenth(n, "train", "val", "train") == split}
         if chosen is None:
             raise NotFound(f"{tree.where} has no '{split}' folder", f"it has {', '.join(layout)}")
-    classes = tuple(sorted({c for s in layout or [""] for c in _names(sizes, layout, s)}))
-    return _images(tree, sizes, chosen, classes, side)
+    classes = tuple(sorted({c for s in layout or [""] for c in _names(every, layout, s)}))
+    return _images(tree, chosen, classes, side)
 
 
 def unlabelled(tree: Tree, split: Split, side: int) -> Images:
@@ -41,41 +41,41 @@ def unlabelled(tree: Tree, split: Split, side: int) -> Images:
     Raises:
         NotFound: `test` is wanted and there is no such folder.
     """
-    sizes = tree.sizes()
-    layout = _layout(sizes)
-    names = layout[split] if split in layout else [n for s in layout for n in layout[s] if s != "test"] or list(sizes)
+    every = tree.names()
+    layout = _layout(every)
+    names = layout[split] if split in layout else [n for s in layout for n in layout[s] if s != "test"] or every
     if split not in layout or (split == "train" and "val" not in layout):
         if split == "test":
             raise NotFound(f"{tree.where} has no 'test' folder", "unlabelled images are split into train and val only")
         names = [n for n in names if (_hash(n) % 50 == 0) == (split == "val")]
-    return _images(tree, sizes, dict.fromkeys(names, ""), (), side)
+    return _images(tree, dict.fromkeys(names, ""), (), side)
 
 
-def _images(tree: Tree, sizes: dict[str, int], chosen: dict[str, str], classes: tuple[str, ...], side: int) -> Images:
+def _images(tree: Tree, chosen: dict[str, str], classes: tuple[str, ...], side: int) -> Images:
     paths = sorted(chosen)
     place = {c: i for i, c in enumerate(classes)}
     return Images(
         classes=classes,
         paths=tuple(paths),
         labels=tuple(place.get(chosen[n], -1) for n in paths),
-        digest=digest_of({n: sizes[n] for n in paths}),
+        identity=Contents(tree),
         load=Decoder(tree, side),
         where=tree.where,
     )
 
 
-def _layout(sizes: dict[str, int]) -> dict[str, list[str]]:
+def _layout(every: list[str]) -> dict[str, list[str]]:
     """Names by split, if the top folders are splits with classes below; empty otherwise."""
     layout: dict[str, list[str]] = {}
-    for name in sorted(sizes):
+    for name in sorted(every):
         split = _ALIASES.get(name.split("/", 1)[0].lower(), "")
         if split and name.count("/") >= 2:
             layout.setdefault(split, []).append(name)
     return layout
 
 
-def _names(sizes: dict[str, int], layout: dict[str, list[str]], split: str) -> set[str]:
-    return {n.split("/", 2)[1] for n in layout[split]} if layout else {n.split("/", 1)[0] for n in sizes if "/" in n}
+def _names(every: list[str], layout: dict[str, list[str]], split: str) -> set[str]:
+    return {n.split("/", 2)[1] for n in layout[split]} if layout else {n.split("/", 1)[0] for n in every if "/" in n}
 
 
 def _check_splits(by_split: dict[str, dict[str, str]], where: str) -> None:

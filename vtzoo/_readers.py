@@ -1,7 +1,7 @@
 """Data sets that timm reads (`hfds/`, `hfids/`, `wds/`, `tfds/`, `torch/`), as `Images`."""
 
-import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
@@ -25,10 +25,11 @@ _SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
 
 @dataclass(frozen=True)
 class Reader:
-    """Gives the pictures of an indexable timm data set by their number."""
+    """Gives the pictures of an indexable timm data set by their number; `root` is its folder, if one was said."""
 
     source: Any
-    name: str
+    root: str
+    labels: "Sequence[int]"
 
     def __call__(self, path: str) -> Image.Image:
         number = int(path.rsplit("#", 1)[1])
@@ -36,6 +37,12 @@ class Reader:
             return cast("Image.Image", self.source[number][0]).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise Corrupt(f"{path} is not a whole image ({error})", "remove it, or pass --skip-bad") from error
+
+    def identity(self, paths: "Sequence[str]") -> "Iterable[str]":
+        """What `Images.digest` stands for here: data set, folder, split, length and labels; not the pixels."""
+        yield f"{len(self.labels)} images in {Path(self.root).expanduser().resolve() if self.root else 'their own place'}"
+        for path in paths:
+            yield f"{path} {self.labels[int(path.rsplit('#', 1)[1])]}"
 
 
 def open_timm(text: str, split: str) -> Images:
@@ -54,11 +61,9 @@ def open_timm(text: str, split: str) -> Images:
     classes = _classes(source, labels)
     if len(classes) < 2:
         raise UsageError(f"{text} has {len(classes)} classes in its {split} split", "a task needs two classes or more")
-    facts = hashlib.sha256(f"{name} {split} {labels}".encode()).hexdigest()
+    reader = Reader(source, root, labels)
     paths = tuple(f"{name}/{split}#{i:07d}" for i in range(len(labels)))
-    return Images(
-        classes=classes, paths=paths, labels=tuple(labels), digest=facts, load=Reader(source, name), where=text
-    )
+    return Images(classes=classes, paths=paths, labels=tuple(labels), identity=reader.identity, load=reader, where=text)
 
 
 def _create(name: str, root: str, split: str) -> Any:

@@ -12,6 +12,7 @@ from vtzoo.backbone import build_card, card_of, create
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
+from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold
 from vtzoo.live import attach, head_state
@@ -29,20 +30,17 @@ class Artifact:
 
     Attributes:
         ref: its name in the zoo, or the path.
-        digest: of its weights, 64 hex digits; "" for a backbone.
+        digest: of the file with its tensors, 64 hex digits, whether or not that is in the zoo; "" for a backbone.
+        path: that file; None for a backbone.
     """
 
     ref: str
     zoo: Zoo
     digest: str = ""
+    path: Path | None = None
     delta: Delta | None = None
     card: BackboneCard | None = None
     files: Mapping[str, Path] | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The file it was opened from."""
-        return self.files[WEIGHTS] if self.files else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +69,15 @@ def open_ref(ref: str, zoo: Zoo | None = None) -> Artifact:
         return Artifact(ref=entry.name, zoo=zoo, card=BackboneCard.of(entry.name, entry.facts))
     if entry.section == "deltas":
         digest = _hex(entry.facts["digest"])
-        return Artifact(ref=entry.name, zoo=zoo, digest=digest, delta=Delta.open(zoo.object(digest)))
+        path = zoo.object(digest)
+        return Artifact(ref=entry.name, zoo=zoo, digest=digest, path=path, delta=Delta.open(path))
     files = {name: zoo.object(_hex(digest)) for name, digest in entry.facts["files"].items()}
     if WEIGHTS not in files or CONFIG not in files:
         raise UsageError(
             f"'{entry.name}' is an export, not a model that runs here", "use the model or delta that it was made from"
         )
-    return Artifact(ref=entry.name, zoo=zoo, digest=_hex(entry.facts["files"][WEIGHTS]), files=files)
-
-
-def as_backbone(artifact: Artifact) -> Artifact:
-    """Refuse anything but a backbone."""
-    if artifact.card is None:
-        raise UsageError(f"'{artifact.ref}' is no backbone", "see them with: vtzoo ls backbones")
-    return artifact
+    digest = _hex(entry.facts["files"][WEIGHTS])
+    return Artifact(ref=entry.name, zoo=zoo, digest=digest, path=files[WEIGHTS], files=files)
 
 
 def as_delta(artifact: Artifact) -> Delta:
@@ -184,8 +177,9 @@ def _from_path(path: Path, zoo: Zoo) -> Artifact:
         files = {n: path / n for n in (CONFIG, WEIGHTS)}
         if missing := [n for n, p in files.items() if not p.is_file()]:
             raise NotFound(f"{path} has no {missing[0]}", "give a folder that vtzoo fold or timm wrote")
-        return Artifact(ref=str(path), zoo=zoo, files=files)
-    return Artifact(ref=str(path), zoo=zoo, delta=Delta.open(path))
+        weights = files[WEIGHTS]
+        return Artifact(ref=str(path), zoo=zoo, digest=sha256(weights), path=weights, files=files)
+    return Artifact(ref=str(path), zoo=zoo, delta=Delta.open(path), digest=sha256(path), path=path)
 
 
 def _hex(digest: str) -> str:

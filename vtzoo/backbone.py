@@ -12,7 +12,7 @@ from vtzoo.anatomy import Anatomy, head_names
 from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import fingerprint_of
-from vtzoo.live import CARD, LOADED
+from vtzoo.identity import CARD, LOADED
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo

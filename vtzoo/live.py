@@ -4,7 +4,7 @@ All four are method-blind: a method names its sites and builds one graft per sit
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vtzoo import knobs, registry
 from vtzoo.anatomy import Anatomy, head_names, probe, survey
 from vtzoo.delta import BASE, HEAD, Delta, Part
-from vtzoo.errors import Conflict, DeadTarget, ShapeMismatch, UsageError, WrongBackbone
-from vtzoo.fingerprint import fingerprint_of
+from vtzoo.errors import Conflict, DeadTarget, ShapeMismatch, UsageError
 from vtzoo.graft import freeze_statistics, graft, has_statistics, hosts, prune, tensors_of, watching
+from vtzoo.identity import card_on, check_backbone, check_places
 from vtzoo.methods._protocol import head as build_head
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import shape_of
@@ -23,7 +23,7 @@ from vtzoo.tensors import shape_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-INSTALLED, CARD, LOADED = "_vtzoo_installed", "vtzoo_card", "_vtzoo_loaded"
+INSTALLED = "_vtzoo_installed"
 
 
 @dataclass
@@ -106,7 +106,7 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
     if check:
         check_backbone(model, delta)
     anatomy = survey(model)
-    _same_places(model, delta, anatomy)
+    check_places(model, delta, anatomy)
     record = _begin(model, delta.method)
     try:
         with torch.random.fork_rng(
@@ -157,7 +157,7 @@ def extract(
     if record is None:
         raise UsageError("this model carries no delta", "call vtzoo.inject(model, 'lora') first")
     tensors = {n: _copy(t) for n, t in tensors_of(model).items()}
-    card = backbone or _card(model)
+    card = backbone or card_on(model)
     if tasks is None:
         tasks = _own_task(model, task, classes, card)
     for one in tasks:
@@ -187,30 +187,6 @@ def detach(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(record.trainable_before.get(name, True))
     return model
-
-
-def check_backbone(model: nn.Module, delta: Delta) -> None:
-    """Refuse a delta made for other weights.
-
-    Raises:
-        WrongBackbone: the fingerprints differ.
-    """
-    card = _card(model)
-    if delta.backbone.fingerprint != card.fingerprint:
-        raise WrongBackbone(
-            f"the delta was made for {delta.backbone.name or delta.backbone.arch} ({delta.backbone.fingerprint[:19]}…), "
-            f"this backbone is {card.name or card.arch} ({card.fingerprint[:19]}…)",
-            f"build its own backbone: vtzoo show {delta.backbone.name or 'REF'}",
-        )
-
-
-def _card(model: nn.Module) -> BackboneCard:
-    """What `build` left on a model, as long as the model still holds what was loaded; else its present tensors' own."""
-    live = fingerprint_of(model)
-    card: BackboneCard = getattr(model, CARD, None) or BackboneCard(
-        name="", arch=type(model).__name__, head=head_names(model)
-    )
-    return card if model.__dict__.get(LOADED) == live else replace(card, fingerprint=live)
 
 
 def _own_task(model: nn.Module, name: str, classes: Sequence[str], card: BackboneCard) -> tuple[Task, ...]:
@@ -333,39 +309,6 @@ def _trainable(model: nn.Module, spec: str) -> None:
     """Refuse a fresh delta that has nothing to train."""
     if not trainable(model):
         raise UsageError(f"'{spec}' trains only a head, and this model has none", "build it with num_classes=N")
-
-
-def _same_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
-    """Refuse a model in which the delta's sites have another shape, or which has other blocks."""
-    modules = dict(model.named_modules())
-    live = {s.name: s for s in [*anatomy.linears, *anatomy.convs, *anatomy.norms]}
-    for part in delta.parts:
-        for site in part.sites:
-            if site.name not in modules:
-                raise ShapeMismatch(
-                    f"the delta acts on {site.name}, which this model lacks",
-                    f"build {delta.backbone.name or 'its backbone'}",
-                )
-            now = live.get(site.name)
-            shape = (
-                now.shape
-                if now and site.kind == now.kind
-                else anatomy.seen[site.name].y[1:]
-                if site.kind == "module" and site.name in anatomy.seen
-                else site.shape
-            )
-            if tuple(shape) != site.shape:
-                raise ShapeMismatch(
-                    f"{site.name} has shape {list(shape)}, the delta was made for {list(site.shape)}",
-                    "build the model at the delta's input size",
-                )
-            for name, size in {**site.facts.get("params", {}), **site.facts.get("buffers", {})}.items():
-                own = {**modules[site.name]._parameters, **modules[site.name]._buffers}.get(name)
-                if own is None or list(own.shape) != list(size):
-                    raise ShapeMismatch(
-                        f"{site.key(name)} has shape {list(own.shape) if own is not None else None}, the delta was made for {list(size)}",
-                        "build the model at the delta's input size",
-                    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ reads view e mod V. One safetensors file per view, named by everything that deci
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from torchvision.transforms import v2
 
 from vtzoo import data as D
 from vtzoo import talk
-from vtzoo.artifact import Live
-from vtzoo.errors import Resources
+from vtzoo.artifact import Artifact, Live, go_live
+from vtzoo.backbone import sized
+from vtzoo.bases import weights_path
+from vtzoo.errors import Mismatch, NotFound, Resources, UsageError
+from vtzoo.files import sha256
 from vtzoo.losses._outputs import Outputs
-from vtzoo.spec import Preprocess
+from vtzoo.spec import Preprocess, plain
 from vtzoo.tensors import TensorFile, write
 
 BATCH = 64
@@ -47,14 +50,69 @@ class Teaching:
 
     def key(self, view: int) -> str:
         """Sixteen hex digits, the file's name."""
-        parts = [
-            list(self.digests),
-            [asdict(t.preprocess) for t in self.teachers],
-            self.images.digest,
-            len(self.images),
+        who = [
+            [digest, t.card.arch, plain(t.card.model_args), asdict(t.preprocess), t.task.name if t.task else ""]
+            for digest, t in zip(self.digests, self.teachers, strict=True)
         ]
-        parts += [asdict(self.student), list(self.needs), self.min_scale, self.seed, self.precision, view]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        what = [self.images.digest, len(self.images), list(self.images.classes)]
+        how = [asdict(self.student), list(self.needs), self.min_scale, self.seed, self.precision, view]
+        return hashlib.sha256(json.dumps([who, what, how], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def ready(
+    opened: Sequence[Artifact], task: str | None, images: D.Images, pixels: int | None, *, labelled: bool
+) -> tuple[list[Live], D.Images]:
+    """The teachers ready to answer, and the images with labels counted as theirs."""
+    classes = images.classes if labelled else None
+    live = [_looking_at(go_live(a, _task(a, task, classes)), pixels) for a in opened]
+    for one, artifact in zip(live, opened, strict=True):
+        if labelled and one.task is None:
+            raise Mismatch(f"{artifact.ref} has no head, and this loss needs logits", "use --loss feature, or a delta as teacher")  # fmt: skip
+        if task is not None and (one.task is None or one.task.name != task):
+            raise NotFound(f"{artifact.ref} has no task '{task}'", "leave --task out, or choose another teacher")
+        if labelled and one.task and sorted(one.task.classes) != sorted(images.classes):
+            raise Mismatch(
+                f"the data's classes are not those of task '{one.task.name}'",
+                "use the task's own images, or --loss feature",
+            )
+    orders = {one.task.classes for one in live if one.task} if labelled else set[tuple[str, ...]]()
+    if len(orders) > 1:
+        raise Mismatch("the teachers count the same classes in different orders", "distil from one of them")
+    return live, images.aligned(*orders) if orders else images
+
+
+def _task(artifact: Artifact, asked: str | None, classes: Sequence[str] | None) -> str | None:
+    """Whose head a delta answers with; `classes` are the data's, None for a loss that needs no logits."""
+    delta = artifact.delta
+    if delta is None or (asked is None and len(delta.tasks) < 2):
+        return None
+    if asked is not None:
+        return delta.task(asked).name
+    if classes is None:
+        return ""
+    fitting = [t.name for t in delta.tasks if sorted(t.classes) == sorted(classes)]
+    if len(fitting) > 1:
+        raise UsageError(
+            f"{artifact.ref} has {len(fitting)} tasks with the data's classes: {', '.join(fitting)}",
+            f"choose one with --task {fitting[0]}",
+        )
+    if not fitting:
+        known = ", ".join(t.name for t in delta.tasks)
+        raise Mismatch(f"the data's classes are those of no task of {artifact.ref} ({known})", "use a task's own images, or --loss feature")  # fmt: skip
+    return fitting[0]
+
+
+def _looking_at(live: Live, pixels: int | None) -> Live:
+    card, args = sized(replace(live.card, preprocess=live.preprocess), pixels)
+    if args:
+        raise UsageError(f"{live.card.name} can look at its own size only", "leave --teacher-size out")
+    return replace(live, preprocess=card.preprocess)
+
+
+def digest_of(artifact: Artifact) -> str:
+    """What stands for a teacher: its file's sha256, a bare backbone's fingerprint where that is known."""
+    card = artifact.card
+    return artifact.digest if card is None else card.fingerprint or sha256(weights_path(card, artifact.zoo))
 
 
 def outputs(model: nn.Module, x: Tensor, needs: Sequence[str]) -> Outputs:
@@ -158,6 +216,23 @@ def _enough_disk(teaching: Teaching, folder: Path) -> None:
         )
 
 
+class Answers:
+    """The target files, one view of them at a time in memory."""
+
+    def __init__(self, files: Sequence[TensorFile]) -> None:
+        self.files, self.view, self.columns = files, -1, dict[str, Tensor]()
+
+    def rows(self, view: int, places: Sequence[int], shape: Preprocess) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input, label, features and logits of these images; what the files don't hold is empty, [n, 0]."""
+        if view != self.view:
+            self.view, self.columns = view, dict(self.files[view])
+        index = torch.tensor(places)
+        none = torch.empty(len(self.columns["labels"]), 0)
+        x = normalised(self.columns["pixels"][index], shape)
+        labels, features, logits = (self.columns.get(n, none)[index] for n in ("labels", "features", "logits"))
+        return x, labels, features, logits
+
+
 def statistics(file: TensorFile) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per feature dimension, over one view; [width] each."""
     features = file["features"].float()
@@ -168,6 +243,8 @@ def facts(teaching: Teaching) -> dict[str, Any]:
     """What a student's lineage keeps of its teaching."""
     return {
         "teachers": list(teaching.digests),
+        "teacher_tasks": [t.task.name if t.task else "" for t in teaching.teachers],
+        "data": f"sha256:{teaching.images.digest}",
         "licenses": sorted({t.card.license for t in teaching.teachers if t.card.license}),
         "images": len(teaching.images),
         "views": teaching.views,

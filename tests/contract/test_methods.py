@@ -30,7 +30,8 @@ from vtzoo.errors import Mismatch, NotFoldable, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.folding import fold
 from vtzoo.graft import tensors_of
-from vtzoo.live import CARD, LOADED, attach, detach, extract, head_state, inject, trainable
+from vtzoo.identity import CARD, LOADED
+from vtzoo.live import attach, detach, extract, head_state, inject, trainable
 
 # Shifts that the net itself undoes, so that their gradient is zero by nature: a key's bias moves all logits of a query
 # alike and softmax takes that away (CaiT's class attention, MobileNetV4's normalised keys; elsewhere the key is a third

@@ -197,7 +197,7 @@ def test_a_broken_image_is_named_or_left_out_and_counted(unpacked: Path, damage:
 
 def test_linked_folders_are_followed(unpacked: Path, tmp_path: Path) -> None:
     """Links to classes and whole splits hold what they point to, also when two point to one; a link back up ends."""
-    linked, wanted = tmp_path / "linked", Folder(unpacked).sizes()
+    linked, wanted = tmp_path / "linked", Folder(unpacked).names()
     (linked / "train").mkdir(parents=True)
     for kind in (unpacked / "train").iterdir():
         (linked / "train" / kind.name).symlink_to(kind)
@@ -205,10 +205,10 @@ def test_linked_folders_are_followed(unpacked: Path, tmp_path: Path) -> None:
         (linked / split).symlink_to(unpacked / "test")
     (unpacked / "train" / "bag" / "up").symlink_to(linked / "train")
     (linked / "gone").symlink_to(tmp_path / "nowhere")
-    found = Folder(linked).sizes()
+    found = Folder(linked).names()
     for split, source in (("train", "train"), ("val", "test"), ("test", "test")):
-        below = {n.removeprefix(split): size for n, size in found.items() if n.startswith(f"{split}/")}
-        assert below == {n.removeprefix(source): size for n, size in wanted.items() if n.startswith(f"{source}/")}
+        below = sorted(n.removeprefix(split) for n in found if n.startswith(f"{split}/"))
+        assert below == sorted(n.removeprefix(source) for n in wanted if n.startswith(f"{source}/"))
     assert len(data.open_data(linked, split="test")) == 160
 
 
@@ -327,3 +327,35 @@ def test_one_picture_is_read_or_refused_by_name(tmp_path: Path) -> None:
     for bad in (tmp_path / "c.png", tmp_path):
         with pytest.raises(Corrupt, match=bad.name):
             data.open_image(bad)
+
+
+def test_a_digest_stands_for_contents(tmp_path: Path) -> None:
+    """Folders, and zips, with the same names and sizes and other pixels differ; a copy elsewhere doesn't."""
+    for place, colour in (("a", "red"), ("b", "blue"), ("c", "red")):
+        for kind in ("x", "y"):
+            (tmp_path / place / "train" / kind).mkdir(parents=True)
+            Image.new("RGB", (4, 4), colour).save(tmp_path / place / "train" / kind / "0.bmp")
+            Image.new("RGB", (4, 4)).save(tmp_path / place / "train" / kind / "1.bmp")
+    packed = [shutil.make_archive(str(tmp_path / f"packed-{n}"), "zip", tmp_path / n) for n in "abc"]
+    for a, b, c in ([tmp_path / n for n in "abc"], packed):
+        red, blue, copy = (data.open_data(place, split="train", labelled=False).digest for place in (a, b, c))
+        assert red != blue
+        assert red == copy
+
+
+def test_a_digest_costs_nothing_until_it_is_asked_for(unpacked: Path) -> None:
+    """Opening, limiting and labelling read no image; the digest does, and names a file that can't be read."""
+    images = data.open_data(unpacked, split="train").limit(40)
+    (unpacked / images.paths[0]).unlink()
+    with pytest.raises(Corrupt, match=Path(images.paths[0]).name):
+        _ = images.aligned(images.classes).digest
+
+
+def test_a_timm_data_set_is_told_apart_by_its_folder(unpacked: Path) -> None:
+    """`torch/x@DIR`: another folder is another data set, and so are other images of the same one."""
+    shutil.copytree(unpacked, unpacked.parent / "copy")
+    images = data.open_data(f"torch/image_folder@{unpacked}", split="test")
+    other = data.open_data(f"torch/image_folder@{unpacked.parent / 'copy'}", split="test")
+    again = data.open_data(f"torch/image_folder@{unpacked}", split="test")
+    assert len({images.digest, other.digest, images.take(range(5)).digest}) == 3
+    assert images.digest == again.digest

@@ -9,19 +9,8 @@ from tests import families
 from vtzoo.errors import Conflict, NotFound, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint_of
 from vtzoo.graft import tensors_of
-from vtzoo.live import (
-    CARD,
-    LOADED,
-    attach,
-    check_backbone,
-    detach,
-    extract,
-    head_state,
-    inject,
-    installed,
-    set_head,
-    trainable,
-)
+from vtzoo.identity import CARD, LOADED, check_backbone
+from vtzoo.live import attach, detach, extract, head_state, inject, installed, set_head, trainable
 from vtzoo.spec import BackboneCard, Task
 
 TASK = Task(name="t", classes=tuple("abcde"))

@@ -3,65 +3,69 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import yaml
+from timm.models import is_model
 from torch import Tensor, nn
 
 from vtzoo import data as D
 from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import head_names
-from vtzoo.artifact import Live, go_live, open_ref, store_model
-from vtzoo.backbone import build_card, card_of, create, timm_card
-from vtzoo.bases import weights_path
-from vtzoo.errors import Mismatch, NotFound, UsageError
-from vtzoo.files import sha256
-from vtzoo.fit import Plan, checkpoint_path, fit
+from vtzoo.artifact import open_ref, store_model
+from vtzoo.backbone import build_card, card_of, create, sized, timm_card
+from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
+from vtzoo.fingerprint import base_state
+from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
 from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
 from vtzoo.results import Distilled
 from vtzoo.score import brief, logits_of, measure
-from vtzoo.spec import BackboneCard, Preprocess
-from vtzoo.targets import Teaching, facts, normalised, outputs, prepared, statistics
-from vtzoo.tensors import TensorFile
+from vtzoo.spec import BackboneCard, plain
+from vtzoo.targets import Answers, Teaching, digest_of, facts, outputs, prepared, ready, statistics
 from vtzoo.zoo import Zoo
 
 HELD_OUT = 0.02
 DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64}
+UNUSED = frozenset({"augment", "cutmix", "head_lr", "label_smoothing", "mixup"})
+"""Training knobs without a meaning here: both sides see the same plain crops, and the loss has its own knobs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Job:
+    """Everything resolved, nothing computed yet; `start` says what the student's weights are: pretrained or random."""
+
     zoo: Zoo
     name: str
-    teachers: list[Live]
-    digests: list[str]
+    teaching: Teaching
     student: nn.Module
     card: BackboneCard
+    start: str
     recipe: Recipe
-    loss: Any
-    knobs: dict[str, Any]
-    images: D.Images
-    views: int
+    loss: Callable[..., Tensor]
+    spec: dict[str, Any]
 
 
 def distill(
-    *, teachers: Sequence[str], student: str, data: str, loss: str = "kd", name: str, zoo: Zoo | None = None,
+    *, teachers: Sequence[str], student: str, data: str, loss: str = "kd", name: str, task: str | None = None, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4, teacher_size: int | None = None,
 ) -> Distilled:  # fmt: skip
     """Train a student on its teachers' answers and keep it in the zoo as a plain model.
 
     Args:
         teachers: refs; several are averaged (logits) or set side by side (features).
-        student: a timm architecture, with arguments as "vit_tiny_patch16_224[img_size=64,depth=8]", or a backbone's ref.
+        student: a backbone's ref or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or a bare timm
+            architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]".
         data: images; any folder tree for a loss that needs no labels.
         loss: "kd[temperature=4]", "hard", "feature".
         name: what to call the student.
+        task: whose head teaches; unless given, the one whose classes are the data's (none for a loss without logits).
         zoo: where to keep it; target files are kept in its cache.
-        recipe: training knobs; see `vtzoo.recipe.Recipe`.
+        recipe: training knobs; see `vtzoo.recipe.Recipe`. `image_size` is the student's.
         resume: go on from this name's checkpoint.
         skip_bad: leave out broken images.
         views: crops of each image that the teacher answers.
@@ -72,186 +76,176 @@ def distill(
 
     Raises:
         Mismatch: the loss needs logits and a teacher has no head, or the data's classes are others.
+        Network: the student's own weights must be fetched and can't be.
         Conflict: the name exists.
     """
-    job = _prepare(
-        teachers, student, data, loss, name, zoo or Zoo.find(), recipe or {}, views, teacher_size, skip_bad=skip_bad
-    )
-    teaching = Teaching(
-        teachers=job.teachers, digests=job.digests, images=job.images, student=job.card.preprocess, needs=job.loss.NEEDS, views=job.views,
-        min_scale=0.35, seed=job.recipe.seed, precision=job.recipe.precision, workers=job.recipe.workers,
-    )  # fmt: skip
-    files = prepared(teaching, job.zoo.root / ".vtzoo" / "cache" / "targets")
-    history = _fit(job, files, resume=resume)
-    return _keep(job, teaching, data, history)
-
-
-def _prepare(
-    teachers: Sequence[str], student: str, data: str, loss: str, name: str, zoo: Zoo, user: Mapping[str, Any], views: int,
-    teacher_size: int | None, *, skip_bad: bool,
-) -> _Job:  # fmt: skip
+    zoo = zoo or Zoo.find()
     zoo.check_free("models", name)
-    part = knobs.one(loss)
+    needs, function, spec = _loss(loss)
+    settings = _recipe(recipe or {})
+    opened = [open_ref(t, zoo) for t in teachers]
+    images = D.open_data(data, split="train", skip_bad=skip_bad, labelled="logits" in needs)
+    live, images = ready(opened, task, images, teacher_size, labelled="logits" in needs)
+    torch.manual_seed(settings.seed)
+    model, card, start = _student(student, zoo, len(images.classes) if "logits" in needs else 0, settings.image_size)
+    teaching = Teaching(
+        teachers=live, digests=[digest_of(a) for a in opened], images=images.limit(settings.limit, settings.seed), student=card.preprocess,
+        needs=needs, views=views, min_scale=0.35, seed=settings.seed, precision=settings.precision, workers=settings.workers,
+    )  # fmt: skip
+    job = _Job(zoo=zoo, name=name, teaching=teaching, student=model, card=card, start=start, recipe=settings, loss=function, spec=spec)  # fmt: skip
+    history = _fit(job, resume=resume)
+    return _keep(job, history, _measured(job, data, skip_bad=skip_bad) if "logits" in needs else {})
+
+
+def _loss(text: str) -> tuple[Sequence[str], Callable[..., Tensor], dict[str, Any]]:
+    """What a loss needs, its function with all knobs set, and the same as facts."""
+    part = knobs.one(text)
     module = registry.load("losses", part.name)
-    chosen = knobs.decode(getattr(module, part.name.replace("-", "_")), part.knobs, part.name)
+    function = getattr(module, part.name.replace("-", "_"))
+    chosen = knobs.decode(function, part.knobs, part.name)
+    assert isinstance(chosen, dict)
+    return module.NEEDS, partial(function, **chosen), {"function": part.name, **chosen}
+
+
+def _recipe(user: Mapping[str, Any]) -> Recipe:
     recipe = knobs.decode(Recipe, {**DEFAULTS, **user}, "recipe")
     assert isinstance(recipe, Recipe)
-    assert isinstance(chosen, dict)
-    opened = [open_ref(t, zoo) for t in teachers]
-    live = [_looking_at(go_live(a), teacher_size) for a in opened]
-    labelled = "logits" in module.NEEDS
-    images = D.open_data(data, split="train", skip_bad=skip_bad, labelled=labelled)
-    classes = _classes(live, images) if labelled else ()
-    torch.manual_seed(recipe.seed)
-    model, card = _student(student, zoo, len(classes), recipe.image_size)
-    digests = [
-        a.digest or (a.card.fingerprint if a.card else "") or sha256(weights_path(one.card, zoo))
-        for a, one in zip(opened, live, strict=True)
-    ]
-    images = images.limit(recipe.limit, recipe.seed)
-    return _Job(zoo, name, live, digests, model, card, recipe, module, {"function": part.name, **chosen}, images, views)
-
-
-def _looking_at(live: Live, pixels: int | None) -> Live:
-    size = live.preprocess.input_size
-    return (
-        live
-        if pixels is None
-        else replace(live, preprocess=replace(live.preprocess, input_size=(size[0], pixels, pixels)))
-    )
-
-
-def _classes(teachers: Sequence[Live], images: D.Images) -> tuple[str, ...]:
-    for live in teachers:
-        if live.task is None:
-            raise Mismatch(
-                f"{live.card.name} has no head, and this loss needs logits", "use --loss feature, or a delta as teacher"
-            )
-        if images.classes != live.task.classes:
-            raise Mismatch(
-                f"the data's classes are not those of task '{live.task.name}'",
-                "use the task's own images, or --loss feature",
-            )
-    return images.classes
-
-
-def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.Module, BackboneCard]:
-    """A fresh architecture with arguments, or a pretrained backbone."""
-    part = knobs.one(text) if "[" in text else knobs.Part(text, {})
-    try:
-        card = card_of(part.name, zoo)
-        known = bool(card.fingerprint) and not part.knobs
-    except NotFound:
-        card, known = timm_card(part.name), False
-    if known:
-        return build_card(card, zoo=zoo, num_classes=classes).requires_grad_(), card
-    args = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
-    model = create(card.arch, pretrained=False, num_classes=classes, **args)
-    given = pixels or args.get("img_size")
-    side = given if isinstance(given, int) else card.preprocess.input_size[1]
-    preprocess = Preprocess(
-        input_size=(3, side, side),
-        mean=card.preprocess.mean,
-        std=card.preprocess.std,
-        interpolation=card.preprocess.interpolation,
-    )
-    made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=preprocess, head=head_names(model))
-    return model.requires_grad_(), made
-
-
-def _fit(job: _Job, files: list[TensorFile], *, resume: bool) -> list[dict[str, Any]]:
-    recipe, needs = job.recipe, job.loss.NEEDS
-    size = len(job.images)
-    order = list(range(size))
-    random.Random(recipe.seed).shuffle(order)
-    held = order[: max(1, int(size * HELD_OUT))]
-    train = order[len(held) :]
-    steps = -(-len(train) // recipe.batch_size)
-    mean, std = statistics(files[0]) if "features" in needs else (torch.zeros(1), torch.ones(1))
-    extra = nn.Linear(int(getattr(job.student, "num_features", 0)), len(mean)) if "features" in needs else None
-    view = _View(files)
-
-    def batches(epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-        shuffled = list(train)
-        random.Random(f"{recipe.seed}/{epoch}").shuffle(shuffled)
-        columns = view.at(epoch % len(files))
-        for i in range(start, steps):
-            index = torch.tensor(shuffled[i * recipe.batch_size : (i + 1) * recipe.batch_size])
-            yield _rows(columns, index, job.card.preprocess)
-
-    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        x, labels, features, logits = batch
-        ours = outputs(model, x, needs)
-        if extra is not None and ours.features is not None:
-            ours = Outputs(ours.logits, extra(ours.features))
-        theirs = Outputs(
-            logits if logits.numel() else None,
-            (features.float() - mean.to(x.device)) / std.to(x.device) if features.numel() else None,
+    if ignored := sorted(UNUSED & set(user)):
+        raise UsageError(
+            f"distillation has no use for {', '.join(ignored)}",
+            "leave it out; a loss has its own knobs (vtzoo losses), and --views says how many crops are seen",
         )
-        chosen = dict(job.knobs)
-        return getattr(job.loss, chosen.pop("function").replace("-", "_"))(ours, theirs, labels, **chosen)
+    accelerator(recipe)  # refuses what this machine lacks, before the teacher's answers are computed
+    return recipe
+
+
+def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.Module, BackboneCard, str]:
+    """Build it at its input size; its weights are "pretrained" or "random"."""
+    part = knobs.one(text) if "[" in text else knobs.Part(text, {})
+    args: dict[str, Any] = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
+    card, known = _card(part.name, zoo)
+    pretrained = bool(args.pop("pretrained", known))
+    side = args.get("img_size", pixels)
+    if side is not None and (not isinstance(side, int) or pixels not in (None, side)):
+        raise UsageError(f"the student's img_size is {side}, --image-size {pixels}", "give one of them, one number of pixels")  # fmt: skip
+    card, sizing = sized(card, side)
+    args = {**card.model_args, **sizing, **args}
+    start = "pretrained" if pretrained else "random"
+    talk.say(f"student {part.name} starts from {start} weights")
+    if not pretrained:
+        model = create(card.arch, pretrained=False, num_classes=classes, **args)
+        shape = replace(card.preprocess, crop_pct=1.0, crop_mode="center")
+        made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=shape, head=head_names(model))
+        return model.requires_grad_(), made, start
+    return _pretrained(card, args, zoo, classes).requires_grad_(), replace(card, model_args=args), start
+
+
+def _pretrained(card: BackboneCard, args: dict[str, Any], zoo: Zoo, classes: int) -> nn.Module:
+    """Build with weights; refuses arguments that would leave some of them out or some of the network random."""
+    refusal = ShapeMismatch(
+        f"the weights of {card.name} do not fit {plain(args)}", "leave arguments out, or add pretrained=false to them"
+    )
+    try:
+        model = build_card(card, zoo=zoo, num_classes=classes, **args)
+    except RuntimeError as error:
+        raise refusal from error
+    if args != card.model_args:  # timm loads what has a name on both sides, and only logs the rest
+        own = create(card.arch, pretrained=False, num_classes=0, **card.model_args)
+        if set(base_state(model)) != set(base_state(own)):
+            raise refusal
+    return model
+
+
+def _card(name: str, zoo: Zoo) -> tuple[BackboneCard, bool]:
+    """A student's card, and whether its name stands for weights: a bare architecture that is no entry's name doesn't."""
+    if is_model(name) and "." not in name and all(e.name != name for e in zoo.entries("backbones")):
+        return timm_card(name), False
+    try:
+        return card_of(name, zoo), True
+    except NotFound:
+        if any(e.name == name for e in zoo.entries()):
+            raise  # it says what the entry is instead
+        return timm_card(name), False
+
+
+@dataclass(kw_only=True)
+class _Lessons:
+    """What the student sees and how it is judged: epoch e reads view e mod V; a fiftieth of the images is held out.
+
+    `mean` and `std` of the teachers' features; `projector` brings the student's to their width (None without features).
+    """
+
+    job: _Job
+    answers: Answers
+    train: list[int]
+    held: list[int]
+    mean: Tensor
+    std: Tensor
+    projector: nn.Linear | None
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        recipe, shuffled = self.job.recipe, list(self.train)
+        random.Random(f"{recipe.seed}/{epoch}").shuffle(shuffled)
+        for i in range(start * recipe.batch_size, len(shuffled), recipe.batch_size):
+            view = epoch % self.job.teaching.views
+            yield self.answers.rows(view, shuffled[i : i + recipe.batch_size], self.job.card.preprocess)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, labels, features, logits = batch
+        ours = outputs(model, x, self.job.teaching.needs)
+        if self.projector is not None and ours.features is not None:
+            ours = Outputs(ours.logits, self.projector(ours.features))
+        standard = (features.float() - self.mean.to(x.device)) / self.std.to(x.device) if features.numel() else None
+        return self.job.loss(ours, Outputs(logits if logits.numel() else None, standard), labels)
 
     @torch.inference_mode()
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         was, model = model.training, model.eval()
-        batch = _rows(view.at(0), torch.tensor(held), job.card.preprocess)
+        batch = self.answers.rows(0, self.held, self.job.card.preprocess)
         device = next(model.parameters()).device
-        value = loss(model, tuple(t.to(device) for t in batch)).item()
+        value = self.loss(model, tuple(t.to(device) for t in batch)).item()
         model.train(was)
         return {"val_loss": value}
 
-    key = hashlib.sha256(
-        json.dumps(
-            [job.digests, asdict(recipe), job.knobs, job.card.json(), job.images.digest, size], sort_keys=True
-        ).encode()
-    ).hexdigest()
+
+def _lessons(job: _Job) -> _Lessons:
+    size = len(job.teaching.images)
+    if size < 2:
+        raise UsageError("one image is too few: some are held out", "give more images, or a larger limit")
+    files = prepared(job.teaching, job.zoo.root / ".vtzoo" / "cache" / "targets")
+    order = list(range(size))
+    random.Random(job.recipe.seed).shuffle(order)
+    count = max(1, int(size * HELD_OUT))
+    mean, std, projector = torch.zeros(1), torch.ones(1), None
+    if "features" in job.teaching.needs:
+        mean, std = statistics(files[0])
+        projector = nn.Linear(int(getattr(job.student, "num_features", 0)), len(mean))
+    train, held = order[count:], order[:count]
+    return _Lessons(job=job, answers=Answers(files), train=train, held=held, mean=mean, std=std, projector=projector)
+
+
+def _fit(job: _Job, *, resume: bool) -> list[dict[str, Any]]:
+    lessons = _lessons(job)
+    what = [job.teaching.key(0), job.teaching.views, asdict(job.recipe), job.spec, job.card.json(), job.start]
     checkpoint = checkpoint_path(job.zoo.root, job.name, "student")
     plan = Plan(
-        model=job.student,
-        loss=loss,
-        batches=batches,
-        steps=steps,
-        recipe=recipe,
-        validate=validate,
-        extra=extra,
-        checkpoint=checkpoint,
-        key=key,
-    )
+        model=job.student, loss=lessons.loss, batches=lessons.batches, steps=-(-len(lessons.train) // job.recipe.batch_size),
+        recipe=job.recipe, validate=lessons.validate, extra=lessons.projector, checkpoint=checkpoint,
+        key=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
+    )  # fmt: skip
     return fit(plan, resume=resume)
 
 
-class _View:
-    """The columns of one view at a time in memory."""
-
-    def __init__(self, files: list[TensorFile]) -> None:
-        self.files, self.index, self.columns = files, -1, dict[str, Tensor]()
-
-    def at(self, index: int) -> dict[str, Tensor]:
-        if index != self.index:
-            self.index, self.columns = index, dict(self.files[index])
-        return self.columns
-
-
-def _rows(columns: Mapping[str, Tensor], index: Tensor, shape: Preprocess) -> tuple[Tensor, ...]:
-    none = torch.empty(len(index), 0)
-    features, logits = columns.get("features"), columns.get("logits")
-    x = normalised(columns["pixels"][index], shape)
-    return (
-        x,
-        columns["labels"][index],
-        none if features is None else features[index],
-        none if logits is None else logits[index],
-    )
-
-
-def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]]) -> Distilled:
-    task = job.teachers[0].task if "logits" in job.loss.NEEDS else None
-    metrics = _measured(job, data) if task else {}
-    lineage = {"verb": "distill", "loss": job.knobs, "recipe": asdict(job.recipe), **facts(teaching)}
+def _keep(job: _Job, history: list[dict[str, Any]], metrics: dict[str, Any]) -> Distilled:
+    task = job.teaching.teachers[0].task if "logits" in job.teaching.needs else None
+    used = {k: v for k, v in asdict(job.recipe).items() if k not in UNUSED}
+    student = {"from": job.card.name, "start": job.start}
+    lineage = {"verb": "distill", "loss": job.spec, "recipe": used, "student": student, **facts(job.teaching)}
     params = sum(p.numel() for p in job.student.parameters())
-    report = {
-        "params": params, "teacher_params": sum(p.numel() for t in job.teachers for p in t.model.parameters()), "epochs": len(history),
-        "loss": history[-1]["loss"] if history else None, "held_out_loss": history[-1].get("val_loss") if history else None,
+    report: dict[str, Any] = {
+        "start": job.start, "params": params, "teacher_params": sum(p.numel() for t in job.teaching.teachers for p in t.model.parameters()),
+        "epochs": len(history), "loss": history[-1]["loss"] if history else None,
+        "held_out_loss": history[-1].get("val_loss") if history else None,
     }  # fmt: skip
     shown = {k: v["top1"] for k, v in metrics.items()}
     digest = store_model(
@@ -265,13 +259,15 @@ def _keep(job: _Job, teaching: Teaching, data: str, history: list[dict[str, Any]
     return Distilled(ref=job.name, path=str(job.zoo.object(digest)), metrics=metrics, report=report)
 
 
-def _measured(job: _Job, data: str) -> dict[str, Any]:
-    """Student and first teacher on the validation split, and how often they agree."""
-    try:
-        val = D.open_data(data, split="val")
-    except (NotFound, UsageError):
+def _measured(job: _Job, data: str, *, skip_bad: bool) -> dict[str, Any]:
+    """Student and first teacher on the validation split, and how often they agree; nothing where there is none."""
+    teacher = job.teaching.teachers[0]
+    if teacher.task is None:
         return {}
-    teacher = job.teachers[0]
+    try:
+        val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(teacher.task.classes)
+    except (Mismatch, NotFound, UsageError):
+        return {}
     ours, labels = logits_of(job.student, D.loader(val, D.transforms(job.card.preprocess, train=False), batch_size=64))
     theirs, _ = logits_of(teacher.model, D.loader(val, D.transforms(teacher.preprocess, train=False), batch_size=64))
     agree = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()

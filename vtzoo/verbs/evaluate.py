@@ -45,8 +45,8 @@ def evaluate(
     metrics = {name: found}
     if parent := _parent(artifact, name):
         metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
-    path = str(zoo.object(artifact.digest)) if artifact.digest else artifact.ref
-    return Evaluated(ref=artifact.ref, path=path, metrics={k: {"split": split, **m} for k, m in metrics.items()})
+    shown = {k: {"split": split, **m} for k, m in metrics.items()}
+    return Evaluated(ref=artifact.ref, path=str(artifact.path), metrics=shown)
 
 
 def _images(data: str, split: D.Split, *, skip_bad: bool) -> tuple[D.Images, D.Split]:

@@ -61,7 +61,7 @@ def predict(
 def _files(path: Path) -> list[Path]:
     """The file itself, or the images below a folder by name."""
     if path.is_dir():
-        if not (names := Folder(path).sizes()):
+        if not (names := Folder(path).names()):
             raise UsageError(f"{path} holds no images", "give image files, or a folder of them")
         return [path / name for name in sorted(names)]
     if not path.is_file():

@@ -25,7 +25,8 @@ from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
-from vtzoo.live import CARD, extract, head_state, inject, trainable
+from vtzoo.identity import CARD
+from vtzoo.live import extract, head_state, inject, trainable
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.recipe import Recipe
 from vtzoo.results import Trained

@@ -20,10 +20,8 @@ def export_safetensors(*, ref: str, out: Path, zoo: Zoo | None = None) -> Export
     if out.exists():
         raise Conflict(f"{out} exists already", "choose another file name, or remove it")
     artifact = open_ref(ref, zoo)
-    source = artifact.path or (zoo.object(artifact.digest) if artifact.digest else None)
-    if source is None:
-        assert artifact.card is not None
-        source = weights_path(artifact.card, zoo)
+    source = weights_path(artifact.card, zoo) if artifact.card else artifact.path
+    assert source is not None  # only a backbone has no file of its own
     with atomic_write(out) as file, source.open("rb") as read:
         while chunk := read.read(1 << 20):
             file.write(chunk)
