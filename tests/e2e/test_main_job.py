@@ -434,15 +434,6 @@ def test_a_student_that_could_not_be_stored_is_not_lost(
     assert not checkpoint_path(zoo.root, "late", "student").exists()
 
 
-def test_a_student_needs_images(zoo: Zoo) -> None:
-    """One image is held out, and none is left to learn from: UsageError, not a division by zero."""
-    with pytest.raises(UsageError, match="no batch"):
-        distill(
-            teachers=["fashion/lora"], student="test_efficientnet", data="vtzoo:fashion", name="one", zoo=zoo, views=1,
-            recipe={"limit": 1, "image_size": 32, "epochs": 1},
-        )  # fmt: skip
-
-
 def test_test_images_are_looked_at_first(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test split with classes of its own is refused before the first step."""
     opened = D.open_data
