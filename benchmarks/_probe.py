@@ -35,12 +35,13 @@ class Features:
 
 @dataclass(frozen=True)
 class Probed:
-    """One head: its seed, learning rate, and top-1 on validation and test images."""
+    """One head: its seed, learning rate, top-1 on validation and test images, and how many numbers it has."""
 
     seed: int
     lr: float
     val: float
     test: float
+    params: int
 
 
 @torch.inference_mode()
@@ -80,16 +81,27 @@ def probe(train: Features, val: Features, test: Features, *, seed: int, lr: floa
 
     fit(Plan(model=head, loss=loss, batches=batches, steps=-(-count // size), recipe=recipe))
     with torch.inference_mode():
-        scores = [measure(head(part.views[0]), part.labels)["top1"] for part in (val, test)]
-    return Probed(seed, lr, *scores)
+        on_val, on_test = (measure(head(part.views[0]), part.labels)["top1"] for part in (val, test))
+    return Probed(seed, lr, on_val, on_test, sum(p.numel() for p in head.parameters()))
 
 
-def swept(
-    train: Sequence[Features], val: Features, test: Features, *, lrs: Sequence[float], classes: int, epochs: int
-) -> list[Probed]:
-    """One head per seed (each with its own training images), the learning rate chosen by validation for each seed."""
-    chosen: list[Probed] = []
-    for seed, part in enumerate(train):
-        tried = [probe(part, val, test, seed=seed, lr=lr, classes=classes, epochs=epochs) for lr in lrs]
-        chosen.append(max(tried, key=lambda p: p.val))
-    return chosen
+def probed(
+    model: nn.Module, shape: Preprocess, data: str, *, limit: int, seeds: int, lrs: Sequence[float], epochs: int,
+    bf16: bool = False,
+) -> list[Probed]:  # fmt: skip
+    """One head per seed, each on `limit` training images of its own (0: all), its rate chosen by validation."""
+    parts = {split: D.open_data(data, split=split) for split in ("train", "val", "test")}
+    place = {path: i for i, path in enumerate(parts["train"].paths)}
+    chosen = [[place[path] for path in parts["train"].limit(limit, seed).paths] for seed in range(seeds)]
+    union = sorted({i for places in chosen for i in places})
+    known, row = (
+        features(model, parts["train"].take(union), shape, mirrored=True, bf16=bf16),
+        {p: i for i, p in enumerate(union)},
+    )
+    val, test = (features(model, parts[s], shape, bf16=bf16) for s in ("val", "test"))
+    classes, heads = len(parts["train"].classes), list[Probed]()
+    for seed, places in enumerate(chosen):
+        own = known.at([row[p] for p in places])
+        tried = [probe(own, val, test, seed=seed, lr=lr, classes=classes, epochs=epochs) for lr in lrs]
+        heads.append(max(tried, key=lambda p: p.val))
+    return heads

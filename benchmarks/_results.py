@@ -25,7 +25,7 @@ def keep(about: str, run: str, head: Sequence[str], rows: Sequence[Sequence[str]
     """
     script = Path(sys.argv[0])
     path = FOLDER / f"{script.stem.removeprefix('bench_')}.json"
-    known = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
     known["about"] = about.strip().splitlines()[0]
     known["runs"][run] = {
         "command": shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _probe import features, swept
+from _probe import probed
 from _results import keep
 
 from vtzoo import data as D
@@ -39,12 +39,7 @@ def accuracy(network: str, pixels: int, pretrained: bool, data: str, limit: int)
     card, args = sized(resolved_card(network, zoo), pixels)
     torch.manual_seed(0)
     model = build_card(card, zoo=zoo, pretrained=pretrained, **args)
-    parts = {split: D.open_data(data, split=split) for split in ("train", "val", "test")}
-    known = {s: features(model, images, card.preprocess, mirrored=s == "train") for s, images in parts.items()}
-    place = {path: i for i, path in enumerate(parts["train"].paths)}
-    chosen = [parts["train"].limit(limit, seed).paths for seed in range(SEEDS)]
-    seeds = [known["train"].at([place[path] for path in paths]) for paths in chosen]
-    heads = swept(seeds, known["val"], known["test"], lrs=LRS, classes=len(parts["train"].classes), epochs=EPOCHS)
+    heads = probed(model, card.preprocess, data, limit=limit, seeds=SEEDS, lrs=LRS, epochs=EPOCHS)
     return [head.test for head in heads]
 
 

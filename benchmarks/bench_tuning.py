@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from _probe import features, swept
+from _probe import probed
 from _results import keep
 
 from vtzoo import data as D
@@ -33,7 +33,7 @@ DEFAULT = (("tf_efficientnet_lite0", "lora", 64), ("vit_embedded_64", "lora", 64
 
 def rows(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Everything about one backbone on one task."""
-    runs: dict[str, list[dict[str, Any]]] = {"linear, swept": probed(zoo, backbone, data, asked)}
+    runs: dict[str, list[dict[str, Any]]] = {"linear, swept": linear(zoo, backbone, data, asked)}
     recipe = {"epochs": EPOCHS, "image_size": asked.pixels, "precision": asked.precision, "limit": IMAGES}
     for method, seeds in ((asked.method, SEEDS), ("full", 0 if asked.skip_full else 1)):
         for seed in range(seeds):
@@ -51,23 +51,15 @@ def rows(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[
     return {"epochs": EPOCHS, "images": IMAGES, "runs": runs, "over_mean": ours - mean, "over_best_seed": ours - best}
 
 
-def probed(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def linear(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """The probe, with the features computed once."""
     card, args = sized(resolved_card(backbone, zoo), asked.pixels)
-    model = build_card(card, zoo=zoo, **args)
-    bf16 = asked.precision == "bf16"
-    parts = {split: D.open_data(data, split=split) for split in ("train", "val", "test")}
-    chosen = [parts["train"].limit(IMAGES, seed) for seed in range(SEEDS)]
-    union = sorted({p for part in chosen for p in part.paths})
-    place = {p: i for i, p in enumerate(parts["train"].paths)}
-    known = features(model, parts["train"].take([place[p] for p in union]), card.preprocess, mirrored=True, bf16=bf16)
-    row = {p: i for i, p in enumerate(union)}
-    seeds = [known.at([row[p] for p in part.paths]) for part in chosen]
-    val, test = (features(model, parts[s], card.preprocess, bf16=bf16) for s in ("val", "test"))
-    classes = len(parts["train"].classes)
-    heads = swept(seeds, val, test, lrs=LRS, classes=classes, epochs=EPOCHS)
+    heads = probed(
+        build_card(card, zoo=zoo, **args), card.preprocess, data, limit=IMAGES, seeds=SEEDS, lrs=LRS, epochs=EPOCHS,
+        bf16=asked.precision == "bf16",
+    )  # fmt: skip
     print(f"{data} linear: " + ", ".join(f"{h.test:.3f} (lr {h.lr:g})" for h in heads), flush=True)
-    return [{**asdict(h), "params": classes * (known.views.shape[2] + 1)} for h in heads]
+    return [asdict(h) for h in heads]
 
 
 def parsed() -> argparse.Namespace:

@@ -5,7 +5,7 @@
 WORK/corpus is fetched (`fetch_corpus.py`) unless it is there; WORK/zoo keeps the teacher's answers, the checkpoint and the
 student, so that the same command goes on where it was stopped. No labels are used: the student learns the teacher's pooled
 features ("feature" loss), both looking at the same crop, the student at a random half of its patches (Li et al. 2022, FLIP,
-arXiv:2212.00794), which trains it 2.5 times as fast. What it has seen is listed in NOTICE-vit_embedded_64.txt beside it.
+arXiv:2212.00794), which makes each step cheaper. What it has seen is listed in NOTICE-vit_embedded_64.txt beside it.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from make_lite0 import halve
 from safetensors.torch import load_file
 
 from vtzoo import talk
+from vtzoo.fit import checkpoint_path
 from vtzoo.tensors import write
 from vtzoo.verbs.distill import distill
 from vtzoo.zoo import Zoo
@@ -39,14 +40,16 @@ def main(work: Path, epochs: int, views: int) -> None:
         fetch_corpus.main(corpus)
     zoo = Zoo.init(work / "zoo", exist_ok=True)
     if NAME not in {entry.name for entry in zoo.entries("models")}:
-        going = any((zoo.root / ".vtzoo" / "checkpoints").glob(f"{NAME}.*"))
+        going = checkpoint_path(zoo.root, NAME, "student").is_file()
         made = distill(
             teachers=[TEACHER], student=STUDENT, data=str(corpus), loss="feature", name=NAME, zoo=zoo, views=views,
             teacher_size=128, recipe={**RECIPE, "epochs": epochs}, resume=going,
         )  # fmt: skip
         LOG.info("%s", json.dumps(made.report))
-    state = halve(load_file(zoo.object(zoo.resolve(NAME).digest)))
-    about = {"source": f"distilled from {TEACHER} by scripts/make_vit.py", "epochs": str(epochs), "views": str(views)}
+    entry = zoo.resolve(NAME, "models")
+    state, lineage = halve(load_file(zoo.object(entry.digest))), entry.facts["lineage"]
+    about = {"source": f"distilled from {TEACHER} by scripts/make_vit.py"}
+    about |= {"epochs": str(lineage["recipe"]["epochs"]), "views": str(lineage["views"])}
     write(OUT, {k: state[k] for k in sorted(state)}, {"format": "pt", "arch": "vit_tiny_patch16_224", **about})
     OUT.with_name(f"NOTICE-{OUT.stem}.txt").write_text(notice(json.loads((corpus / "SOURCES.json").read_text())))
     LOG.info("%s: %.2f MB", OUT.name, OUT.stat().st_size / 1e6)

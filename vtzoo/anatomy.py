@@ -4,7 +4,8 @@ Duck-typed: nothing of timm is imported; what is used of a model is `get_classif
 `pretrained_cfg` where they exist.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.graft import CONTAINERS, own_parameters
@@ -157,31 +159,26 @@ class Anatomy:
         The output of an attention is linear in its values: doubling that third of weight and bias must double what
         comes out, less the constant that comes out when it is zero. Where queries or keys are among them it does not.
         """
-        parent, layer = self.modules[name.rpartition(".")[0]], self.modules[name]
-        shape = self.seen[name.rpartition(".")[0]].x if name.rpartition(".")[0] in self.seen else ()
-        if not shape or not isinstance(layer, nn.Linear):
+        above, _, last = name.rpartition(".")
+        shape = self.seen[above].x if above in self.seen else ()
+        own = own_parameters(self.modules[name])
+        if not shape or "weight" not in own:
             return False
-        kept, rows = {n: p.clone() for n, p in own_parameters(layer).items()}, layer.out_features // 3
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(shape, generator=generator).to(layer.weight.device, layer.weight.dtype)
-        was, outputs = {m: m.training for m in parent.modules()}, list[Tensor]()
-        parent.eval()
+        parent, rows = self.modules[above], own["weight"].shape[0] // 3
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(own["weight"])
+
+        def output(scale: float) -> Tensor:
+            changed = {f"{last}.{n}": torch.cat([p[:-rows], scale * p[-rows:]]) for n, p in own.items()}
+            return functional_call(parent, changed, (x,))
+
         try:
-            for scale in (0, 1, 2):
-                for n, p in own_parameters(layer).items():
-                    p[-rows:] = scale * kept[n][-rows:]
-                outputs.append(parent(x))
+            with evaluating(parent):
+                zero, once, twice = (output(scale) for scale in (0, 1, 2))
         except (TypeError, RuntimeError, ValueError):  # it wants more than its input
             return False
-        finally:
-            for n, p in own_parameters(layer).items():
-                p.copy_(kept[n])
-            for module, mode in was.items():
-                module.training = mode
-        once, twice = outputs[1] - outputs[0], outputs[2] - outputs[0]
-        return bool(once.abs().max() > 0) and torch.allclose(
-            twice, 2 * once, rtol=1e-3, atol=1e-4 * float(once.abs().max())
-        )
+        moved = once - zero
+        largest = float(moved.abs().max())
+        return largest > 0 and torch.allclose(twice - zero, 2 * moved, rtol=1e-3, atol=1e-4 * largest)
 
     def params(self, wanted: Iterable[str]) -> list[Site]:
         """Parameters by full name, gathered by the module that owns them."""
@@ -334,13 +331,20 @@ def survey(model: nn.Module, size: tuple[int, int, int] | None = None) -> Anatom
 @torch.no_grad()
 def probe(model: nn.Module, size: tuple[int, int, int] | None = None) -> Tensor:
     """One forward of one random image in eval mode; the model's modes stay as they were."""
-    modes = {m: m.training for m in model.modules()}
     like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, *(size or input_size(model)), generator=generator).to(like.device, like.dtype)
+    with evaluating(model):
+        return model(x)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Put a model in eval mode, and afterwards every module's mode back."""
+    modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        return model(x)
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -146,7 +146,8 @@ def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool) -> Liv
         model = plain_model(delta, folded, len(chosen.classes) if chosen else 0)
     else:
         model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0)
-        attach(model, delta, task="" if chosen is None else chosen.name)
+        known = bool(card.fingerprint)  # then building has compared it with the weights already
+        attach(model, delta, task="" if chosen is None else chosen.name, check=not known)
     return Live(model=model, card=card, task=chosen, preprocess=preprocess)
 
 

@@ -81,7 +81,7 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
     head, loaded = card.head or head_names(model), fingerprint_of(model)
     shown = replace(
         card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head,
-        fingerprint=file_fingerprint(path, head) if path is not None else loaded,
+        fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
     )  # fmt: skip
     _fresh_head(model, {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()})
     model.__dict__[CARD], model.__dict__[LOADED] = shown, loaded

@@ -154,10 +154,10 @@ class _Run:
         plain = create_optimizer_v2(self._groups(), opt=recipe.optimizer, lr=recipe.lr or DEFAULT_LR)
         # prepared, so that with fp16 gradients are unscaled before they are clipped and overflowing steps are skipped
         self.optimizer: Any = self.accelerator.prepare_optimizer(plain)
-        total = max(2, recipe.epochs * plan.steps)
-        warmup = min(total // 2, math.ceil(recipe.warmup_epochs * plan.steps)) if recipe.epochs * plan.steps > 1 else 0
+        total = recipe.epochs * plan.steps
+        warmup = min(total // 2, math.ceil(recipe.warmup_epochs * plan.steps))
         self.schedule = CosineLRScheduler(
-            self.optimizer, t_initial=total, lr_min=(recipe.lr or DEFAULT_LR) * recipe.min_lr_fraction, warmup_t=warmup,
+            self.optimizer, t_initial=max(2, total), lr_min=(recipe.lr or DEFAULT_LR) * recipe.min_lr_fraction, warmup_t=warmup,
             warmup_lr_init=(recipe.lr or DEFAULT_LR) * 0.01, warmup_prefix=False, t_in_epochs=False,
         )  # fmt: skip
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None

@@ -35,7 +35,7 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """What decides the targets: teachers and their digests, images, the student's preprocessing, crops and seed."""
+    """What decides the targets: teachers and their digests, images, the student's preprocessing, crops, seed and precision; `workers` only say how fast."""
 
     teachers: Sequence[Live]
     digests: Sequence[str]

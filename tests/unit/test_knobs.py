@@ -75,6 +75,17 @@ def test_decode_reports_every_error_at_once() -> None:
     assert "rank, alpha, targets, mode, on" in refusal.value.hint
 
 
+def test_decode_says_where_there_are_no_knobs() -> None:
+    """A knob for something without knobs is refused in words, not with empty brackets."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Bare:
+        """No knobs."""
+
+    with pytest.raises(UsageError, match=r"no knob 'rank' \(it has none\)"):
+        decode(Bare, {"rank": "4"}, "bitfit")
+
+
 def test_decode_passes_on_the_configs_own_check() -> None:
     """What __post_init__ refuses is a usage error in its words."""
     with pytest.raises(UsageError, match="on does not go with a rank above 100"):

@@ -57,7 +57,7 @@ class Config:
 
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
-    """Linears and convolutions that the targets name; with a part of qkv, of the attention's inputs only that part.
+    """Linears and convolutions that the targets name.
 
     Raises:
         UsageError: a part of qkv where no layer's outputs are known to be q, k and v in this order.
@@ -65,10 +65,10 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     found = anatomy.select(config.targets)
     if config.qkv == "qkv":
         return found
-    fused = {s.name for s in found if "fused" in s.facts}
-    if strange := [n for n in fused if not anatomy.value_last(n)]:
+    fused = [s.name for s in found if "fused" in s.facts]
+    if strange := next((n for n in fused if not anatomy.value_last(n)), None):
         raise UsageError(
-            f"qkv={config.qkv}: the outputs of {strange[0]} are not [q, k, v] in this order (interleaved by head, or of uneven widths)",
+            f"qkv={config.qkv}: the outputs of {strange} are not [q, k, v] in this order (interleaved by head, or of uneven widths)",
             "leave qkv out: lora[rank=8] adapts all of them",
         )
     if not fused:
