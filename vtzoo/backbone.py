@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import timm
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import nn
 
 from vtzoo.anatomy import Anatomy, head_names
@@ -53,6 +53,10 @@ def timm_card(name: str) -> BackboneCard:
     """A card from timm's registry."""
     if not is_model(name):
         raise NotFound(f"timm has no architecture '{name}'", did_you_mean(name, timm.list_models()))
+    arch, _, tag = name.partition(".")
+    if tag and not is_model_pretrained(name):
+        known = timm.list_pretrained(f"{arch}.*")
+        raise NotFound(f"timm has no weights '{tag}' of {arch}", did_you_mean(name, known))
     config = get_pretrained_cfg(name)
     facts: dict[str, Any] = config.to_dict() if config else {}
     head = facts.get("classifier") or ()
