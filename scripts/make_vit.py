@@ -85,7 +85,7 @@ def parsed() -> Any:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--views", type=int, default=3)
     return parser.parse_args()
 

@@ -24,6 +24,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from vtzoo import files, talk
+from vtzoo.attention import PlainAttention
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.recipe import Recipe
 from vtzoo.tensors import TensorFile, write
@@ -194,7 +195,7 @@ class _Run:
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
         if plan.validate is not None:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), PlainAttention():
                 record |= plan.validate(self.ema.module if self.ema else self.model)
             self._note(record)
         state.history.append(record)
@@ -207,7 +208,7 @@ class _Run:
         torch.manual_seed((recipe.seed << 24) + state.step + 1)
         np.random.seed((recipe.seed * 1_000_003 + state.step) % 2**32)  # noqa: NPY002 - timm's Mixup draws from the global generator
         self.schedule.step_update(state.step)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), PlainAttention():
             loss = self.plan.loss(self.parallel, batch)
         self.accelerator.backward(loss)
         if recipe.clip_norm:

@@ -1,0 +1,78 @@
+"""Attention without the fused kernel: the same numbers, where it pays, and nothing else touched."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import profile
+
+from vtzoo.attention import LONGEST, PlainAttention
+from vtzoo.fit import Plan, fit
+from vtzoo.recipe import Recipe
+
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+def inputs(tokens: int, dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value of two heads of 8."""
+    generator = torch.Generator().manual_seed(tokens)
+    return [torch.randn(3, 2, tokens, 8, generator=generator).to(dtype) for _ in range(3)]
+
+
+def ran(function: Any) -> set[str]:
+    """Names of the operators that ran."""
+    with profile() as seen:
+        function()
+    return {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.parametrize("mask", ["none", "added", "boolean"])
+@pytest.mark.parametrize("scale", [None, 0.2])
+def test_it_computes_attention(mask: str, scale: float | None) -> None:
+    """Within bf16's precision of the exact result, masked and scaled or not."""
+    query, key, value = inputs(11, torch.bfloat16)
+    hidden = torch.rand(11, 11, generator=torch.Generator().manual_seed(1)) < 0.3
+    hidden = hidden & ~torch.eye(11, dtype=torch.bool)
+    masks = {"none": None, "added": hidden.to(torch.bfloat16) * -3, "boolean": ~hidden}
+    exact = None if masks[mask] is None else masks[mask].double() if mask == "added" else masks[mask]
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), exact, scale=scale)
+    with PlainAttention():
+        found = F.scaled_dot_product_attention(query, key, value, masks[mask], scale=scale)
+        named = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[mask], scale=scale)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, named)
+    assert (found.double() - expected).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "options"),
+    [
+        (11, torch.float32, {}),
+        (LONGEST + 1, torch.bfloat16, {}),
+        (11, torch.bfloat16, {"is_causal": True}),
+        (11, torch.bfloat16, {"enable_gqa": True}),
+    ],
+)
+def test_the_rest_stays_as_it_is(tokens: int, dtype: torch.dtype, options: dict[str, bool]) -> None:
+    """fp32, long sequences and options that it doesn't know go to torch, bit for bit."""
+    query, key, value = inputs(tokens, dtype)
+    expected = F.scaled_dot_product_attention(query, key, value, **options)
+    with PlainAttention():
+        assert torch.equal(F.scaled_dot_product_attention(query, key, value, **options), expected)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("bf16", False), ("fp32", True)])
+def test_training_uses_it(precision: str, fused: bool) -> None:
+    """A step of a ViT in bf16 runs no fused kernel, forward or backward; in fp32 it does."""
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    plan = Plan(
+        model=model, loss=lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), steps=1,
+        batches=lambda *_: [(torch.randn(2, 3, 32, 32), torch.tensor([0, 2]))],
+        recipe=Recipe(epochs=1, lr=0.01, weight_decay=0.0, precision=precision, device="cpu"),
+    )  # fmt: skip
+    seen = ran(lambda: fit(plan))
+    assert ({FUSED, f"{FUSED}_backward"} <= seen) == fused
+    assert (FUSED in seen) == fused
