@@ -1,7 +1,7 @@
 """Deltas beside a linear probe and full fine-tuning, at equal epochs and equal preprocessing.
 
     python benchmarks/bench_tuning.py                                     the embedded backbones on the embedded tasks
-    python benchmarks/bench_tuning.py --arch ARCH [--weights FILE] [--method lora] [--pixels 112] [--precision bf16] DATA …
+    python benchmarks/bench_tuning.py --arch ARCH [--weights FILE] [--method lora] [--seeds 3] [--pixels 112] [--precision bf16] DATA …
 
 Each DATA is a folder train|val|test/CLASS/*, or vtzoo:NAME; of its training images 1,000 are used, drawn anew by seed. The
 probe (three seeds) has its learning rate chosen on the validation images for each seed; the delta (three seeds) and full
@@ -35,7 +35,8 @@ def rows(zoo: Zoo, backbone: str, data: str, asked: argparse.Namespace) -> dict[
     """Everything about one backbone on one task."""
     runs: dict[str, list[dict[str, Any]]] = {"linear, swept": linear(zoo, backbone, data, asked)}
     recipe = {"epochs": EPOCHS, "image_size": asked.pixels, "precision": asked.precision, "limit": IMAGES}
-    for method, seeds in ((asked.method, SEEDS), ("full", 0 if asked.skip_full else 1)):
+    todo = {asked.method: asked.seeds} if asked.skip_full else {"full": 1, asked.method: asked.seeds}
+    for method, seeds in todo.items():
         for seed in range(seeds):
             name = f"{Path(data).name.removeprefix('vtzoo:')}/{method.partition('[')[0]}-{seed}"
             made = train(
@@ -70,6 +71,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--method", default="lora")
     parser.add_argument("--pixels", type=int, default=112)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of the method")
     parser.add_argument("--skip-full", action="store_true")
     parser.add_argument("data", nargs="*")
     return parser.parse_args()
