@@ -54,7 +54,7 @@ def main() -> None:
             scores = accuracy(network, pixels, pretrained, data, int(limit or 0))
             found.setdefault(task, {})[label] = scores
             shown = f"{statistics.fmean(scores):.3f}", " ".join(f"{s:.3f}" for s in scores)
-            rows.append((task.removeprefix("vtzoo:"), limit or "all", label, *shown))
+            rows.append((task, limit or "all", label, *shown))
             print("  ".join(rows[-1]), flush=True)
     keep(__doc__ or "", "linear probes", HEAD, rows, found)
 

@@ -47,7 +47,9 @@ def run(
     views: Annotated[int, typer.Option("--views", metavar="N", min=1, help="Crops of each image that are taught.")] = 4,
     teacher_size: Annotated[
         int | None,
-        typer.Option("--teacher-size", metavar="PIXELS", help="Side at which a bare convolutional teacher looks."),
+        typer.Option(
+            "--teacher-size", metavar="PIXELS", min=8, help="Side at which a bare convolutional teacher looks."
+        ),
     ] = None,
 ) -> None:
     """Teach a small network what any entry knows."""

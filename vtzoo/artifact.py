@@ -18,7 +18,7 @@ from vtzoo.folding import Folded, fold
 from vtzoo.live import attach, head_state
 from vtzoo.refs import is_path
 from vtzoo.spec import BackboneCard, Preprocess, Task
-from vtzoo.tensors import TensorFile
+from vtzoo.tensors import TensorFile, shape_of
 from vtzoo.zoo import Zoo
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -124,7 +124,7 @@ def plain_model(delta: Delta, folded: Folded, classes: int) -> nn.Module:
 
 
 def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
-    """Load a complete state dict, refusing anything missing or left over."""
+    """Load a complete state dict, refusing anything missing, left over or of another shape."""
     state = model.state_dict()
     lacking, spare = {n for n in set(state) - set(tensors) if not n.endswith(COUNTER)}, set(tensors) - set(state)
     if lacking or spare:
@@ -133,6 +133,11 @@ def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
             "is this the architecture they were made for?",
         )
     for name in tensors:
+        if shape_of(tensors, name) != tuple(state[name].shape):
+            raise ShapeMismatch(
+                f"{name} is {list(shape_of(tensors, name))} in the weights, {list(state[name].shape)} in the model",
+                "is this the architecture, input size and number of classes they were made for?",
+            )
         state[name].copy_(tensors[name])
     return model.requires_grad_(requires_grad=False).eval()
 
@@ -161,7 +166,7 @@ def _live_files(files: Mapping[str, Path]) -> Live:
         config = json.loads(files[CONFIG].read_text(encoding="utf-8"))
         arch, shown = config["architecture"], config["pretrained_cfg"]
         labels = tuple(config.get("label_names") or [str(i) for i in range(config.get("num_classes", 0))])
-        args = config.get("model_args", {})
+        args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}  # timm repeats it there
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{files[CONFIG]} is no timm config: {error}", "make the folder again") from error
     model = create(arch, pretrained=False, num_classes=len(labels), **args)

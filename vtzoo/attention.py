@@ -44,4 +44,7 @@ def _attention(
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1).to(value.dtype) @ value
+    weights = scores.softmax(-1)
+    if attn_mask is not None:
+        weights = weights.nan_to_num()  # a query that may look nowhere gives zeros, as with the fused kernel
+    return weights.to(value.dtype) @ value

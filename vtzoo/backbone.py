@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
-from torch import nn
+from torch import Tensor, nn
 
 from vtzoo.anatomy import Anatomy, head_names
 from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
-from vtzoo.fingerprint import fingerprint_of
-from vtzoo.identity import CARD, LOADED
+from vtzoo.fingerprint import base_state, fingerprint_of
+from vtzoo.identity import CARD, LOADED, RESIZED
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
@@ -78,19 +78,39 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
     """
     overlay: dict[str, Any] = {}
     path = checked_path(card, zoo) if pretrained else None
-    if path is not None:
-        overlay = {"state_dict": dict(TensorFile(path)), "source": ""}
     args = {"num_classes": 0, **card.model_args, **model_args}
+    if path is not None:
+        stored = dict(TensorFile(path))
+        overlay = {"state_dict": stored, "source": "", "num_classes": _classes(stored, card)}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
     head, loaded = card.head or head_names(model), fingerprint_of(model)
     shown = replace(
-        card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head,
+        card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head, preprocess=_looking(card, args),
         fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
     )  # fmt: skip
-    _fresh_head(model, {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()})
-    model.__dict__[CARD], model.__dict__[LOADED] = shown, loaded
+    shapes = {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()}
+    _fresh_head(model, shapes)
+    resized = {n for n, t in base_state(model).items() if shapes.get(n, tuple(t.shape)) != tuple(t.shape)}
+    model.__dict__.update({CARD: shown, LOADED: loaded, RESIZED: frozenset(resized)})
     getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # loaded; not to be carried along
     return model.requires_grad_(requires_grad=False).eval()
+
+
+def _classes(stored: Mapping[str, Tensor], card: BackboneCard) -> int:
+    """How many classes the weights' own classifier has; timm loads it when the model has as many, and drops it otherwise."""
+    names = {
+        n.removesuffix(".weight") for n in card.head or timm_card(card.arch).head
+    }  # of modules, or of their tensors
+    return next((len(stored[f"{n}.weight"]) for n in sorted(names) if f"{n}.weight" in stored), 0)
+
+
+def _looking(card: BackboneCard, args: Mapping[str, Any]) -> Preprocess:
+    """The card's preprocessing at the size that timm's `img_size` makes the network for."""
+    size = args.get("img_size")
+    if size is None:
+        return card.preprocess
+    height, width = (size, size) if isinstance(size, int) else size
+    return replace(card.preprocess, input_size=(card.preprocess.input_size[0], height, width))
 
 
 def _fresh_head(model: nn.Module, loaded: Mapping[str, tuple[int, ...]]) -> None:
@@ -113,7 +133,7 @@ def create(arch: str, **args: Any) -> nn.Module:
         raise NotFound(f"timm has no architecture '{arch}'", did_you_mean(arch, timm.list_models()))
     try:
         return timm.create_model(arch, **args)
-    except TypeError as error:
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it"
         ) from error

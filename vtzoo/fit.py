@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,8 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
         while len(run.state.history) < plan.recipe.epochs and not run.exhausted():
             run.epoch(len(run.state.history), stopped)
             run.save()
+            if stopped():
+                raise run.interrupted(f"after epoch {len(run.state.history)}")
     run.finish()
     return run.state.history
 
@@ -147,6 +149,8 @@ class _Run:
         self.accelerator = accelerator(recipe)
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
+        reduced = self.device.type == "cpu" and recipe.precision == "bf16"
+        self.attention = PlainAttention() if reduced else nullcontext()
         self.model = plan.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload] - torch takes both
         self.everything = nn.ModuleDict(
             {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
@@ -186,16 +190,13 @@ class _Run:
             self.losses.append(self.step(tuple(t.to(self.device) for t in batch)))
             if stopped():
                 self.save()
-                where = f", checkpoint at step {state.step}" if plan.checkpoint else ""
-                raise Interrupted(
-                    f"interrupted in epoch {epoch + 1}{where}", "go on with the same command and --resume"
-                )
+                raise self.interrupted(f"in epoch {epoch + 1}")
         mean = torch.stack(self.losses).mean().item()
         if not math.isfinite(mean):
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
         if plan.validate is not None:
-            with self.accelerator.autocast(), PlainAttention():
+            with self.accelerator.autocast(), self.attention:
                 record |= plan.validate(self.ema.module if self.ema else self.model)
             self._note(record)
         state.history.append(record)
@@ -208,7 +209,7 @@ class _Run:
         torch.manual_seed((recipe.seed << 24) + state.step + 1)
         np.random.seed((recipe.seed * 1_000_003 + state.step) % 2**32)  # noqa: NPY002 - timm's Mixup draws from the global generator
         self.schedule.step_update(state.step)
-        with self.accelerator.autocast(), PlainAttention():
+        with self.accelerator.autocast(), self.attention:
             loss = self.plan.loss(self.parallel, batch)
         self.accelerator.backward(loss)
         if recipe.clip_norm:
@@ -219,6 +220,11 @@ class _Run:
         if self.ema:
             self.ema.update(self.model, step=state.step)
         return loss.detach().float()
+
+    def interrupted(self, when: str) -> Interrupted:
+        """What to raise once the checkpoint is written."""
+        where = f", checkpoint at step {self.state.step}" if self.plan.checkpoint else ""
+        return Interrupted(f"interrupted {when}{where}", "go on with the same command and --resume")
 
     def exhausted(self) -> bool:
         """Whether validation has not improved for `patience` epochs."""

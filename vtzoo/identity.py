@@ -11,7 +11,8 @@ from vtzoo.fingerprint import fingerprint_of
 from vtzoo.graft import own_parameters
 from vtzoo.spec import BackboneCard
 
-CARD, LOADED = "vtzoo_card", "_vtzoo_loaded"
+CARD, LOADED, RESIZED = "vtzoo_card", "_vtzoo_loaded", "_vtzoo_resized"
+"""What `build` leaves on a model: its card, the fingerprint of what was loaded, and the tensors made for another input size."""
 
 
 def check_backbone(model: nn.Module, delta: Delta) -> None:

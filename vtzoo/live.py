@@ -14,10 +14,11 @@ from vtzoo import knobs, registry
 from vtzoo.anatomy import Anatomy, head_names, probe, survey
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import Conflict, DeadTarget, ShapeMismatch, UsageError
+from vtzoo.fingerprint import base_state
 from vtzoo.graft import freeze_statistics, graft, has_statistics, hosts, prune, tensors_of, watching
-from vtzoo.identity import card_on, check_backbone, check_places
+from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
 from vtzoo.methods._protocol import head as build_head
-from vtzoo.spec import BackboneCard, Task
+from vtzoo.spec import BackboneCard, Task, check_labels
 from vtzoo.tensors import shape_of
 
 if TYPE_CHECKING:
@@ -132,12 +133,11 @@ def extract(
     classes: Sequence[str] = (),
     tasks: Sequence[Task] | None = None,
     backbone: BackboneCard | None = None,
-    overrides: Mapping[str, Tensor] | None = None,
     metrics: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> Delta:
-    """The trainable part of a model as an artifact; tensors are copied to the CPU.
+    """The trainable part of a model as an artifact, with what `build` resized for its input size; tensors are copied to the CPU.
 
     Args:
         model: one that `inject` or `attach` prepared.
@@ -145,13 +145,12 @@ def extract(
         classes: its labels in the order of the head's outputs; "0", "1", … unless given.
         tasks: the same two and the preprocessing as one record; () leaves the head out.
         backbone: facts of the backbone; by default those that `build` left on the model.
-        overrides: base tensors resized for another input size.
         metrics: what was measured.
         recipe: how it was trained.
         lineage: what it was made from.
 
     Raises:
-        UsageError: the model carries no delta, or the labels are not as many as the head's outputs.
+        UsageError: the model carries no delta, or the labels are not as many as the head's outputs, or one stands twice.
     """
     record = installed(model)
     if record is None:
@@ -161,8 +160,9 @@ def extract(
     if tasks is None:
         tasks = _own_task(model, task, classes, card)
     for one in tasks:
+        check_labels(one.classes)
         tensors.update({f"{HEAD}{one.name}/{n}": _copy(t) for n, t in head_state(model).items()})
-    tensors.update({BASE + n: _copy(t) for n, t in (overrides or {}).items()})
+    tensors.update({BASE + n: _copy(t) for n, t in base_state(model).items() if n in model.__dict__.get(RESIZED, ())})
     return Delta(
         method=record.spec, parts=tuple(record.parts), backbone=card, tensors=tensors, tasks=tuple(tasks),
         metrics=metrics or {}, recipe=recipe or {}, lineage=lineage or {},

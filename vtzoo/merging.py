@@ -189,12 +189,11 @@ def renamed(delta: Delta, old: str, new: str) -> Delta:
     task = delta.task(old)
     if any(t.name == new for t in delta.tasks):
         raise Conflict(f"this delta has a task '{new}' already", "choose another name")
-    before, after, own = f"{HEAD}{old}/", f"{HEAD}{new}/", delta.tensors
-    names = {after + n.removeprefix(before) if n.startswith(before) else n: n for n in own}
+    own, moved = delta.tensors, {f"{HEAD}{old}/{n}": f"{HEAD}{new}/{n}" for n in delta.head(old)}
+    names = {moved.get(n, n): n for n in own}
     tensors = Lazy({k: (lambda n=n: own[n]) for k, n in names.items()}, {k: shape_of(own, n) for k, n in names.items()})
     tasks = tuple(replace(t, name=new) if t is task else t for t in delta.tasks)
-    metrics = {new if k == old else k: v for k, v in delta.metrics.items()}
-    return delta.with_(tensors=tensors, tasks=tasks, metrics=metrics)
+    return delta.with_(tensors=tensors, tasks=tasks)
 
 
 class _Latest(Lazy):

@@ -1,8 +1,11 @@
 """The records that files, index and code share; plain frozen dataclasses, JSON in and out."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from vtzoo.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,19 @@ class Task:
     def json(self) -> dict[str, Any]:
         """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std and so on."""
         return {"name": self.name, "classes": list(self.classes), **plain(asdict(self.preprocess))}
+
+
+def check_labels(classes: Sequence[str]) -> None:
+    """Refuse labels of which one stands twice: no image could be told to be of the second one.
+
+    Raises:
+        UsageError: says which.
+    """
+    twice = [label for label, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"the label '{twice[0]}' stands {classes.count(twice[0])} times", "name each output by a label of its own"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

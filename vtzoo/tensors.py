@@ -46,7 +46,10 @@ class TensorFile(Mapping[str, Tensor]):
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's dtype, from the header."""
-        return DTYPES[self.header.tensors[name].dtype]
+        code = self.header.tensors[name].dtype
+        if code not in DTYPES:
+            raise Corrupt(f"{self.path}: {name} is {code}, which is not read here", "store it as F32, F16 or BF16")
+        return DTYPES[code]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
@@ -105,8 +108,8 @@ def dtype_of(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
-    """The tensors below a prefix, with the prefix taken off."""
-    names = [n for n in tensors if n.startswith(prefix)]
+    """The tensors below a prefix, with the prefix taken off; one that ends in "/" is a folder, whose subfolders are left out."""
+    names = [n for n in tensors if n.startswith(prefix) and not (prefix.endswith("/") and "/" in n[len(prefix) :])]
     return Lazy(
         {n[len(prefix) :]: (lambda n=n: tensors[n]) for n in names},
         {n[len(prefix) :]: shape_of(tensors, n) for n in names},

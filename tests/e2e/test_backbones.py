@@ -1,5 +1,6 @@
 """What a delta needs of its backbone: the very weights it was made with, running statistics included."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vtzoo import build, fold, merge
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
-from vtzoo.errors import UsageError, WrongBackbone
+from vtzoo.errors import Corrupt, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.live import attach, extract, inject
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.fold import fold_ref
@@ -46,6 +48,28 @@ def _swap(zoo: Zoo, tmp_path: Path) -> None:
     digest = zoo.add_object(tmp_path / "other.safetensors")
     entry = zoo.resolve("conv", "backbones")
     zoo.put("backbones", "conv", {**entry.facts, "digest": digest, "source": f"object:sha256:{digest}"}, replace=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda t: torch.full_like(t, torch.nan), Corrupt, "NaN"),
+        (lambda t: t.to(torch.float8_e4m3fn), Corrupt, "F8_E4M3"),
+        (lambda t: t.to(torch.complex64), Corrupt, "C64"),
+        (lambda t: t.to(torch.int32), ShapeMismatch, "int32"),
+    ],
+    ids=["nan", "float8", "complex", "integers"],
+)
+def test_weights_that_nothing_could_read_are_not_added(
+    zoo: Zoo, tmp_path: Path, change: Callable[[Tensor], Tensor], error: type[Exception], said: str
+) -> None:
+    """One tensor of another type, or without a number in it, is found when the file comes in."""
+    weights = load_file(tmp_path / "conv.safetensors")
+    name = next(n for n in weights if n.endswith("weight"))
+    save_file({**weights, name: change(weights[name])}, tmp_path / "bad.safetensors")
+    with pytest.raises(error, match=said):
+        add_backbone(name="bad", arch=ARCH, weights=tmp_path / "bad.safetensors", zoo=zoo)
+    assert "bad" not in {e.name for e in zoo.entries("backbones")}
 
 
 def test_changed_weights_behind_a_source_are_noticed(zoo: Zoo, tmp_path: Path) -> None:

@@ -154,6 +154,14 @@ def test_a_task_is_asked_for_where_several_fit(place: Path) -> None:
         ("pets/a", {"student": "vit[depth=9]"}, Mismatch, "weights of vit"),
         ("pets/a", {"student": "vit[embed_dim=32]"}, Mismatch, "weights of vit"),
         ("vit", {"loss": "feature", "teacher_size": 64}, UsageError, "own size"),
+        ("conv", {"loss": "feature", "teacher_size": 0}, UsageError, "teacher_size=0"),
+        ("pets/a", {"views": 0}, UsageError, "views=0"),
+        ("pets/a", {"student": "test_vit[num_classes=3]"}, UsageError, "num_classes"),
+        ("pets/a", {"student": "test_vit[in_chans=1]"}, UsageError, "in_chans"),
+        ("pets/a", {"student": "test_vit[embed_dim=101]"}, UsageError, "divisible"),
+        ("pets/a", {"student": "test_vit[act_layer=nope]"}, UsageError, "nope"),
+        ("pets/a", {"student": "test_vit[img_size=-8]"}, UsageError, "-8"),
+        ("pets/a", {"student": "vit[pretrained=flase]"}, UsageError, "flase"),
     ],
 )
 def test_what_would_be_ignored_or_can_not_be_is_refused(

@@ -161,6 +161,9 @@ def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureF
     merge_refs(refs=["fashion/lora", "fashion/moved"], method="linear", name="fashion/merged", zoo=zoo)
     assert zoo.resolve("fashion/merged").facts["tasks"] == ["fashion", "fashion-2"]
     assert evaluate(ref="fashion/moved", data="vtzoo:fashion", zoo=zoo).metrics["fashion-2"]["images"] == 400
+    assert main(["mv", "fashion/moved", "fashion/moved", "--task", "fashion-2=test", "--zoo", str(zoo.root)]) == 0
+    assert "fashion/merged came from this delta as it was" in capsys.readouterr().err
+    assert Delta.open(zoo.object(zoo.resolve("fashion/moved").digest)).metrics == old.metrics
 
 
 @pytest.mark.parametrize("ref", ["fashion/lora", "fashion/vpt", "both"])

@@ -1,6 +1,7 @@
 """delta.py: the artifact and its file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from tests import families
 from vtzoo import files
 from vtzoo.delta import Delta, Part, read_header
-from vtzoo.errors import Corrupt, NotFound
+from vtzoo.errors import Corrupt, NotFound, UsageError
+from vtzoo.folding import fold
+from vtzoo.identity import RESIZED
 from vtzoo.live import extract, inject
+from vtzoo.merging import renamed
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import write
 
@@ -24,14 +28,8 @@ CARD = BackboneCard(
 def delta() -> Delta:
     """A small stack with a head, a resized base tensor and facts."""
     model = inject(families.build("vit"), "lora[rank=2,targets=qkv]+bitfit")
-    return extract(
-        model,
-        tasks=TASKS,
-        backbone=CARD,
-        overrides={"pos_embed": torch.ones(1, 13, 32)},
-        metrics={"top1": 0.5},
-        lineage={"verb": "train", "seed": 3},
-    )
+    model.__dict__[RESIZED] = {"pos_embed"}
+    return extract(model, tasks=TASKS, backbone=CARD, metrics={"top1": 0.5}, lineage={"verb": "train", "seed": 3})
 
 
 def test_everything_comes_back(delta: Delta, tmp_path: Path) -> None:
@@ -48,6 +46,26 @@ def test_names_say_what_a_tensor_is(delta: Delta) -> None:
     assert sorted(delta.head("b")) == ["head.bias", "head.weight"]
     assert list(delta.overrides) == ["pos_embed"]
     assert delta.size == sum(t.numel() for n, t in delta.tensors.items() if "lora" in n or "bitfit" in n)
+
+
+def test_tasks_whose_names_are_paths_of_each_other_keep_their_heads() -> None:
+    """`pets` and `pets/dogs` in one delta: each has its own head, before and after one is renamed."""
+    model = inject(families.build("vit"), "bitfit")
+    outer = extract(model, task="pets")
+    inner = {f"@head/pets/dogs/{n}": t + 1 for n, t in outer.head("pets").items()}
+    both = outer.with_(
+        tensors={**outer.tensors, **inner}, tasks=(*outer.tasks, replace(outer.tasks[0], name="pets/dogs"))
+    )
+    for delta, name in ((both, "pets"), (renamed(both, "pets", "cats"), "cats")):
+        assert sorted(delta.head(name)) == sorted(delta.head("pets/dogs")) == ["head.bias", "head.weight"]
+        assert torch.equal(delta.head(name)["head.bias"] + 1, delta.head("pets/dogs")["head.bias"])
+        assert fold(families.build("vit").state_dict(), delta, task=name)["head.bias"].shape == (5,)
+
+
+def test_a_label_stands_once() -> None:
+    """Of two outputs with one label no image could be of the second."""
+    with pytest.raises(UsageError, match="'x' stands 2 times"):
+        extract(inject(families.build("vit"), "bitfit"), classes=["x", "y", "x", "z", "v"])
 
 
 def test_header_is_read_without_torch(delta: Delta, tmp_path: Path) -> None:

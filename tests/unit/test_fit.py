@@ -83,6 +83,25 @@ def test_stopped_at_any_step_it_goes_on_exactly(tmp_path: Path, recipe: dict[str
         assert same(second, whole), step
 
 
+@pytest.mark.parametrize("epoch", [2, EPOCHS])
+def test_stopped_while_it_validates_it_goes_on_exactly(tmp_path: Path, epoch: int) -> None:
+    """Ctrl-C during an epoch's validation, the last one's included, is honoured once the epoch is in the checkpoint."""
+    whole, again, file = net(), net(), tmp_path / "c.safetensors"
+    history = fit(plan(whole))
+    first = plan(net(), file)
+    asked = iter(range(1, EPOCHS + 1))
+
+    def validate(model: nn.Module) -> Any:
+        if next(asked) == epoch:
+            signal.raise_signal(signal.SIGINT)
+        return first.validate(model) if first.validate else {}
+
+    with pytest.raises(Interrupted, match=f"after epoch {epoch}, checkpoint at step {epoch * STEPS}$"):
+        fit(replace(first, validate=validate))
+    assert fit(plan(again, file, validated=epoch), resume=True) == history
+    assert same(again, whole)
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_finished_run_resumes_without_a_step(tmp_path: Path, recipe: dict[str, Any]) -> None:
     """The checkpoint outlives the run; resumed from it, nothing is trained or validated and the weights are the same."""

@@ -5,18 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtzoo.anatomy import Site, head_names, survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card, create, timm_card
 from vtzoo.delta import HEAD, Delta, Part
-from vtzoo.errors import NotFound, ShapeMismatch, UsageError
+from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
 from vtzoo.graft import has_statistics
 from vtzoo.results import Result
-from vtzoo.spec import BackboneCard, Preprocess, Task
-from vtzoo.tensors import TensorFile, shape_of
+from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
+from vtzoo.tensors import TensorFile, dtype_of, shape_of
 from vtzoo.zoo import Zoo
 
 
@@ -38,7 +39,8 @@ def add_backbone(
 
     Raises:
         UsageError: mean, std or size that no RGB image can have.
-        ShapeMismatch: tensors are missing, left over, or of another shape than the architecture's at this size.
+        ShapeMismatch: tensors are missing, left over, or of another shape or kind than the architecture's at this size.
+        Corrupt: a tensor of a type that isn't read here, or with NaN or infinity in it.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
@@ -122,7 +124,10 @@ def _with_statistics(site: Site, model: nn.Module) -> Site:
 def _open(path: Path) -> TensorFile:
     if not path.is_file():
         raise NotFound(f"no file {path}", "give a .safetensors file")
-    return TensorFile(path)
+    source = TensorFile(path)
+    for name in source:
+        source.dtype(name)  # refuses what isn't read here
+    return source
 
 
 def _check(preprocess: Preprocess) -> None:
@@ -164,6 +169,10 @@ def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Any], arch: str) -> 
                 f"{name} is {list(shape_of(found, name))} in the file, {list(value.shape)} in {arch}",
                 "is --input-size or --arch another?",
             )
+        if dtype_of(found, name).is_floating_point != value.dtype.is_floating_point:
+            raise ShapeMismatch(f"{name} is {dtype_of(found, name)} in the file, {value.dtype} in {arch}", "store it as F32")  # fmt: skip
+        if not bool(torch.isfinite(found[name]).all()):
+            raise Corrupt(f"{name} holds NaN or infinity in the file", "fetch or make the file again")
 
 
 def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -178,4 +187,5 @@ def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:
             f"{path} has {len(labels)} classes, the classifier {rows}",
             "write one class a line, in the classifier's order",
         )
+    check_labels(labels)
     return labels

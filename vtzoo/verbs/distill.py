@@ -81,6 +81,10 @@ def distill(
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("models", name)
+    if views < 1 or (teacher_size is not None and teacher_size < 8):
+        raise UsageError(
+            f"views={views}, teacher_size={teacher_size}: there is nothing to see", "views from 1, sizes from 8 pixels"
+        )
     needs, function, spec = _loss(loss)
     settings = _recipe(recipe or {})
     opened = [open_ref(t, zoo) for t in teachers]
@@ -124,7 +128,13 @@ def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.
     part = knobs.one(text) if "[" in text else knobs.Part(text, {})
     args: dict[str, Any] = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
     card, known = _card(part.name, zoo)
-    pretrained = bool(args.pop("pretrained", known))
+    pretrained = args.pop("pretrained", known)
+    if not isinstance(pretrained, bool):
+        raise UsageError(f"pretrained={pretrained!r} is neither true nor false", f"{part.name}[pretrained=false]")
+    if fixed := sorted({"num_classes", "in_chans"} & set(args)):
+        raise UsageError(
+            f"a student's {' and '.join(fixed)} can't be chosen: its teacher and the images decide", "leave it out"
+        )
     side = args.get("img_size", pixels)
     if side is not None and (not isinstance(side, int) or pixels not in (None, side)):
         raise UsageError(f"the student's img_size is {side}, --image-size {pixels}", "give one of them, one number of pixels")  # fmt: skip

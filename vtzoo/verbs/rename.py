@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from vtzoo.delta import Delta
+from vtzoo import talk
+from vtzoo.delta import Delta, read_header
 from vtzoo.merging import renamed
 from vtzoo.refs import check_name
 from vtzoo.results import Result
@@ -31,8 +32,16 @@ def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Resu
         path = Path(folder) / "delta.safetensors"
         delta.save(path)
         facts = {"command": "", **entry.facts, "digest": zoo.add_object(path), "size_bytes": path.stat().st_size}
-    metrics = {new if k == old else k: v for k, v in entry.facts.get("metrics", {}).items()}
-    kept = zoo.put(
-        "deltas", entry.name, {**facts, "tasks": [t.name for t in delta.tasks], "metrics": metrics}, replace=True
-    )
+    made = [e.name for e in zoo.entries("deltas") if _bare(entry.digest) in _parents(zoo.object(e.digest))]
+    if made:
+        talk.say(f"{', '.join(made)} came from this delta as it was: eval no longer shows it beside them")
+    kept = zoo.put("deltas", entry.name, {**facts, "tasks": [t.name for t in delta.tasks]}, replace=True)
     return Result(ref=kept.name, path=str(zoo.object(kept.digest)))
+
+
+def _parents(path: Path) -> list[str]:
+    return [_bare(digest) for digest in read_header(path)["lineage"].get("parents", [])]
+
+
+def _bare(digest: str) -> str:
+    return digest.removeprefix("sha256:")

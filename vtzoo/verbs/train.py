@@ -20,10 +20,8 @@ from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card, family, sized
-from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
-from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
 from vtzoo.identity import CARD
 from vtzoo.live import extract, head_state, inject, trainable
@@ -32,7 +30,6 @@ from vtzoo.recipe import Recipe
 from vtzoo.results import Trained
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.spec import BackboneCard, Task
-from vtzoo.tensors import shape_of
 from vtzoo.zoo import Zoo
 
 
@@ -245,9 +242,6 @@ def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | 
 
 
 def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
-    source = open_base(job.card, job.zoo)
-    live = base_state(job.model)
-    resized = {n: t for n, t in live.items() if n in source and shape_of(source, n) != tuple(t.shape)}
     card: BackboneCard = replace(getattr(job.model, CARD), preprocess=job.card.preprocess)
     lineage = {
         "verb": "train",
@@ -260,7 +254,6 @@ def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
         job.model,
         tasks=[job.task],
         backbone=card,
-        overrides=resized,
         metrics=metrics,
         recipe=asdict(job.recipe),
         lineage=lineage,
