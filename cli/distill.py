@@ -24,7 +24,7 @@ def run(
         typer.Option(
             "--student",
             metavar="ARCH|REF",
-            help="A timm architecture, starting from random weights, or an entry or tagged timm name, from its own.",
+            help="A timm architecture, starting from random weights, or a backbone, a model or a tagged timm name, from its own.",
         ),
     ],
     data: o.Data,

@@ -162,6 +162,18 @@ def _live_backbone(card: BackboneCard, zoo: Zoo) -> Live:
 
 
 def _live_files(files: Mapping[str, Path]) -> Live:
+    card, task = described(files)
+    model = create(card.arch, pretrained=False, num_classes=len(task.classes) if task else 0, **card.model_args)
+    load_plain(model, TensorFile(files[WEIGHTS]))
+    return Live(model=model, card=card, task=task, preprocess=card.preprocess)
+
+
+def described(files: Mapping[str, Path]) -> tuple[BackboneCard, Task | None]:
+    """What a plain model's config says: its network, and whose labels its classifier has (None without one).
+
+    Raises:
+        Corrupt: it is no timm config.
+    """
     try:
         config = json.loads(files[CONFIG].read_text(encoding="utf-8"))
         arch, shown = config["architecture"], config["pretrained_cfg"]
@@ -169,13 +181,10 @@ def _live_files(files: Mapping[str, Path]) -> Live:
         args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}  # timm repeats it there
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{files[CONFIG]} is no timm config: {error}", "make the folder again") from error
-    model = create(arch, pretrained=False, num_classes=len(labels), **args)
-    load_plain(model, TensorFile(files[WEIGHTS]))
     preprocess = Preprocess.of(shown)
     card = BackboneCard(name=arch, arch=arch, model_args=args, preprocess=preprocess, license=shown.get("license", ""))
     names = config.get("vtzoo", {}).get("tasks") or ["task"]
-    task = Task(name=names[0], classes=labels, preprocess=preprocess) if labels else None
-    return Live(model=model, card=card, task=task, preprocess=preprocess)
+    return card, Task(name=names[0], classes=labels, preprocess=preprocess) if labels else None
 
 
 def _from_path(path: Path, zoo: Zoo) -> Artifact:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model, wit
 from vtzoo.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*")  # of a method, merge or loss, or of an entry with arguments
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

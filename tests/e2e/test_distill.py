@@ -187,7 +187,10 @@ def test_a_student_is_built_at_the_size_that_was_asked_for(place: Path, student:
 
 @pytest.mark.parametrize(
     ("student", "start"),
-    [("conv", "pretrained"), ("conv[pretrained=false]", "random"), ("test_efficientnet", "random"), ("vit", "pretrained")],
+    [
+        ("conv", "pretrained"), ("conv[pretrained=false]", "random"), ("test_efficientnet", "random"), ("vit", "pretrained"),
+        ("pets/folded", "pretrained"), ("pets/folded[drop_rate=0.5]", "pretrained"),
+    ],
 )  # fmt: skip
 def test_a_students_start_is_said_and_recorded(
     place: Path, student: str, start: str, monkeypatch: pytest.MonkeyPatch
@@ -195,13 +198,16 @@ def test_a_students_start_is_said_and_recorded(
     """An entry starts from its weights, a bare architecture from random ones: in the talk, the report and the lineage."""
     heard: list[str] = []
     monkeypatch.setattr(talk, "say", heard.append)
-    name = f"start/{student.partition('[')[0]}-{start}"
+    name = f"start/{len(student)}-{student.partition('[')[0]}-{start}"
     made, lineage = _distil(place, name, student=student)
     assert any(start in line for line in heard)
     assert made.report["start"] == lineage["student"]["start"] == start
     if student.startswith("conv"):
         own, kept = load_file(place / "conv.safetensors"), load_file(made.path)
         assert all(torch.equal(own[n], kept[n]) for n in own) == (start == "pretrained")
+    if student.startswith("pets"):  # a model of the zoo, its classifier included
+        own, kept = load_file(place / "folded" / "model.safetensors"), load_file(made.path)
+        assert all(torch.equal(own[n], kept[n]) for n in own)
 
 
 def test_a_bare_architecture_is_not_the_entry_that_begins_like_it(place: Path) -> None:

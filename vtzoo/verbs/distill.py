@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vtzoo import data as D
 from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import head_names
-from vtzoo.artifact import open_ref, store_model
+from vtzoo.artifact import described, open_ref, store_model
 from vtzoo.backbone import build_card, card_of, create, sized, timm_card
 from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
@@ -58,8 +58,8 @@ def distill(
 
     Args:
         teachers: refs; several are averaged (logits) or set side by side (features).
-        student: a backbone's ref or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or a bare timm
-            architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]".
+        student: a backbone's or model's name or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or
+            a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]".
         data: images; any folder tree for a loss that needs no labels.
         loss: "kd[temperature=4]", "hard", "feature".
         name: what to call the student.
@@ -168,12 +168,18 @@ def _pretrained(card: BackboneCard, args: dict[str, Any], zoo: Zoo, classes: int
 
 def _card(name: str, zoo: Zoo) -> tuple[BackboneCard, bool]:
     """A student's card, and whether its name stands for weights: a bare architecture that is no entry's name doesn't."""
-    if is_model(name) and "." not in name and all(e.name != name for e in zoo.entries("backbones")):
+    sections = {e.section for e in zoo.entries() if e.name == name}
+    if "models" in sections:
+        model = open_ref(name, zoo)
+        assert model.files is not None
+        card, _ = described(model.files)
+        return replace(card, name=name, source=f"object:sha256:{model.digest}"), True
+    if is_model(name) and "." not in name and "backbones" not in sections:
         return timm_card(name), False
     try:
         return card_of(name, zoo), True
     except NotFound:
-        if any(e.name == name for e in zoo.entries()):
+        if sections:
             raise  # it says what the entry is instead
         return timm_card(name), False
 
