@@ -56,7 +56,8 @@ def main() -> None:
             shown = f"{statistics.fmean(scores):.3f}", " ".join(f"{s:.3f}" for s in scores)
             rows.append((task, limit or "all", label, *shown))
             print("  ".join(rows[-1]), flush=True)
-    keep(__doc__ or "", "linear probes", HEAD, rows, found)
+    where = "other images" if sys.argv[1:] else "what the package carries"
+    keep(__doc__ or "", f"linear probes on {where}", HEAD, rows, found)
 
 
 if __name__ == "__main__":
