@@ -94,10 +94,8 @@ def probed(
     place = {path: i for i, path in enumerate(parts["train"].paths)}
     chosen = [[place[path] for path in parts["train"].limit(limit, seed).paths] for seed in range(seeds)]
     union = sorted({i for places in chosen for i in places})
-    known, row = (
-        features(model, parts["train"].take(union), shape, mirrored=True, bf16=bf16),
-        {p: i for i, p in enumerate(union)},
-    )
+    row = {p: i for i, p in enumerate(union)}
+    known = features(model, parts["train"].take(union), shape, mirrored=True, bf16=bf16)
     val, test = (features(model, parts[s], shape, bf16=bf16) for s in ("val", "test"))
     classes, heads = len(parts["train"].classes), list[Probed]()
     for seed, places in enumerate(chosen):

@@ -111,6 +111,7 @@ def _runs(kept: Mapping[str, Any]) -> list[str]:
     """The tables of a benchmark's runs, each with how it was made."""
     lines: list[str] = []
     for run in kept["runs"].values():
+        lines += [""] if lines else []
         lines += [*markdown(Table(tuple(run["head"]), [tuple(row) for row in run["rows"]])), ""]
         lines.append(f"`{run['command']}`, {run['date']}, {run['machine']}")
     return lines

@@ -1,8 +1,8 @@
 """Attention while training on a CPU in bf16: plain matrix products instead of torch's fused kernel.
 
-The fused kernel keeps no [tokens, tokens] matrix, but its bf16 passes are slow: forward and backward take 6 times as long
-as the plain products over 65 tokens and 2.4 times over 197 (torch 2.14, one core with AVX-512 and no AMX, 6 heads of 64).
-Over few tokens the matrix costs little memory. In fp32 both take about the same time.
+The fused kernel keeps no [tokens, tokens] matrix, but its bf16 passes are slow: forward and backward take 4.6 times as
+long as the plain products over 65 tokens and 2.4 times over 197 (benchmarks/bench_attention.py, on a core without AMX).
+Over few tokens the matrix costs little memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,9 +42,13 @@ def _attention(
 ) -> Tensor:
     """softmax(q k^T scale + mask) v; [..., n, d], [..., m, d], [..., m, e] -> [..., n, e]."""
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    weights = scores.softmax(-1)
-    if attn_mask is not None:
-        weights = weights.nan_to_num()  # a query that may look nowhere gives zeros, as with the fused kernel
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
+        added = attn_mask.dtype != torch.bool
+        hidden = attn_mask == -torch.inf if added else ~attn_mask
+        scores = scores + attn_mask if added else scores.masked_fill(hidden, -torch.inf)
+        weights = scores.softmax(-1).masked_fill(
+            hidden, 0
+        )  # zeros, as with the fused kernel, where nothing may be seen
     return weights.to(value.dtype) @ value

@@ -98,9 +98,8 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
 
 def _classes(stored: Mapping[str, Tensor], card: BackboneCard) -> int:
     """How many classes the weights' own classifier has; timm loads it when the model has as many, and drops it otherwise."""
-    names = {
-        n.removesuffix(".weight") for n in card.head or timm_card(card.arch).head
-    }  # of modules, or of their tensors
+    inside = card.head or timm_card(card.arch).head  # modules, or their tensors
+    names = {n.removesuffix(".weight") for n in inside}
     return next((len(stored[f"{n}.weight"]) for n in sorted(names) if f"{n}.weight" in stored), 0)
 
 

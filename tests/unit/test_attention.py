@@ -47,6 +47,15 @@ def test_it_computes_attention(mask: str, scale: float | None) -> None:
     assert (found.double() - expected).abs().max() < 0.03
 
 
+def test_what_is_not_finite_stays_so() -> None:
+    """A mask hides positions, not a training that has gone astray."""
+    query, key, value = inputs(11, torch.bfloat16)
+    query[0, 0, 0, 0] = torch.nan
+    with PlainAttention():
+        found = F.scaled_dot_product_attention(query, key, value, torch.ones(11, 11, dtype=torch.bool))
+    assert found[0, 0, 0].isnan().all()
+
+
 @pytest.mark.parametrize(
     ("tokens", "dtype", "options"),
     [

@@ -32,16 +32,9 @@ def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Resu
         path = Path(folder) / "delta.safetensors"
         delta.save(path)
         facts = {"command": "", **entry.facts, "digest": zoo.add_object(path), "size_bytes": path.stat().st_size}
-    made = [e.name for e in zoo.entries("deltas") if _bare(entry.digest) in _parents(zoo.object(e.digest))]
+    headers = {e.name: read_header(zoo.object(e.digest)) for e in zoo.entries("deltas")}
+    made = [name for name, header in headers.items() if entry.digest in header["lineage"].get("parents", [])]
     if made:
         talk.say(f"{', '.join(made)} came from this delta as it was: eval no longer shows it beside them")
     kept = zoo.put("deltas", entry.name, {**facts, "tasks": [t.name for t in delta.tasks]}, replace=True)
     return Result(ref=kept.name, path=str(zoo.object(kept.digest)))
-
-
-def _parents(path: Path) -> list[str]:
-    return [_bare(digest) for digest in read_header(path)["lineage"].get("parents", [])]
-
-
-def _bare(digest: str) -> str:
-    return digest.removeprefix("sha256:")

@@ -242,7 +242,6 @@ def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | 
 
 
 def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
-    card: BackboneCard = replace(getattr(job.model, CARD), preprocess=job.card.preprocess)
     lineage = {
         "verb": "train",
         "data": f"sha256:{job.train.digest}",
@@ -253,7 +252,7 @@ def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
     return extract(
         job.model,
         tasks=[job.task],
-        backbone=card,
+        backbone=getattr(job.model, CARD),
         metrics=metrics,
         recipe=asdict(job.recipe),
         lineage=lineage,

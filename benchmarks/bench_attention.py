@@ -1,0 +1,48 @@
+"""Attention in bf16 on one core: torch's fused kernel beside the plain products that training uses instead.
+
+    python benchmarks/bench_attention.py
+
+Forward and backward of 6 heads of 64, the fastest of seven, with as many images as make about 3,000 tokens. Writes
+results/attention.json.
+"""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from _results import keep
+from torch.nn import functional as F
+
+from vtzoo.attention import PlainAttention
+
+HEAD = ("tokens", "images", "fused, ms", "plain, ms", "fused / plain")
+TOKENS = (33, 65, 197, 256)
+
+
+def milliseconds(tokens: int, images: int, how: AbstractContextManager[object]) -> float:
+    """The fastest of seven forward and backward passes."""
+    inputs = [torch.randn(images, 6, tokens, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    times: list[float] = []
+    for _ in range(7):
+        start = time.perf_counter()
+        with how:
+            out = F.scaled_dot_product_attention(*inputs)
+        out.backward(out.detach())
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
+
+
+def main() -> None:
+    """Run and keep."""
+    torch.set_num_threads(1)
+    rows: list[tuple[str, ...]] = []
+    for tokens in TOKENS:
+        images = max(1, 3000 // tokens)
+        fused, plain = (milliseconds(tokens, images, how) for how in (nullcontext(), PlainAttention()))
+        rows.append((str(tokens), str(images), f"{fused:.1f}", f"{plain:.1f}", f"{fused / plain:.1f}"))
+        print("  ".join(rows[-1]), flush=True)
+    keep(__doc__ or "", "bf16, one core", HEAD, rows, rows)
+
+
+if __name__ == "__main__":
+    main()
