@@ -1,13 +1,14 @@
 """Every method at its default recipe: what it scores, weighs and costs beside a linear probe.
 
     python benchmarks/bench_methods.py [METHOD …] [--part 0/2]                                        the embedded backbones
-    python benchmarks/bench_methods.py [METHOD …] --arch ARCH --weights FILE [--pixels 112] [--precision bf16] DATA …
+    python benchmarks/bench_methods.py [METHOD …] --arch ARCH --weights FILE [--pixels 112] DATA …
 
 500 training images, 8 epochs; on the embedded ViT (EfficientNet-Lite0 for methods that a ViT refuses) two embedded tasks
 with three seeds, on another backbone the tasks given with one. Top-1 is on the test images. Each run is a process of its
 own, forked before anything is computed: its peak memory is what it adds to the bare program's. Step time is the median of a
 training step at batch 32 over that of the linear probe, taken in turns in one process. The fold error is the largest
-difference of folded and attached logits over the largest logit, on test images in float32.
+difference of folded and attached logits over the largest logit, on test images in float32. Precision is bf16 where the CPU
+multiplies in it, and float32 elsewhere; each run's is kept with its machine.
 
 A run that is in results/methods.json for the same source of the method is not repeated: stop it and start it again as you
 like. `--part 0/2` and `--part 1/2` share the work of two processes; pin each to a core.
@@ -165,6 +166,11 @@ def forked(job: Callable[[], Any]) -> Any:
     return json.loads(text) if text else {"failed": "the process died"}
 
 
+def bf16_is_fast() -> bool:
+    """Whether this CPU multiplies in bf16 itself; where it does not, float32 is faster."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - torch has no public name for it
+
+
 def _resident() -> float:
     """Of this process now, in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
@@ -227,7 +233,8 @@ def run(asked: argparse.Namespace) -> None:
         job = (lambda b=backbone, d=data: {"heads": swept(b, d, asked, 1 if asked.arch else SEEDS)}) if method == SWEPT else (
             lambda m=method, b=backbone, d=data, s=seed: cell(m, b, d, s, asked)
         )  # fmt: skip
-        found = {"source": source(method), "date": datetime.now(UTC).strftime("%Y-%m-%d"), **forked(job)}
+        where = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": f"{machine()}, {asked.precision}"}
+        found = {"source": source(method), **where, **forked(job)}
         shown = found.get("failed") or found.get("test") or [h["test"] for h in found["heads"]]
         print(f"{name}: {shown} ({found.get('seconds', 0):.0f} s)", flush=True)
         with kept() as known:
@@ -235,7 +242,7 @@ def run(asked: argparse.Namespace) -> None:
 
 
 def _how(asked: argparse.Namespace) -> str:
-    return f"{asked.pixels} px, {asked.precision}"
+    return f"{asked.pixels} px"
 
 
 def publish(asked: argparse.Namespace) -> None:
@@ -253,7 +260,7 @@ def publish(asked: argparse.Namespace) -> None:
                 if how == _how(asked)
                 else known["runs"].get(f"500 images, 8 epochs, {how}", {}).get("command", ""),
                 "date": max(c["date"] for n, c in known["cells"].items() if n.endswith(how)),
-                "machine": machine(), "head": list(HEAD), "rows": [list(r) for r in rows if r],
+                "machine": "; ".join(sorted({c["machine"] for n, c in known["cells"].items() if n.endswith(how)})), "head": list(HEAD), "rows": [list(r) for r in rows if r],
             }  # fmt: skip
 
 
@@ -288,7 +295,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--arch")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--pixels", type=int, default=64)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="bf16" if bf16_is_fast() else "fp32")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("words", nargs="*", metavar="METHOD or DATA")
     asked = parser.parse_args()

@@ -16,7 +16,9 @@ class Recipe:
     With probe_epochs the head is trained alone first, for so many epochs more, and everything from that head on (LP-FT, Kumar
     et al. 2022, arXiv:2202.10054).
 
-    Units: lr and head_lr (the classifier's; lr unless given) per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limit in images.
+    head_lr is the classifier's rate: lr where that is given, else the linear probe's, however slowly the method learns.
+
+    Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limit in images.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 10

@@ -1,15 +1,19 @@
-"""torch.compile and torch.export of a model with a delta on it: once per family with lora, once per method."""
+"""torch.compile, torch.export and activation checkpointing of a model with a delta: once per family with lora, per method once."""
 
 import pytest
 import torch
 
 from tests import families
-from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, bare, case, logits, relative
+from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, bare, case, logits, perturbed, relative
+from vtzoo.errors import UsageError
+from vtzoo.graft import tensors_of
 from vtzoo.live import attach
 
 PAIRS = [("lora", f) for f in FAMILIES if SUPPORT["lora"][f] in WORKS]
 PAIRS += [(m, "vit" if SUPPORT[m]["vit"] in WORKS else "resnet") for m in METHODS if m != "lora"]
 PAIRS += [("lora+ssf+bitfit", "beit")]
+AGAIN = [(m, f) for m in ("convpass", "mona") for f in ("swin", "pvt")]
+ALONG = ("dtl", "lst", "vit-adapter")  # side networks that blocks hand on: a block alone can't be computed again
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,30 @@ def test_export_gives_the_same(spec: str, family: str) -> None:
     program = torch.export.export(model, (families.batch(family, 3),), dynamic_shapes=({0: batch},))
     with torch.no_grad():
         assert relative(made.live, program.module()(made.x)) <= 1e-12
+
+
+@pytest.mark.parametrize(("spec", "family"), [p for p in PAIRS if p[0] not in ALONG] + AGAIN)
+def test_recomputed_blocks_have_the_same_gradients(spec: str, family: str) -> None:
+    """With activation checkpointing every tensor's gradient is the same, dropout included."""
+    grads = []
+    for again in (False, True):
+        model = perturbed(spec, family)
+        model.set_grad_checkpointing(again)
+        torch.manual_seed(0)
+        model.train()(families.batch(family)).sum().backward()
+        grads.append({n: p.grad for n, p in tensors_of(model).items() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.allclose(g, grads[1][n], rtol=1e-9, atol=1e-12) for n, g in grads[0].items())
+
+
+@pytest.mark.parametrize("spec", ALONG)
+def test_networks_along_the_blocks_refuse_to_be_recomputed(spec: str) -> None:
+    """The error says what to switch off."""
+    model = perturbed(spec, "vit")
+    model.set_grad_checkpointing()
+    with pytest.raises(UsageError, match="called by itself") as caught:
+        model.train()(families.batch("vit")).sum().backward()
+    assert "checkpointing off" in (caught.value.hint or "")
 
 
 @pytest.mark.slow

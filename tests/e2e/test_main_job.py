@@ -63,6 +63,24 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return made
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "rates"),
+    [
+        ("lora", {}, (2e-3, 1e-2)),
+        ("lora", {"lr": 5e-4}, (5e-4, 5e-4)),
+        ("lora", {"head_lr": 3e-3}, (2e-3, 3e-3)),
+        ("mlp-head", {}, (1e-3, 1e-3)),
+        ("lora+full", {}, (1e-4, 1e-2)),
+    ],
+)
+def test_a_head_learns_at_the_probes_rate(zoo: Zoo, method: str, asked: dict[str, float], rates: object) -> None:
+    """Unless a rate is asked for, or the method's head wants another."""
+    plan = train(
+        backbone="tiny", data="vtzoo:emoji", method=method, name="new/one", zoo=zoo, recipe=asked, dry_run=True
+    )
+    assert (plan.recipe["lr"], plan.recipe["head_lr"]) == rates
+
+
 def test_training_keeps_what_it_was_made_of(zoo: Zoo) -> None:
     """A trained delta carries its task's labels, preprocessing, recipe, metrics and lineage, and the index shows them."""
     entry = zoo.resolve("fashion/lora")

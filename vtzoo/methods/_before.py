@@ -12,7 +12,7 @@ def layers(anatomy: Anatomy, targets: Sequence[str]) -> list[Site]:
     """The layers that the targets name.
 
     auto is qkv and fc1 of the blocks, the 1x1 convolutions where there is neither, the blocks' dense convolutions where
-    there are none of those.
+    there are none of those but on shortcuts (a ResNet-18).
 
     Raises:
         UsageError: one of them is grouped.
@@ -46,4 +46,5 @@ def _auto(anatomy: Anatomy) -> list[Site]:
     dense = [s for s in anatomy.select(["auto"]) if s.facts.get("groups", 1) == 1]
     first = [s for s in dense if s.kind == "linear" and ("qkv" in anatomy.roles(s) or s.last in FIRST)]
     pointwise = [s for s in dense if "pointwise" in anatomy.roles(s)]
-    return first or pointwise or dense
+    beside = [s for s in pointwise if "downsample" in anatomy.roles(s) or "shortcut" in s.name]
+    return first or (pointwise if len(pointwise) > len(beside) else dense)

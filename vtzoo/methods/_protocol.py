@@ -6,7 +6,8 @@
     Graft(site, config)    the trainable child for one site; see vtzoo.graft.Graft
     Shared(sites, config)  optional: what the grafts of all sites have in common; they reach it as `self.shared`
     FAMILIES         optional: where it makes sense, a tuple of "tokens" and "maps"; both when absent
-    RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}
+    RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}: lr, weight_decay, and
+                     head_lr where the probe's does not suit the head
     head(old, config)      optional: builds another classifier in place of timm's linear one
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 

@@ -36,12 +36,13 @@ class Carrier(graft.Shared):
         """The value that the graft before put.
 
         Raises:
-            UsageError: none did, since a part of the backbone was called on its own.
+            UsageError: none did, since a part of the backbone was called on its own, as activation checkpointing does.
         """
         value = self.held.pop(_thread(), None)
         if value is None:
             raise UsageError(
-                "a side network runs along all blocks, and this block was called by itself", "call the whole model"
+                "a side network runs along all blocks, and this block was called by itself",
+                "call the whole model, with activation checkpointing off",
             )
         return value
 

@@ -64,7 +64,6 @@ def _blocks(site: Site, config: Config) -> int:
 class Graft(graft.Graft):
     """The grouped branch of a layer."""
 
-    order: Tensor
     places: Tensor
 
     def __init__(self, site: Site, config: Config) -> None:
@@ -76,18 +75,13 @@ class Graft(graft.Graft):
         width, rows = fan_in // self.groups, out // int(site.facts.get("groups", 1)) // self.groups
         self.U = nn.Parameter(torch.empty(out, width, *kernel).uniform_(-START, START))
         self.bias = nn.Parameter(torch.empty(out).uniform_(-START, START)) if site.bias else None
-        order = (
-            torch.arange(fan_in).reshape(self.groups, width).T.flatten()
-        )  # which input stands where after the shuffle
+        shuffled = torch.arange(fan_in).reshape(self.groups, width).T.flatten()  # which input stands where
         block = torch.arange(out) // rows % self.groups
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("places", order.reshape(self.groups, width)[block], persistent=False)
+        self.register_buffer("places", shuffled.reshape(self.groups, width)[block], persistent=False)
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the branch, [batch, ..., in] -> [batch, ..., out]."""
-        blocks = x[..., self.order].unflatten(-1, (self.groups, -1))
-        branch = torch.einsum("...gi,goi->...go", blocks, self.U.unflatten(0, (self.groups, -1))).flatten(-2)
-        branch = branch if self.bias is None else branch + self.bias
+        """Add the branch, [batch, ..., in] -> [batch, ..., out]: one dense product is faster than many thin ones."""
+        branch = F.linear(x, self._onto(self.U.new_zeros(len(self.U), x.shape[-1])), self.bias)
         if self.drop and self.training:
             branch = branch * F.dropout(branch.new_ones(len(branch), *[1] * (branch.ndim - 1)), self.drop)
         return y + branch
@@ -97,5 +91,9 @@ class Graft(graft.Graft):
         value = before[name]
         if name == "bias" and self.bias is not None:
             return value + self.bias.to(value.dtype)
-        places = self.places.reshape(*self.places.shape, *[1] * (value.ndim - 2)).expand(self.U.shape)
-        return value.scatter_add(1, places, self.U.to(value.dtype))
+        return self._onto(value)
+
+    def _onto(self, weight: Tensor) -> Tensor:
+        """The weight with each block of U added where it belongs."""
+        places = self.places.reshape(*self.places.shape, *[1] * (weight.ndim - 2)).expand(self.U.shape)
+        return weight.scatter_add(1, places, self.U.to(weight.dtype))

@@ -177,15 +177,17 @@ def _with_head(method: str, head: str | None) -> str:
 
 
 def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
-    """Fill in what the user left open: the most careful learning rate of the stack's methods."""
+    """Fill in what the user left open: the most careful learning rate of the stack's methods, and for the head the probe's."""
     defaults = [method_recipe(m, kind) for m in modules]
+    probe = method_recipe(registry.load("methods", "linear"), kind)["lr"]
     lr = recipe.lr or min((d["lr"] for d in defaults if "lr" in d), default=1e-3)
+    head_lr = recipe.head_lr or recipe.lr or min((d["head_lr"] for d in defaults if "head_lr" in d), default=probe)
     decay = (
         recipe.weight_decay
         if recipe.weight_decay is not None
         else max((d.get("weight_decay", 0.0) for d in defaults), default=0.0)
     )
-    return replace(recipe, lr=lr, weight_decay=decay)
+    return replace(recipe, lr=lr, head_lr=head_lr, weight_decay=decay)
 
 
 def _run(job: _Job, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
