@@ -11,7 +11,7 @@ from torch import nn
 
 from tests import families
 from tests.contract.cases import logits, relative
-from vtzoo import knobs, talk
+from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.costs import planned
 from vtzoo.delta import Delta
@@ -356,7 +356,7 @@ def test_train_keeps_the_stack_that_was_found(zoo: Zoo) -> None:
     assert methods == {p.name for p in knobs.parse(delta.method)} <= {"vpt-deep", "lora", "adapter"}
     assert 0 < delta.size <= 10_000
     assert delta.lineage["composed_by"] == f"noah[budget=0.01M,{QUICK}]"
-    assert delta.recipe["lr"] == (1e-3 if "adapter" in methods else 2e-3)
+    assert delta.recipe["lr"] == min(registry.load("methods", m).RECIPE["tokens"]["lr"] for m in methods)
     assert evaluate(ref="fashion/noah", data="vtzoo:fashion", zoo=zoo).metrics["fashion"]["images"]
     again = inject(timm.create_model("test_vit", num_classes=10), delta.method)
     assert sorted(tensors_of(again)) == sorted(n for n in delta.tensors if not n.startswith("@"))

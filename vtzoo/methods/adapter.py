@@ -31,7 +31,7 @@ from vtzoo.methods._sizes import check, sized
 
 GROUP = "adapter/sequential"
 PAPER = "arXiv:1902.00751"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
 
 PARTS = {"houlsby": (ATTENTION, MLP), "intermediate": (MLP,)}  # the others follow the whole block
 

@@ -25,7 +25,7 @@ from vtzoo.graft import Before
 
 GROUP = "parameter/bias"
 PAPER = "arXiv:2205.00305"
-RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
 SIDE = ("downsample", "shortcut")
 
 

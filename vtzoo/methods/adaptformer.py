@@ -23,7 +23,7 @@ from vtzoo.methods._bottleneck import MLP, Bottleneck, hosts
 
 GROUP = "adapter/parallel"
 PAPER = "arXiv:2205.13535"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 8e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ from vtzoo.methods._before import layers, shiftable
 
 GROUP = "adapter/sequential"
 PAPER = "arXiv:2310.06234"
-RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 2e-2, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

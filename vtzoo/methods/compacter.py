@@ -30,7 +30,7 @@ from vtzoo.methods._bottleneck import ATTENTION, MLP, channels, hosts
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2106.04647"
-RECIPE = {"tokens": {"lr": 3e-3, "weight_decay": 1e-4}, "maps": {"lr": 3e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 1.2e-2, "weight_decay": 1e-4}, "maps": {"lr": 3e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

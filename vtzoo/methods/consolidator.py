@@ -30,7 +30,7 @@ from vtzoo.graft import Before
 
 GROUP = "adapter/mix"
 PAPER = "arXiv:2305.00603"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-2}, "maps": {"lr": 1e-3, "weight_decay": 1e-2}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-2}, "maps": {"lr": 1e-3, "weight_decay": 1e-2}}
 START = 1e-3
 
 

@@ -30,7 +30,7 @@ from vtzoo.methods._maps import Mapped, Notes, lay
 
 GROUP = "adapter/parallel"
 PAPER = "arXiv:2207.07039"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
 Shared = Notes
 
 

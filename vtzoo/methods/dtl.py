@@ -33,7 +33,7 @@ from vtzoo.methods._side import SEQUENCE, Carrier, aligned, at, keeps, raster
 
 GROUP = "adapter/parallel"
 PAPER = "arXiv:2312.07856"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 5e-2}, "maps": {"lr": 1e-3, "weight_decay": 5e-2}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 5e-2}, "maps": {"lr": 1e-3, "weight_decay": 5e-2}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

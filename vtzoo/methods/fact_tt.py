@@ -28,7 +28,7 @@ from vtzoo.methods._fact import Factors, Tiled
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2212.03145"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 8e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 Shared = Factors
 
 

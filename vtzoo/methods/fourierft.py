@@ -29,7 +29,7 @@ from vtzoo.methods._increment import Increment
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2405.03003"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

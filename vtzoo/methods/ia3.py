@@ -27,7 +27,7 @@ from vtzoo.graft import Before
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2205.05638"
-RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 0.0}, "maps": {"lr": 3e-3, "weight_decay": 0.0}}
+RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}, "maps": {"lr": 3e-3, "weight_decay": 0.0}}
 SPLIT = {"k", "v", "kv", "k_proj", "v_proj", "to_k", "to_v", "key", "value"}
 
 

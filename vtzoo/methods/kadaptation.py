@@ -28,7 +28,7 @@ from vtzoo.methods._increment import Increment, matrix
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2203.16329"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 8e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

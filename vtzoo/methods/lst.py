@@ -37,7 +37,7 @@ from vtzoo.methods._side import MAP, Carrier, aligned, ending, joined, keeps, pl
 
 GROUP = "adapter/parallel"
 PAPER = "arXiv:2206.06522"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 TEMPERATURE, RATIO, LEAST = 0.1, 4, 8
 Shared = Carrier
 

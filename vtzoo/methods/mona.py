@@ -34,7 +34,7 @@ from vtzoo.methods._maps import Mapped, Notes, lay
 
 GROUP = "adapter/sequential"
 PAPER = "arXiv:2408.08345"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 SIZES = (3, 5, 7)
 Shared = Notes
 

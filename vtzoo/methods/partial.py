@@ -20,7 +20,7 @@ from vtzoo.methods._replace import Replace as Graft
 
 GROUP = "fine-tuning/partial"
 PAPER = "arXiv:1411.1792"
-RECIPE = {"tokens": {"lr": 5e-4, "weight_decay": 1e-2}, "maps": {"lr": 1e-3, "weight_decay": 1e-2}}
+RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-2}, "maps": {"lr": 1e-3, "weight_decay": 1e-2}}
 __all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "sites"]
 
 

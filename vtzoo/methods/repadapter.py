@@ -31,7 +31,7 @@ from vtzoo.methods._before import layers, shiftable
 
 GROUP = "adapter/sequential"
 PAPER = "arXiv:2302.08106"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 2e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

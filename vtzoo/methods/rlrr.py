@@ -28,7 +28,7 @@ from vtzoo.methods._increment import matrix
 
 GROUP = "parameter/weight-and-bias"
 PAPER = "arXiv:2403.19067"
-RECIPE = {"tokens": {"lr": 3e-3, "weight_decay": 5e-5}, "maps": {"lr": 2e-3, "weight_decay": 5e-5}}
+RECIPE = {"tokens": {"lr": 6e-3, "weight_decay": 5e-5}, "maps": {"lr": 2e-3, "weight_decay": 5e-5}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

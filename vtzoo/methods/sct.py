@@ -33,7 +33,7 @@ from vtzoo.probing import evaluating
 
 GROUP = "adapter/sequential"
 PAPER = "arXiv:2309.08513"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,7 +35,7 @@ from vtzoo.methods._sparse import added, largest
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2406.13175"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 0.0}, "maps": {"lr": 1e-3, "weight_decay": 0.0}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 0.0}, "maps": {"lr": 1e-3, "weight_decay": 0.0}}
 FEWEST = 16
 
 

@@ -27,7 +27,7 @@ from vtzoo.methods._side import Carrier, convolution, ending, joined, placed
 
 GROUP = "adapter/parallel"
 PAPER = "arXiv:1912.13503"
-RECIPE = {"tokens": {"lr": 1e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,7 @@ from vtzoo.methods._sparse import added, largest
 
 GROUP = "parameter/weight-and-bias"
 PAPER = "arXiv:2303.08566"
-RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 4e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 Place = tuple[str, str]  # a site's name and a parameter's
 
 

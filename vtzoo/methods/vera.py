@@ -28,7 +28,7 @@ from vtzoo.methods._increment import Increment, matrix
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2310.11454"
-RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 2e-2, "weight_decay": 1e-4}, "maps": {"lr": 5e-3, "weight_decay": 1e-4}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
