@@ -162,11 +162,14 @@ class Seeded(Dataset[tuple[Tensor, int]]):
 
 @contextmanager
 def _seeded(seed: int) -> Generator[None]:
-    """Seed the three generators that transforms draw from, and give them back as they were."""
+    """Seed the three generators that transforms draw from, and give them back as they were.
+
+    `torch.manual_seed` would also note the seed for every kind of device, with a stack trace each time, and keep them all.
+    """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the global one is timm's
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
