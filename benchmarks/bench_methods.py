@@ -41,7 +41,9 @@ from vtzoo import registry
 from vtzoo.artifact import as_delta, fold_artifact, go_live, open_ref, plain_model, resolved_card
 from vtzoo.backbone import build_card, sized
 from vtzoo.errors import NotFoldable, VtzooError
-from vtzoo.live import inject, trainable
+from vtzoo.fit import Plan, stepper
+from vtzoo.live import inject
+from vtzoo.recipe import Recipe
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
@@ -94,33 +96,23 @@ def _steps(method: str, backbone: str, zoo: Zoo, asked: argparse.Namespace, lr: 
     """The median training step over the probe's, and in milliseconds."""
     card, args = sized(resolved_card(backbone, zoo), asked.pixels)
     x, y = torch.randn(BATCH, *card.preprocess.input_size), torch.arange(BATCH) % 10
-    x = x.to(memory_format=torch.channels_last)
-    todo: list[Callable[[], None]] = []
+    recipe = Recipe(lr=lr, precision=asked.precision)
+    todo: list[Callable[[tuple[torch.Tensor, ...]], torch.Tensor]] = []
     for spec in (method, "linear"):
-        model = build_card(card, zoo=zoo, num_classes=10, **args).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model = inject(model, spec, batches=[(x, y)]).train()
-        todo.append(_stepper(model, x, y, lr, bf16=asked.precision == "bf16"))
+        model = inject(build_card(card, zoo=zoo, num_classes=10, **args), spec, batches=[(x, y)])
+        todo.append(stepper(Plan(model=model, loss=_loss, batches=lambda *_: [(x, y)], steps=STEPS, recipe=recipe)))
     taken: list[list[float]] = [[], []]
     for _ in range(STEPS):
         for step, times in zip(todo, taken, strict=True):
             start = time.perf_counter()
-            step()
+            step((x, y))
             times.append(time.perf_counter() - start)
     ours, probe = (statistics.median(times[2:]) for times in taken)
     return ours / probe, ours * 1000
 
 
-def _stepper(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, lr: float, *, bf16: bool) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=lr)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = torch.nn.functional.cross_entropy(model(x).float(), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def _loss(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
 
 
 def swept(backbone: str, data: str, asked: argparse.Namespace, seeds: int) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-LONGEST = 256
-"""Tokens, above which the matrix costs more memory than the time is worth."""
+LARGEST = 256**2
+"""Queries times keys, above which the matrix costs more memory than the time is worth."""
 
 
 class PlainAttention(TorchFunctionMode):
@@ -34,7 +34,7 @@ def _pays(query: Tensor, key: Tensor, _value: Tensor, *rest: Any, **kwargs: Any)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     cheap = query.device.type == "cpu" and dtype == torch.bfloat16
     plain = len(rest) < 2 and not any(kwargs.get(option) for option in ("dropout_p", "is_causal", "enable_gqa"))
-    return cheap and plain and max(query.shape[-2], key.shape[-2]) <= LONGEST
+    return cheap and plain and query.shape[-2] * key.shape[-2] <= LARGEST
 
 
 def _attention(

@@ -147,6 +147,13 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
     return run.state.history
 
 
+def stepper(plan: Plan) -> Callable[[Batch], Tensor]:
+    """A plan's updates one at a time, for who measures them: each call takes a batch and returns its loss."""
+    run = _Run(plan)
+    run.model.train()
+    return run.step
+
+
 class _Run:
     """A plan with its optimiser, schedule and state."""
 

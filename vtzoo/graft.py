@@ -208,7 +208,7 @@ class _Host:
         inputs: list[Tensor] = []
         for child in reversed(children):
             inputs.append(x)
-            x = child.enter(x)
+            x = _like(x, child.enter(x))
         run = super().forward  # type: ignore[misc] - the host's own
         for child in children:
             if child.rewrites:
@@ -216,12 +216,19 @@ class _Host:
         y = run(x, *args, **kwargs)
         for child in children:
             _Watch.note(child)
-            y = child.leave(inputs.pop(), y)
+            y = _like(y, child.leave(inputs.pop(), y))
         return y
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         base, reads, calls, frozen = self._vtzoo_made_from  # type: ignore[attr-defined] - set by _host_class
         return _rebuild, (base, reads, calls, frozen), self.__dict__
+
+
+def _like(before: Any, after: Any) -> Any:
+    """What a graft made, in the type that was there: under autocast its own float32 numbers would slow all that follows."""
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and after.dtype != before.dtype:
+        return after.to(before.dtype)
+    return after
 
 
 def _rebuild(base: type, reads: frozenset[str], calls: bool, frozen: bool) -> nn.Module:

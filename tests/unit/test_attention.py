@@ -1,5 +1,6 @@
 """Attention without the fused kernel: the same numbers, where it pays, and nothing else touched."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import profile
 
-from vtzoo.attention import LONGEST, PlainAttention
+from vtzoo.attention import LARGEST, PlainAttention
 from vtzoo.fit import Plan, fit
 from vtzoo.recipe import Recipe
 
@@ -60,7 +61,7 @@ def test_what_is_not_finite_stays_so() -> None:
     ("tokens", "dtype", "options"),
     [
         (11, torch.float32, {}),
-        (LONGEST + 1, torch.bfloat16, {}),
+        (math.isqrt(LARGEST) + 1, torch.bfloat16, {}),
         (11, torch.bfloat16, {"is_causal": True}),
         (11, torch.bfloat16, {"enable_gqa": True}),
     ],
@@ -71,6 +72,17 @@ def test_the_rest_stays_as_it_is(tokens: int, dtype: torch.dtype, options: dict[
     expected = F.scaled_dot_product_attention(query, key, value, **options)
     with PlainAttention():
         assert torch.equal(F.scaled_dot_product_attention(query, key, value, **options), expected)
+
+
+def test_few_queries_of_many_tokens_count_as_short() -> None:
+    """What counts is the matrix: 4 queries of 1,000 tokens run no fused kernel."""
+    query, (_, key, value) = inputs(4, torch.bfloat16)[0], inputs(1000, torch.bfloat16)
+
+    def attend() -> None:
+        with PlainAttention():
+            F.scaled_dot_product_attention(query, key, value)
+
+    assert FUSED not in ran(attend)
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("bf16", False), ("fp32", True)])
