@@ -10,11 +10,12 @@ training step at batch 32 over that of the linear probe, taken in turns in one p
 difference of folded and attached logits over the largest logit, on test images in float32. Precision is bf16 where the CPU
 multiplies in it, and float32 elsewhere; each run's is kept with its machine.
 
-A run that is in results/methods.json for the same source of the method is not repeated: stop it and start it again as you
+A run that is in results/methods.json for the same code of the method is not repeated: stop it and start it again as you
 like. `--part 0/2` and `--part 1/2` share the work of two processes; pin each to a core.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -178,13 +179,17 @@ def kept() -> Iterator[dict[str, Any]]:
 
 
 def source(method: str) -> str:
-    """A digest of the method's file and of the folder's helpers that it names: its results are stale when they change."""
+    """A digest of the code, not the words, of a method's file and of the helpers that it names: its results are stale when it changes."""
     path = Path(registry.card("methods", "linear" if method == SWEPT else method.partition("[")[0]).path)
     text, known = path.read_text(encoding="utf-8"), set[str]()
     while new := set(re.findall(r"vtzoo\.methods\.(_\w+)", text)) - known:
         known |= new
         text += "".join(path.with_name(f"{n}.py").read_text(encoding="utf-8") for n in sorted(new))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
 
 
 def cells(asked: argparse.Namespace) -> list[tuple[str, str, str, int]]:

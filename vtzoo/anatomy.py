@@ -4,6 +4,7 @@ Duck-typed: nothing of timm is imported; what is used of a model is `get_classif
 `pretrained_cfg` where they exist.
 """
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vtzoo.errors import UsageError, did_you_mean
-from vtzoo.graft import CONTAINERS, own_parameters
+from vtzoo.graft import CONTAINERS, own_parameters, own_tensors
 from vtzoo.probing import evaluating, probe
 from vtzoo.spec import plain
 
@@ -143,6 +144,13 @@ class Anatomy:
         inner = [s for s in found if not any(o.name.startswith(s.name + ".") for o in found)]
         order = {n: i for i, n in enumerate(self.modules)}
         return sorted(inner, key=lambda s: order[s.name])
+
+    @cached_property
+    def kind(self) -> str:
+        """What it works on: "tokens" where there is attention or blocks see [batch, tokens, width], else "maps"."""
+        attends = any({"attention", "qkv"} & self.roles(s) for s in self.linears)
+        flat = any(len(self.seen[b.name].x) == 3 for b in self.blocks)
+        return "tokens" if attends or flat else "maps"
 
     @cached_property
     def prefix(self) -> int:
@@ -315,13 +323,36 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the classifier modules: what `num_classes=0` removes."""
-    getter = getattr(model, "get_classifier", None)
-    if getter is None:
+    """The names of the modules that `num_classes=0` removes: the classifier, at times a norm or a second one beside it."""
+    try:
+        found: Any = model.get_classifier()  # type: ignore[operator] - a method of timm models
+    except AttributeError:  # no timm model, or one whose head is gone with what stands in it
         return ()
-    found = getter()
     wanted = [m for m in (found if isinstance(found, tuple | list) else [found]) if isinstance(m, nn.Module)]
-    return tuple(n for n, m in model.named_modules() if any(m is w for w in wanted))
+    named = dict(model.named_modules())
+    names = {n for n, m in named.items() if any(m is w for w in wanted)}
+    inside = tuple(n + "." for n in names)
+    names |= {owner for owner in _removed(model) if not f"{owner}.".startswith(inside)}
+    return tuple(n for n in named if n in names)
+
+
+def _removed(model: nn.Module) -> set[str]:
+    """The modules whose own tensors `reset_classifier(0)` takes away, tried on a copy without tensors of its own."""
+    bare: Any = _skeleton(model)
+    try:
+        bare.reset_classifier(0)
+    except Exception:  # noqa: BLE001 - some models have none, or can't do without a classifier
+        return set()
+    kept = {n for n, m in bare.named_modules() if own_tensors(m)}
+    return {n for n, m in model.named_modules() if own_tensors(m) and n not in kept}
+
+
+def _skeleton(module: nn.Module) -> nn.Module:
+    """The same modules anew around the same tensors: changing its structure leaves the model alone."""
+    made = copy.copy(module)
+    inner = {n: m and _skeleton(m) for n, m in module._modules.items()}
+    made.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers), _modules=inner)
+    return made
 
 
 def survey(

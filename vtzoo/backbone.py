@@ -1,6 +1,6 @@
 """Build a frozen timm backbone from the zoo's card of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import timm
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 
-from vtzoo.anatomy import Anatomy, head_names
+from vtzoo.anatomy import head_names
 from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
@@ -83,7 +83,7 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
         stored = dict(TensorFile(path))
         overlay = {"state_dict": stored, "source": "", "num_classes": _classes(stored, card)}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
-    head, loaded = card.head or head_names(model), fingerprint_of(model)
+    head, loaded = _head(card, model, overlay.get("state_dict", {})), fingerprint_of(model)
     shown = replace(
         card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head, preprocess=_looking(card, args),
         fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
@@ -96,11 +96,24 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
     return model.requires_grad_(requires_grad=False).eval()
 
 
+def _head(card: BackboneCard, model: nn.Module, stored: Iterable[str]) -> tuple[str, ...]:
+    """The card's head, and what comes and goes with it in the model or stands beside it in the weights (a norm, say)."""
+    own, beside = model.state_dict(), tuple(f"{h.rpartition('.')[0]}." for h in card.head if "." in h)
+    more = [n for n in head_names(model) if n not in card.head and not any(h.startswith(f"{n}.") for h in card.head)]
+    inside = (*card.head, *(f"{h}." for h in card.head))
+    return (
+        *card.head,
+        *more,
+        *(n for n in stored if n not in own and n.startswith(beside) and not n.startswith(inside)),
+    )
+
+
 def _classes(stored: Mapping[str, Tensor], card: BackboneCard) -> int:
     """How many classes the weights' own classifier has; timm loads it when the model has as many, and drops it otherwise."""
     inside = card.head or timm_card(card.arch).head  # modules, or their tensors
     names = {n.removesuffix(".weight") for n in inside}
-    return next((len(stored[f"{n}.weight"]) for n in sorted(names) if f"{n}.weight" in stored), 0)
+    found = (stored[f"{n}.weight"] for n in sorted(names) if f"{n}.weight" in stored)
+    return next((len(weight) for weight in found if weight.ndim > 1), 0)
 
 
 def _looking(card: BackboneCard, args: Mapping[str, Any]) -> Preprocess:
@@ -147,13 +160,6 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
         card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
     )
     return resized, {"img_size": pixels} if config and config.fixed_input_size else {}
-
-
-def family(anatomy: Anatomy) -> str:
-    """Say "tokens" for networks of tokens (attention, or blocks on [batch, tokens, width]), "maps" for convolutional ones."""
-    attends = any({"attention", "qkv"} & anatomy.roles(s) for s in anatomy.linears)
-    flat = any(len(anatomy.seen[b.name].x) == 3 for b in anatomy.blocks)
-    return "tokens" if attends or flat else "maps"
 
 
 def config_json(

@@ -51,6 +51,7 @@ class Plan:
         extra: a further trained module that is not kept (a projector).
         head: names of the model's parameters that learn at `head_lr`.
         rates: factors of the learning rate by name.
+        undecayed: names of matrices without weight decay.
         checkpoint: where to write after each epoch and when interrupted.
         key: identifies the run; a checkpoint of another key is refused.
         notes: what else the checkpoint's header is to say.
@@ -65,6 +66,7 @@ class Plan:
     extra: nn.Module | None = None
     head: frozenset[str] = frozenset()
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    undecayed: frozenset[str] = frozenset()
     checkpoint: Path | None = None
     key: str = ""
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -180,7 +182,7 @@ class _Run:
         self.losses: list[Tensor] = []  # of this epoch's steps
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Parameters by learning rate and weight decay; biases and other vectors do not decay."""
+        """Parameters by learning rate and weight decay; biases, other vectors and factors do not decay."""
         recipe, head = self.plan.recipe, {f"model.{n}" for n in self.plan.head}
         lr, decay = recipe.lr or DEFAULT_LR, recipe.weight_decay or 0.0
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -188,7 +190,8 @@ class _Run:
             rate = (
                 (recipe.head_lr or lr) if name in head else lr * self.plan.rates.get(name.removeprefix("model."), 1.0)
             )
-            key = rate, decay if parameter.ndim > 1 else 0.0
+            decays = parameter.ndim > 1 and name.removeprefix("model.") not in self.plan.undecayed
+            key = rate, decay if decays else 0.0
             groups.setdefault(key, []).append(parameter)
         return [{"params": v, "lr": k[0], "weight_decay": k[1]} for k, v in groups.items()]
 

@@ -49,6 +49,7 @@ class Graft(nn.Module):
         calls: acts when the host is called; otherwise its `edits` are read through `read`.
         rewrites: runs the host by `around`, inside all grafts' `enter` and `leave`.
         rates: factors of the learning rate by the name of a parameter of its own; 1 where it names none.
+        undecayed: names of its own matrices that are factors, and rest at one: weight decay is not for them.
         shared: what all grafts of the method have in common, hung on the root; None where it has no `Shared`.
     """
 
@@ -56,6 +57,7 @@ class Graft(nn.Module):
     calls: bool = True
     rewrites: bool = False
     rates: Mapping[str, float] = MappingProxyType({})
+    undecayed: tuple[str, ...] = ()
     shared: Any = None
 
     def enter(self, x: Tensor) -> Tensor:
@@ -268,6 +270,11 @@ def own_parameters(module: nn.Module) -> Mapping[str, Tensor]:
     return {n: p for n, p in module._parameters.items() if p is not None}
 
 
+def own_tensors(module: nn.Module) -> bool:
+    """Whether a module itself, not its children, owns parameters or buffers."""
+    return any(t is not None for t in [*module._parameters.values(), *module._buffers.values()])
+
+
 def named_grafts(model: nn.Module) -> list[tuple[str, Graft]]:
     """Every graft with the prefix of its tensors' names, `<site>.<graft>.`."""
     return [
@@ -280,3 +287,13 @@ def named_grafts(model: nn.Module) -> list[tuple[str, Graft]]:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that grafts own, named `<site>.<graft>.<param>`."""
     return {p + k: v for p, child in named_grafts(model) for k, v in child.state_dict(keep_vars=True).items()}
+
+
+def rates(model: nn.Module) -> dict[str, float]:
+    """Factors of the learning rate that grafts ask for, by full name of the parameter."""
+    return {p + own: rate for p, child in named_grafts(model) for own, rate in child.rates.items()}
+
+
+def undecayed(model: nn.Module) -> frozenset[str]:
+    """Full names of the parameters that grafts want without weight decay."""
+    return frozenset(p + own for p, child in named_grafts(model) for own in child.undecayed)

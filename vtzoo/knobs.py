@@ -147,7 +147,7 @@ def _fields(schema: Any) -> dict[str, Any]:
 
 
 def _adapter(schema: Any) -> Any:
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=False, allow_inf_nan=False)
     if dataclasses.is_dataclass(schema):
         dressed: Any = with_config(config)  # typed for classes that pyright knows, not for any dataclass
         return TypeAdapter(dressed(schema))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vtzoo import knobs, registry
 from vtzoo.anatomy import Anatomy, head_names, survey
 from vtzoo.delta import BASE, HEAD, Delta, Part
-from vtzoo.errors import Conflict, DeadTarget, ShapeMismatch, UsageError
+from vtzoo.errors import Conflict, DeadTarget, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.graft import (
     Shared,
@@ -29,10 +29,10 @@ from vtzoo.graft import (
 from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import head as build_head
-from vtzoo.probing import probe
+from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
-from vtzoo.tensors import shape_of
+from vtzoo.tensors import fill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +88,10 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     parts: list[Part] = []
     for name, module, config in wanted:
         sites = tuple(module.sites(anatomy, config))
+        if not sites and module.GROUP != "fine-tuning/head":
+            raise UsageError(
+                f"{name} has found no place to act in this {type(model).__name__}", "name layers in targets=…"
+            )
         parts.append(Part(method=name, graft=_attribute(name, parts), knobs=knobs.encode(config), sites=sites))
     record = _begin(model, spec)
     try:
@@ -133,7 +137,7 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
             for part in delta.parts:
                 _hang(model, part, part.module, part.config)
             record.parts.extend(delta.parts)
-            _load(tensors_of(model), _unpacked(model, {n: t for n, t in delta.tensors.items() if n[0] != "@"}))
+            fill(tensors_of(model), _unpacked(model, {n: t for n, t in delta.tensors.items() if n[0] != "@"}))
             if task != "" and delta.tasks:
                 set_head(model, delta, delta.task(task).name)
         _alive(model, anatomy)
@@ -203,6 +207,7 @@ def detach(model: nn.Module) -> nn.Module:
         model.num_classes = record.classes_before  # type: ignore[assignment] - a plain attribute of timm models
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(record.trainable_before.get(name, True))
+    forget(model)
     return model
 
 
@@ -235,15 +240,11 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
     model.reset_classifier(len(delta.task(task).classes))  # type: ignore[operator] - a method of timm models
     for part in delta.parts:
         _swap_heads(model, record, part.module, part.config)
-    like = next((p for n, p in model.named_parameters() if not n.startswith(head_names(model))), None)
-    for name in head_names(model):
+    names = head_names(model)
+    like = next((p for n, p in model.named_parameters() if not n.startswith(names)), None)
+    for name in names:
         model.get_submodule(name).to(like.device if like is not None else None)
-    _load(head_state(model), dict(delta.head(task)))
-
-
-def rates(model: nn.Module) -> dict[str, float]:
-    """Factors of the learning rate that grafts ask for, by full name of the parameter."""
-    return {p + own: rate for p, child in named_grafts(model) for own, rate in child.rates.items()}
+    fill(head_state(model), dict(delta.head(task)))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -253,7 +254,10 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _configured(part: knobs.Part) -> tuple[str, Any, Any]:
     module = registry.load("methods", part.name)
-    return part.name, module, knobs.decode(module.Config, part.knobs, part.name)
+    config = knobs.decode(module.Config, part.knobs, part.name)
+    if getattr(config, "targets", None) == ():
+        raise UsageError(f"{part.name}: targets is empty", "name roles or layers, or leave targets out")
+    return part.name, module, config
 
 
 def _composed(model: nn.Module, spec: str, seed: int, batches: Batches | None) -> tuple[str, Batches | None]:
@@ -365,28 +369,6 @@ def _unpacked(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
         own = {n: tensors.pop(n) for n in list(tensors) if n.startswith(prefix)}
         found |= {prefix + n: t for n, t in child.unpack({n[len(prefix) :]: t for n, t in own.items()}).items()}
     return found | tensors
-
-
-@torch.no_grad()
-def _load(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Fill every place; none may be left over on either side, or what was drawn at random would stay."""
-    for name in tensors:
-        if name not in places:
-            raise ShapeMismatch(
-                f"the delta holds {name}, which has no place in this model",
-                "is the file complete and from this vtzoo version?",
-            )
-        if tuple(places[name].shape) != shape_of(tensors, name):
-            raise ShapeMismatch(
-                f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model",
-                "build the model that the delta names",
-            )
-    lacking = [n for n in places if n not in tensors]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise ShapeMismatch(f"the delta lacks {lacking[0]}{more}", "fetch the file again")
-    for name, value in tensors.items():
-        places[name].copy_(value)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -45,3 +45,11 @@ def evaluating(model: nn.Module) -> Generator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        forget(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Drop what some attentions (LeViT, TinyViT) compute from their biases in eval mode and keep: it may be of others."""
+    for module in model.modules():
+        if kept := module.__dict__.get("attention_bias_cache"):
+            kept.clear()

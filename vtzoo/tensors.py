@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vtzoo import files
-from vtzoo.errors import Corrupt
+from vtzoo.errors import Corrupt, ShapeMismatch
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -179,3 +179,25 @@ def channels_last(model: nn.Module) -> nn.Module:
         if value.ndim == 4:
             value.data = value.data.to(memory_format=torch.channels_last)
     return model
+
+
+@torch.no_grad()
+def fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Fill every place; none may be left over on either side, or what was drawn at random would stay."""
+    for name in tensors:
+        if name not in places:
+            raise ShapeMismatch(
+                f"the delta holds {name}, which has no place in this model",
+                "is the file complete and from this vtzoo version?",
+            )
+        if tuple(places[name].shape) != shape_of(tensors, name):
+            raise ShapeMismatch(
+                f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model",
+                "build the model that the delta names",
+            )
+    lacking = [n for n in places if n not in tensors]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ShapeMismatch(f"the delta lacks {lacking[0]}{more}", "fetch the file again")
+    for name, value in tensors.items():
+        places[name].copy_(value)

@@ -142,6 +142,13 @@ def test_suggest_refuses_nonsense(nets: Zoo) -> None:
         suggest(backbone="nope", budget=100, zoo=nets)
 
 
+def test_more_than_the_backbone_is_all_of_it(nets: Zoo) -> None:
+    """However large, a budget is the backbone's own size at most: knobs are not turned until memory ends."""
+    report = suggest(backbone="tiny-vit", budget=1e30, classes=2, zoo=nets).report
+    assert report["budget"] == report["backbone_parameters"]
+    assert all(row["parameters"] <= report["budget"] for row in report["fits"])
+
+
 def test_suggest_on_the_command_line(vtzoo, nets: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON is one document with the report; the tables show specs, and reasons for what doesn't fit."""
     few = [n for n in registry.names("methods") if n in ("lora", "linear", "full", "adapter")]

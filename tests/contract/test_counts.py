@@ -120,7 +120,7 @@ VIT = {
     "vera[rank=5,targets=qkv|fc1]": L * (5 + 3 * D + 5 + H),
     "e2vpt": L * (10 + 5) * D + 10 * (1 + 16),
     "e2vpt[share=false,keys=2,tokens=3,segments=4]": L * (3 + 2 * 2) * D + 3 * (1 + 4),
-    "gated-vpt": 50 * D + (L - 1) + L,
+    "gated-vpt": 20 * D + (L - 1) + L,
     "sa2vp": 12 * 16 + 16 * D + D + L * (2 * D + 2 * 16 * D + 16 + D),
     "vit-adapter": _vit_adapter(groups=L, a=D // 4, w=64),
     "vit-adapter[groups=1,ratio=0.5,conv=6]": _vit_adapter(groups=1, a=D // 2, w=6),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.families import perturb
 from vtzoo import build, fold, merge
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import Corrupt, ShapeMismatch, UsageError, WrongBackbone
-from vtzoo.live import attach, extract, inject
+from vtzoo.graft import tensors_of
+from vtzoo.live import attach, detach, extract, head_state, inject
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs
@@ -142,3 +145,38 @@ def test_a_part_of_qkv_needs_q_k_and_v_in_order() -> None:
     for arch, why in (("tiny_vit_5m_224", "in this order"), ("test_efficientnet", "fused qkv")):
         with pytest.raises(UsageError, match=why):
             inject(timm.create_model(arch, num_classes=3), "lora[qkv=v]")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["efficientvit_m0", *(pytest.param(a, marks=pytest.mark.slow) for a in ("shvit_s1", "levit_128s", "volo_d1_224"))],
+)
+def test_heads_of_more_than_a_classifier(tmp_path: Path, arch: str) -> None:
+    """Where `num_classes=0` takes a norm or a second classifier away too, they are the head's: kept, loaded, put back."""
+    torch.manual_seed(0)
+    x, source = torch.randn(2, 3, 224, 224), timm.create_model(arch, num_classes=3).train()
+    source(x)  # moves the running statistics
+    source.eval()
+    perturb(dict(source.named_parameters()))
+    save_file(source.state_dict(), tmp_path / "whole.safetensors")
+    zoo = Zoo.init(tmp_path / "zoo")
+    add_backbone(name="net", arch=arch, weights=tmp_path / "whole.safetensors", zoo=zoo)
+    add_delta(name="task/full", backbone="net", weights=tmp_path / "whole.safetensors", zoo=zoo)
+
+    def model() -> Any:
+        return build("net", zoo=zoo, num_classes=3)
+
+    with torch.no_grad():
+        expected = source(x)
+        assert torch.equal(model()(x), expected)
+        assert torch.equal(go_live(open_ref("task/full", zoo)).model(x), expected)
+        trained = inject(model(), "norm")
+        perturb(tensors_of(trained))
+        perturb(head_state(trained))
+        other = attach(model(), extract(trained))
+        assert torch.equal(other(x), trained(x))
+        assert not torch.equal(other(x), expected)
+        assert torch.equal(detach(other)(x), expected)
+    headless = build("net", zoo=zoo)
+    assert set(headless.state_dict()) == set(timm.create_model(arch, num_classes=0).state_dict())
+    assert headless.vtzoo_card.fingerprint == model().vtzoo_card.fingerprint

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import pad_same
 from torch import Tensor, nn
@@ -367,3 +368,11 @@ def test_no_part_sleeps_beside_prompts(spec: str) -> None:
     found = {n: t.grad for n, t in tensors_of(model).items() if ".mona." in n or ".convpass." in n}
     assert found
     assert all(g is not None and g.abs().max() > 0 for g in found.values())
+
+
+@pytest.mark.parametrize("method", ["convpass", "mona"])
+def test_a_map_of_positions_is_no_guide(method: str) -> None:
+    """XCiT's positions pass a convolution of their own, once for all images: what tells rows is the patches' convolution."""
+    model = timm.create_model("xcit_nano_12_p16_224", num_classes=3)
+    part = extract(inject(model, method)).parts[0]
+    assert {s.facts["guide"] for s in part.sites if s.facts.get("guide")} == {"patch_embed.proj.6.0"}

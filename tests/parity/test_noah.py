@@ -124,6 +124,18 @@ def test_training_improves_every_size() -> None:
     assert all(torch.equal(frozen[n], p) for n, p in net.net.named_parameters() if n in frozen)
 
 
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_parts_learn_at_the_rates_of_their_methods(family: str) -> None:
+    """Prompts, LoRA and adapters each at their own recipe's rate, the head at the probe's; nothing is left out."""
+    net = _supernet(family)
+    kind = "tokens" if family == "vit" else "maps"
+    rates = {id(p): g["lr"] for g in net._groups() for p in g["params"]}
+    assert len(rates) == len(trainable(net.net))
+    for name, parameter in trainable(net.net).items():
+        method = next((m for m in ("vpt-deep", "lora", "adapter") if f".{m.replace('-', '_')}." in name), "linear")
+        assert rates[id(parameter)] == registry.load("methods", method).RECIPE[kind]["lr"], name
+
+
 # ------------------------------------------------------------------------------------------------------- the evolution
 
 TINY = Space.of([((0, 1, 2), 2), ((3, 1), 3)], (0.4, 1.0))

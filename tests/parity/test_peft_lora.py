@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from tests import families
 from vtzoo.folding import fold
-from vtzoo.graft import tensors_of
-from vtzoo.live import extract, inject, rates
+from vtzoo.graft import rates, tensors_of
+from vtzoo.live import extract, inject
 
 peft = pytest.importorskip("peft")
 

@@ -285,7 +285,7 @@ def test_vqt_leaves_the_backbone_alone(family: str) -> None:
     assert not seen["y"].requires_grad
     assert torch.equal(seen["y"], seen["plain"])
     assert all(t.grad.abs().max() > 0 for t in tensors_of(model).values())
-    assert model.vqt.found == []
+    assert model.vqt.found == {}
 
 
 def test_vqt_forgets_a_forward_that_failed() -> None:

@@ -452,11 +452,18 @@ def test_an_interrupted_forward_leaves_no_trace(spec: str) -> None:
     assert torch.equal(model.forward_features(made.x), bare("vit").forward_features(made.x))
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_forwards_side_by_side_do_not_mix(spec: str) -> None:
-    """Two threads that wait for each other in the middle of the network get each its own output."""
-    made = case(spec, "vit")
-    model = attach(bare("vit"), made.delta)
+@pytest.mark.parametrize(
+    ("spec", "family", "place"),
+    [
+        *((s, "vit", "blocks.1") for s in [*SPECS, "vqt"]),
+        ("mona", "vit", "blocks.1.attn.proj"),
+        *((s, "swin", "layers.0.blocks.1.attn.proj") for s in ("mona", "convpass", "conv-adapter")),
+    ],
+)
+def test_forwards_side_by_side_do_not_mix(spec: str, family: str, place: str) -> None:
+    """Two threads that wait for each other in the middle of the network, or of a block, get each its own output."""
+    made = case(spec, family)
+    model = attach(bare(family), made.delta)
     images = [made.x[:1], made.x[1:]]
     wanted = [logits(model, x) for x in images]
     barrier, found = threading.Barrier(2, timeout=30), [None, None]
@@ -464,7 +471,7 @@ def test_forwards_side_by_side_do_not_mix(spec: str) -> None:
     def meet(*_):
         barrier.wait()
 
-    handle = model.blocks[1].register_forward_pre_hook(meet)
+    handle = model.get_submodule(place).register_forward_pre_hook(meet)
 
     def run(i):
         with torch.no_grad():

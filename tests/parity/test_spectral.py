@@ -15,8 +15,8 @@ from vtzoo.anatomy import Site, survey
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.folding import fold
-from vtzoo.graft import tensors_of
-from vtzoo.live import attach, extract, inject, rates
+from vtzoo.graft import rates, tensors_of
+from vtzoo.live import attach, extract, inject
 from vtzoo.methods import _rotation
 from vtzoo.methods.svft import basis
 from vtzoo.sensitivity import scores

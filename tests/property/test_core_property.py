@@ -34,7 +34,12 @@ def _values(annotation: Any, default: Any) -> st.SearchStrategy[Any]:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _numbers(
-            arguments[0], {type(m).__name__: next(iter(vars_of(m).values())) for f in arguments[1:] for m in f.metadata}
+            arguments[0],
+            {
+                type(m).__name__: next(iter(vars_of(m).values()))
+                for f in arguments[1:]
+                for m in getattr(f, "metadata", ())
+            },
         )
     if origin in (Union, UnionType):
         return st.one_of(_values(a, default) for a in arguments)

@@ -1,5 +1,6 @@
 """The training loop: exact resume wherever it stops, and what it refuses."""
 
+import copy
 import logging
 import signal
 from collections.abc import Iterator
@@ -225,6 +226,22 @@ def test_head_is_trained_alone_first() -> None:
     assert seen[2:] == [set(start)] * 2
     assert history[1]["lr"] < 0.01
     assert history[2]["lr"] > 0.02
+
+
+def test_what_rests_at_one_does_not_decay() -> None:
+    """Weight decay pulls matrices to zero, but neither vectors nor the factors that a plan names."""
+    start, ends = net(), []
+    for undecayed in (frozenset[str](), frozenset({"0.weight"})):
+        model = copy.deepcopy(start)
+        chosen = replace(
+            plan(model, epochs=1, weight_decay=0.5), loss=lambda m, b: 0 * m(b[0]).sum(), undecayed=undecayed
+        )
+        fit(chosen)
+        ends.append(dict(model.named_parameters()))
+    before = dict(start.named_parameters())
+    assert ends[0]["0.weight"].abs().sum() < before["0.weight"].abs().sum()
+    assert torch.equal(ends[1]["0.weight"], before["0.weight"])
+    assert torch.equal(ends[0]["0.bias"], before["0.bias"])
 
 
 def test_patience_waits_for_the_probe_to_end() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from vtzoo import registry
 from vtzoo.errors import UsageError
 from vtzoo.knobs import Part, decode, encode, one, parse
 
@@ -84,6 +85,13 @@ def test_decode_says_where_there_are_no_knobs() -> None:
 
     with pytest.raises(UsageError, match=r"no knob 'rank' \(it has none\)"):
         decode(Bare, {"rank": "4"}, "bitfit")
+
+
+@pytest.mark.parametrize(("knob", "value"), [("alpha", "inf"), ("dropout", "nan"), ("plus", "1e999")])
+def test_decode_refuses_what_is_not_finite(knob: str, value: str) -> None:
+    """A delta that is NaN from the start would be blamed on the learning rate."""
+    with pytest.raises(UsageError, match=knob):
+        decode(registry.load("methods", "lora").Config, {knob: value}, "lora")
 
 
 def test_decode_passes_on_the_configs_own_check() -> None:

@@ -1,11 +1,14 @@
 """live.py: inject, attach, extract, detach."""
 
+import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from tests import families
+from tests.contract.cases import relative
 from vtzoo.errors import Conflict, NotFound, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint_of
 from vtzoo.graft import tensors_of
@@ -202,6 +205,48 @@ def test_stacks_that_cannot_train_what_they_say_are_refused() -> None:
         inject(headless, "linear")
     assert "num_classes" in refusal.value.hint
     assert installed(headless) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("lora[targets=]", "lora: targets is empty"),
+        ("glora[targets=[]]", "glora: targets is empty"),
+        ("ssf+full[targets=]", "full: targets is empty"),
+        ("ia3[outputs=,inputs=]", "ia3 has nothing to scale"),
+        ("partial[blocks=1,targets=blocks.0.*]", "names nothing in the last 1 blocks"),
+    ],
+)
+def test_a_method_without_a_place_is_refused(spec: str, said: str) -> None:
+    """No place to act is no delta: the head alone would be trained, under the method's name."""
+    model = families.build("vit")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        inject(model, spec)
+    assert installed(model) is None
+
+
+def test_surgical_targets() -> None:
+    """`full` and `partial` train just the parameters that are named: by layer, by role, by glob."""
+
+    def trained(spec: str) -> set[str]:
+        return {n for p in extract(inject(families.build("vit"), spec)).parts for s in p.sites for n in map(s.key, s.facts["params"])}  # fmt: skip
+
+    assert trained("full[targets=norm2]") == {f"blocks.{i}.norm2.{p}" for i in (0, 1) for p in ("weight", "bias")}
+    late = {f"blocks.1.norm{i}.{p}" for i in (1, 2) for p in ("weight", "bias")} | {"norm.weight", "norm.bias"}
+    assert trained("partial[targets=norm]") == late
+    assert trained("partial[blocks=2,targets=*.attn.qkv.bias]") == {f"blocks.{i}.attn.qkv.bias" for i in (0, 1)}
+
+
+@pytest.mark.parametrize("arch", ["levit_128s", pytest.param("tiny_vit_5m_224", marks=pytest.mark.slow)])
+def test_biases_that_attentions_keep_are_forgotten(arch: str) -> None:
+    """What LeViT keeps of its attention biases in eval mode is neither the delta's afterwards nor the backbone's meanwhile."""
+    model, x = timm.create_model(arch, num_classes=3).eval(), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        before = model(x)
+        inject(model, "full[targets=*attention_biases]")
+        families.perturb(tensors_of(model), scale=3.0)
+        assert relative(before, model(x)) > 1e-3
+        assert torch.equal(detach(model)(x), before)
 
 
 def test_detach_puts_modes_back() -> None:

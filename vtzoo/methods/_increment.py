@@ -2,10 +2,17 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from vtzoo.anatomy import Site
 from vtzoo.graft import Before, Graft
+
+
+def plus(y: Tensor, h: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
+    """y + scale * B h in one pass over y: [..., out], [..., rank], [out, rank] -> [..., out]."""
+    B = B if scale == 1.0 else scale * B
+    return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), B.mT).reshape(y.shape)
 
 
 def matrix(site: Site) -> tuple[int, int]:

@@ -19,16 +19,26 @@ from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.methods._bottleneck import channels
 from vtzoo.methods._branches import AXES, before, enclosing
+from vtzoo.methods._side import thread
 from vtzoo.probing import evaluating, input_size
+
+ANY = -1  # no thread's number
 
 
 class Notes(graft.Shared):
-    """What grafts tell each other within a forward: `grids` of guides, and tensors `held` from one to the next."""
+    """What grafts tell each other within a forward, thread by thread: `grids` of guides, tensors `held` from one to the next."""
 
     def __init__(self, sites: Sequence[Site], config: object) -> None:  # noqa: ARG002 - every Shared takes both
         super().__init__()
-        self.grids: dict[str, tuple[int, int]] = {}
-        self.held: dict[str, list[Tensor]] = {}
+        self.grids: dict[tuple[int, str], tuple[int, int]] = {}
+        self.held: dict[tuple[int, str], list[Tensor]] = {}
+
+    def grid(self, guide: str) -> tuple[int, int]:
+        """What a guide noted in this thread, or last in any: a backward pass on a GPU recomputes blocks in one of its own."""
+        return self.grids.get((thread(), guide)) or self.grids[ANY, guide]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "held": {}}
 
 
 class Mapped(graft.Graft):
@@ -65,7 +75,7 @@ class Mapped(graft.Graft):
         """
         if not self.source:
             return x
-        kept = self.shared.held.pop(self.source, [])
+        kept = self.shared.held.pop((thread(), self.source), [])
         return next((t for t in reversed(kept) if t.shape == y.shape), None)
 
     def spread(self, z: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -75,7 +85,7 @@ class Mapped(graft.Graft):
         """
         if z.ndim == AXES:
             return f(z.movedim(-1, 1)).movedim(1, -1)
-        h, w = self.shared.grids[self.guide]
+        h, w = self.shared.grid(self.guide)
         first = z.shape[1] - h * w if z.shape[1] >= h * w else z.shape[1]
         parts: list[Tensor] = []
         if first:
@@ -87,9 +97,10 @@ class Mapped(graft.Graft):
 
     def _note(self, which: str, value: Tensor) -> None:
         if self.marks == which:
-            self.shared.grids[self.name] = _grid(value.shape, self.axis)
+            for key in (thread(), ANY):
+                self.shared.grids[key, self.name] = _grid(value.shape, self.axis)
         if self.keeps == which:
-            self.shared.held.setdefault(self.name, []).append(value)
+            self.shared.held.setdefault((thread(), self.name), []).append(value)
 
 
 def lay(anatomy: Anatomy, wanted: Sequence[Site], more: Sequence[Site] = ()) -> list[Site]:
@@ -143,14 +154,17 @@ def _guide(anatomy: Anatomy, site: Site, count: int, proven: dict[tuple[str, str
     """The module whose map a site's tokens are, as a bare site."""
     block = enclosing(anatomy, site)
     if len(anatomy.seen[block.name].x) == AXES:  # a map that the block flattens: Swin's, for its MLP
-        name, axis, first = before(anatomy, block.name, site.name), anatomy.channel_axis(block.name), site.name
+        axis, name = anatomy.channel_axis(block.name), before(anatomy, block.name, site.name)
+        pairs = [(name, site.name)] if name else []
     else:
         order = {n: i for i, n in enumerate(anatomy.seen)}
         outside = [c.name for c in anatomy.convs if c.called and "blocks" not in anatomy.roles(c)]
-        fits = [n for n in outside if order[n] < order[site.name] and _fits(anatomy, n, 1, count)]
-        name, axis = max(fits, key=order.__getitem__, default=None), 1
-        first = next((b.name for b in anatomy.blocks if name and order[b.name] > order[name]), block.name)
-    if name and anatomy.seen[site.name].y[0] == 1 and _fits(anatomy, name, axis, count):
+        names = sorted((n for n in outside if order[n] < order[site.name]), key=order.__getitem__, reverse=True)
+        after = {n: next((b.name for b in anatomy.blocks if order[b.name] > order[n]), block.name) for n in names}
+        axis, pairs = 1, [(n, after[n]) for n in names]
+    for name, first in pairs if anatomy.seen[site.name].y[0] == 1 else ():
+        if not _fits(anatomy, name, axis, count):
+            continue
         if (name, first) not in proven:
             proven[name, first] = _row_by_row(anatomy, name, axis, first, count)
         if proven[name, first]:
@@ -180,7 +194,7 @@ def _row_by_row(anatomy: Anatomy, guide: str, axis: int, host: str, count: int) 
     def change(_module: nn.Module, _args: tuple[Any, ...], y: Tensor) -> Tensor:
         y = y.clone()
         last = y.movedim(axis, -1)  # a view
-        for i, (row, column) in enumerate(places):
+        for i, (row, column) in enumerate(places if len(y) > len(places) else ()):
             last[i + 1, row, column] += torch.linspace(-1, 1, last.shape[-1], dtype=y.dtype, device=y.device) ** 2
         return y
 
@@ -201,6 +215,8 @@ def _row_by_row(anatomy: Anatomy, guide: str, axis: int, host: str, count: int) 
     finally:
         for handle in handles:
             handle.remove()
+    if not seen or len(seen[0]) != len(images):  # a map of no image's own, say of positions
+        return False
     tokens = seen[0] if seen[0].shape[1] == count else seen[0].mT
     if tokens.shape[:2] != (len(images), count):
         return False

@@ -1,10 +1,25 @@
 """Shared by the methods that train copies of the backbone's own parameters."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 import torch
 from torch import Tensor, nn
 
-from vtzoo.anatomy import Site
+from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Before, Graft, Scores, stored
+
+
+def chosen(anatomy: Anatomy, targets: Iterable[str]) -> set[str]:
+    """Parameters by full name: of each target those that it names or fits as a glob, else those of the layers that it names."""
+    found: set[str] = set()
+    for target in targets:
+        hits = {n for n in anatomy.parameter_names if n == target or ("*" in target and fnmatchcase(n, target))}
+        if not hits:
+            owners = {s.name for s in anatomy.select([target], [*anatomy.linears, *anatomy.convs, *anatomy.norms])}
+            hits = {n for n in anatomy.parameter_names if n.rpartition(".")[0] in owners}
+        found |= hits
+    return found
 
 
 class Replace(Graft):

@@ -30,7 +30,7 @@ class Carrier(graft.Shared):
 
     def put(self, value: Any) -> None:
         """Keep a value for the next graft."""
-        self.held[_thread()] = value
+        self.held[thread()] = value
 
     def take(self) -> Any:
         """The value that the graft before put.
@@ -38,7 +38,7 @@ class Carrier(graft.Shared):
         Raises:
             UsageError: none did, since a part of the backbone was called on its own, as activation checkpointing does.
         """
-        value = self.held.pop(_thread(), None)
+        value = self.held.pop(thread(), None)
         if value is None:
             raise UsageError(
                 "a side network runs along all blocks, and this block was called by itself",
@@ -50,7 +50,8 @@ class Carrier(graft.Shared):
         return {**self.__dict__, "held": {}}
 
 
-def _thread() -> int:
+def thread() -> int:
+    """By what two forwards at the same time are told apart; a compiled graph knows one only."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from vtzoo import talk
+from vtzoo import registry, talk
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Graft, named_grafts
 from vtzoo.live import inject, installed, trainable
 from vtzoo.methods._prompts import Prompt
+from vtzoo.methods._protocol import recipe
 
 Sizes = Sequence[Sequence[int]]  # by method and block; 0 where there is none
-LR, DECAY, CLIP, BATCH = 1e-3, 1e-4, 1.0, 32
+DECAY, CLIP, BATCH = 1e-4, 1.0, 32
+WARM = 10  # one of so many steps, the first, warms up
 CUTS: Mapping[str, Mapping[str, int]] = {
     "vpt-deep": {"prompt": 0},
     "lora": {"A": -2, "B": -1},
@@ -68,7 +70,7 @@ class Supernet:
     """
 
     def __init__(self, model: nn.Module, spec: str, anatomy: Anatomy, seed: int) -> None:
-        self.net = inject(copy.deepcopy(model), spec, seed=seed)
+        self.net, self.kind = inject(copy.deepcopy(model), spec, seed=seed), anatomy.kind
         record = installed(self.net)
         assert record is not None
         known = dict(named_grafts(self.net))
@@ -99,8 +101,10 @@ class Supernet:
     def fit(self, draw: Callable[[], Sizes], x: Tensor, y: Tensor, steps: int, seed: int) -> None:
         """Train all sizes together: in each step those that are drawn."""
         parameters = list(trainable(self.net).values())
-        optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+        optimizer = torch.optim.AdamW(self._groups(), weight_decay=DECAY)
+        warm = max(1, steps // WARM)
+        rate = lambda i: min(1.0, (i + 1) / warm) * 0.5 * (1 + math.cos(math.pi * i / max(1, steps)))  # noqa: E731
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         self.net.train()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
@@ -114,6 +118,16 @@ class Supernet:
                 optimizer.step()
                 schedule.step()
         self.net.eval()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Each method's tensors at its own learning rate, the head at the linear probe's, as a training of the stack would."""
+        methods = {prefix: row.method for rows in self.rows for row in rows for prefix, _, _ in row.grafts}
+        rates = {m: recipe(registry.load("methods", m), self.kind)["lr"] for m in {"linear", *methods.values()}}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in trainable(self.net).items():
+            method = next((m for prefix, m in methods.items() if name.startswith(prefix)), "linear")
+            groups.setdefault(rates[method], []).append(parameter)
+        return [{"params": own, "lr": lr} for lr, own in groups.items()]
 
     @torch.no_grad()
     def score(self, sizes: Sizes, x: Tensor, y: Tensor) -> tuple[int, float]:

@@ -5,7 +5,7 @@
 Shapes: D [rank, channels], d [rank], U [channels, rank], u [channels].
 Folds: no: a ReLU stands between its two matrices.  Identity at init: yes (D Kaiming-uniform, U and the biases zero).
 Parameters: 2 * rank * channels + rank + channels per block.
-Departs from the paper: a layer scale after the MLP covers the branch too; where a block has no MLP (ResNet,
+Departs from the paper: as its formula has it, x is normalised (the authors' code reads what stands before the norm); a layer scale after the MLP covers the branch too; where a block has no MLP (ResNet,
 EfficientNet) the branch stands beside the whole block if that keeps its shape, as 1x1 convolutions.
 """
 

@@ -4,7 +4,7 @@
 
 Shapes: U [rank, in] shared by all attention layers of that width, and another by all others; per layer c [rank], b [in].
 U starts Xavier-uniform, c and b at zero.
-Folds: exactly.  Identity at init: yes (with init=xavier, where each MLP's c starts as in the authors' code, no).
+Folds: exactly.  Identity at init: yes (with init=xavier, where each MLP's c starts as in one version of the authors' code, no).
 Parameters: rank * in for each width and kind, rank + in per layer, in less without b.
 Departs from the paper: on the layer itself, so that a Swin's padded tokens pass the adapter too and its fold is exact
 at every size; layers that share an input (a split q, k, v) have a c and b each. Widths take the place of stages (the

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from vtzoo import graft
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Before
-from vtzoo.methods._increment import matrix
+from vtzoo.methods._increment import matrix, plus
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2307.16867"
@@ -81,7 +81,7 @@ class Graft(graft.Graft):
         hidden = F.linear(x, self._quantised("A"))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
-        return y + self.scale * F.linear(hidden, self._quantised("B"))
+        return plus(y, hidden, self._quantised("B"), self.scale)
 
     def read(self, name: str, before: Before) -> Tensor:
         """The weight with the product added."""

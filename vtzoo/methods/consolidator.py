@@ -9,8 +9,8 @@ Folds: exactly.  Identity at init: nearly (the paper's +- 0.001).
 Parameters: out * in / groups per layer, out more where it has a bias.
 Departs from the paper: one grouped branch (it allows several, added up before storage). groups is by default half of
 the layer's narrower side, which is its 384 on a ViT-B. Where a layer has no bias u is left out (a fold may not add
-tensors). A grouped convolution has blocks inside each of its groups. Path dropout acts in called linears;
-convolutions, and linears that are read and never called, go without. Order of the shuffle and start from the authors'
+tensors). A grouped convolution has blocks inside each of its groups. Path dropout acts in called linears, and costs a
+second product as large as the layer's; without it, and in convolutions and linears that are read, the weight is edited. Order of the shuffle and start from the authors'
 code, github.com/THU-MIG/Consolidator.
 """
 
@@ -68,7 +68,7 @@ class Graft(graft.Graft):
 
     def __init__(self, site: Site, config: Config) -> None:
         super().__init__()
-        self.calls, self.drop = site.kind == "linear" and site.called, config.drop_path
+        self.calls, self.drop = site.kind == "linear" and site.called and config.drop_path > 0, config.drop_path
         self.edits = ("weight", "bias") if site.bias else ("weight",)
         out, fan_in, *kernel = site.shape
         self.groups = _blocks(site, config)

@@ -11,6 +11,7 @@ adapter, at its first convolution wider than 1x1, with that one's kernel, stride
 where the code has it for ResNet's basic blocks and ConvNeXt (in bottlenecks after norm and activation). A block of
 windowed attention (Swin) has it beside the attention, from the norm on, as in the code; other blocks without such a
 convolution (PoolFormer's) around the whole block. Where `reduce` does not divide in, width is its largest divisor below.
+Downsampling layers between stages have none (the code's ConvNeXt does).
 The activation is a knob; the code takes the backbone's own. Relied on: the authors' code (it has conv-parallel alone).
 """
 

@@ -11,7 +11,8 @@ Parameters: tokens * width + keys * width per block (twice keys * width with sha
 Departs from the paper: nothing is trained twice: the masks learn along with the prompts, the share that is pruned is theirs
 that are smallest in size at the moment, and a pruned part goes on learning as if its mask were not zero (straight-through), so that
 it may come back; the paper prunes by the masks' gradients after training, then rewinds. A segment is a run of neighbouring channels
-(the paper's code takes every n-th). Key prompts pass the norm of the keys where there is one. As in the paper's code, keys and values share one
+(the paper's code takes every n-th). Nothing is pruned unless
+asked for: a short training can't tell what to lose. Key prompts pass the norm of the keys where there is one. As in the paper's code, keys and values share one
 tensor (share=true), a pruned prompt stays as zeros, and input prompts act by keys and values alone, which is all that fresh prompts can do.
 """
 
@@ -68,6 +69,7 @@ class Shared(Norms):
         super().__init__(sites, config)
         self.config = config
         self.token_mask = nn.Parameter(torch.ones(config.tokens))
+        self.undecayed = ("segment_mask",)
         self.segment_mask = nn.Parameter(torch.ones(config.tokens, config.segments))
 
     def mask(self, width: int) -> Tensor:

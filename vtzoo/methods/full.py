@@ -3,16 +3,18 @@
     p -> p'
 
 Shapes: as the backbone's parameters; stored as replacements.  Folds: exactly.  Identity at init: yes.
-Parameters: the backbone's.
+Parameters: the backbone's, or those that `targets` names.
+With targets=*blocks.0.* or targets=norm it is surgical fine-tuning (Lee et al. 2022, arXiv:2210.11466): the layers that suit
+the shift, and nothing else; `vtzoo sensitivity` says which a task depends on.
 Departs from the paper: BatchNorm statistics stay those of the backbone, in training too.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.methods._replace import Replace as Graft
+from vtzoo.methods._replace import chosen
 
 GROUP = "fine-tuning/full"
 PAPER = "arXiv:1805.08974"
@@ -33,12 +35,4 @@ class Config:
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     """Every module that owns a chosen parameter, the head left out."""
-    return anatomy.params({n for target in config.targets for n in _chosen(anatomy, target)})
-
-
-def _chosen(anatomy: Anatomy, target: str) -> list[str]:
-    hits = [n for n in anatomy.parameter_names if n == target or ("*" in target and fnmatchcase(n, target))]
-    if hits:
-        return hits
-    owners = {s.name for s in anatomy.select([target], [*anatomy.linears, *anatomy.convs, *anatomy.norms])}
-    return [n for n in anatomy.parameter_names if n.rpartition(".")[0] in owners]
+    return anatomy.params(chosen(anatomy, config.targets))

@@ -7,8 +7,9 @@
 Shapes: P [tokens, width], uniform in +- sqrt(6 / (3 patch^2 + width)); g_i [1] in all blocks but the last, T_i [1] in each.
 Folds: no: no stock architecture mixes a block's output tokens with its input tokens.  Identity at init: no.
 Parameters: tokens * width + 2 * blocks - 1.
-Departs from the paper: prompts take no part in pooling; rotary position embeddings leave them unrotated. Gates and the limits
-of T (0.01 and 10) are those of the paper's code; there T is clamped where it is stored, here where it is used.
+Departs from the paper: prompts take no part in pooling; rotary position embeddings leave them unrotated; gates start at
+sigmoid(-5) (the paper's code takes any, 10 unless told) and learn `plus` times as fast as the head, or a short training could not
+open them. The limits of T (0.01 and 10) are those of the paper's code; there T is clamped where it is stored, here where it is used.
 """
 
 from collections.abc import Sequence
@@ -40,11 +41,13 @@ class Config:
     Attributes:
         tokens: how many prompts.
         gate: the gates start at sigmoid(-gate).
+        plus: factor of the gates' learning rate.
         dropout: on the prompts while training.
     """
 
-    tokens: Annotated[int, Field(ge=1)] = 50
+    tokens: Annotated[int, Field(ge=1)] = 20
     gate: float = 5.0
+    plus: Annotated[float, Field(gt=0)] = 20.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -76,7 +79,7 @@ class Graft(Prompt, Attending):
         super().__init__(site, config.tokens, config.dropout, own=self.role == "first")
         self.rewrites = self.role == "warm"
         if self.role == "gate":
-            self.gate = nn.Parameter(torch.full((1,), -config.gate))
+            self.gate, self.rates = nn.Parameter(torch.full((1,), -config.gate)), {"gate": config.plus}
         if self.role == "warm":
             self.temperature = nn.Parameter(torch.ones(1))
 

@@ -27,7 +27,7 @@ from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.graft import Before
 from vtzoo.methods._bottleneck import ATTENTION, MLP
-from vtzoo.methods._increment import matrix
+from vtzoo.methods._increment import matrix, plus
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2309.06922"
@@ -94,7 +94,7 @@ class Graft(graft.Graft):
         beside, behind = F.linear(x, self.A), F.linear(y, self.D)
         if self.dropout and self.training:
             beside, behind = F.dropout(beside, self.dropout), F.dropout(behind, self.dropout)
-        return y + self.scale * (F.linear(beside, self.B) + F.linear(behind, self.C))
+        return plus(plus(y, beside, self.B, self.scale), behind, self.C, self.scale)
 
     def read(self, name: str, before: Before) -> Tensor:
         """The weight or bias with the heads in it."""

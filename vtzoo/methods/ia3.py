@@ -107,7 +107,7 @@ class Graft(graft.Graft):
         self.edits = ("weight", "bias") if site.bias and not self.inner else ("weight",)
         out, fan_in = site.shape[:2]
         shape = (2, out // 3) if self.heads else (fan_in * self.groups,) if self.inner else (out,)
-        self.l = nn.Parameter(torch.ones(*shape))
+        self.l, self.undecayed = nn.Parameter(torch.ones(*shape)), ("l",)
 
     def enter(self, x: Tensor) -> Tensor:
         """Scale the inputs, [..., in]."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo.anatomy import Anatomy, Site
-from vtzoo.methods._increment import Increment
+from vtzoo.methods._increment import Increment, plus
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2108.06098"
@@ -66,7 +66,7 @@ class Graft(Increment):
         """Add the branch: the product is that of the columns of B1 and B2, pair by pair, and of the rows of A1 and A2."""
         up = (self.B1[:, :, None] * self.B2[:, None, :]).flatten(1)
         down = (self.A1[:, None] * self.A2).flatten(0, 1)
-        return y + self.scale * F.linear(F.linear(x, down), up)
+        return plus(y, F.linear(x, down), up, self.scale)
 
     def increment(self) -> Tensor:
         """What is added, [out, fan_in]."""

@@ -34,6 +34,7 @@ from vtzoo import graft
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.graft import Before, Scores, stored
+from vtzoo.methods._increment import plus
 from vtzoo.methods._sizes import check, sized
 
 GROUP = "parameter/weight"
@@ -116,6 +117,7 @@ class Graft(graft.Graft):
         alpha = config.alpha or wanted
         self.scale = alpha / (math.sqrt(wanted) if config.rs else wanted)
         self.dropout, self.dynamic, self.rates = config.dropout, config.dynamic, {"B": config.plus}
+        self.undecayed = ("m",)
         self.slices = (
             [i for i, c in enumerate("qkv") if c in config.qkv] if "fused" in site.facts and config.qkv != "qkv" else []
         )
@@ -138,7 +140,7 @@ class Graft(graft.Graft):
         if self.m is not None:
             self.m.copy_(torch.linalg.vector_norm(rows, dim=-1))
         if self.first:
-            u, s, v = torch.linalg.svd(rows.double(), full_matrices=False)
+            u, s, v = torch.linalg.svd(rows.cpu().double(), full_matrices=False)
             root = (s[..., : self.rank] / self.scale).sqrt()
             for name, value in (
                 ("A", root[..., None] * v[..., : self.rank, :]),
@@ -152,10 +154,10 @@ class Graft(graft.Graft):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         if not self.slices:
-            return y + self._branch(x, ...)
+            return self._added(x, y, ...)
         parts = list(y.chunk(3, dim=-1))
         for i, part in enumerate(self.slices):
-            parts[part] = parts[part] + self._branch(x, i)
+            parts[part] = self._added(x, parts[part], i)
         return torch.cat(parts, dim=-1)
 
     def read(self, name: str, before: Before) -> Tensor:
@@ -172,12 +174,14 @@ class Graft(graft.Graft):
             parts[part] = rows[i]
         return torch.cat(parts)
 
-    def _branch(self, x: Tensor, part: Any) -> Tensor:
-        """scale * (B A - B0 A0) x for one part of a fused qkv, or for all of the layer (...)."""
-        y = F.linear(F.linear(x, self._live(self.A[part])), self.B[part])
-        if self.first:
-            y = y - F.linear(F.linear(x, self.A0[part]), self.B0[part])
-        return self.scale * y
+    def _added(self, x: Tensor, y: Tensor, part: Any) -> Tensor:
+        """y + scale * (B A - B0 A0) x for one part of a fused qkv, or for all of the layer (...)."""
+        hidden, B = F.linear(x, self._live(self.A[part])), self.B[part]
+        if not self.first:
+            return plus(y, hidden, B, self.scale)
+        return y + self.scale * (
+            F.linear(hidden, B) - F.linear(F.linear(x, self.A0[part]), self.B0[part])
+        )  # 0 at first
 
     def _product(self) -> Tensor:
         """scale * (B A - B0 A0), [..., out, in]."""

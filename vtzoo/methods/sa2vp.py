@@ -10,7 +10,9 @@ Shapes: A [patches, rank], B [width, rank], b [width]; per block norm [width] tw
 Folds: no: every block runs twice and an activation stands between.  Identity at init: no.
 Parameters: patches * rank + (rank + 1) * width, and 2 * rank * width + rank + 3 * width per block.
 Departs from the paper: the loss on the prompts' own prediction is left out, as a training here has one output; so are the further maps that its
-code adds inside the net. The prompts have the backbone's class token, not one of their own. In a net of few blocks a third
+code adds inside the net. The prompts have the backbone's class token, not one of their own. The
+attention has the block's heads (the code's has one head, as wide as the tokens), and at the border fewer places (the code pads
+with zeros, which take part). In a net of few blocks a third
 has two blocks at least, and the last block always gives to the image. Relied on: the paper's code (tommy-xq/SA2VP).
 """
 

@@ -105,7 +105,7 @@ def _importance(anatomy: Anatomy, layers: Sequence[Site]) -> dict[str, Tensor]:
     def note(site: Site) -> Any:
         def hook(_module: nn.Module, _args: Any, y: Tensor) -> None:
             y = y if site.kind == "linear" else y.movedim(1, -1)
-            found[site.name].append(y.double().square().reshape(len(labels[-1]), -1, y.shape[-1]).sum(1))
+            found[site.name].append(y.cpu().double().square().reshape(len(labels[-1]), -1, y.shape[-1]).sum(1))
 
         return hook
 

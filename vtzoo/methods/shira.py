@@ -89,9 +89,9 @@ class Graft(graft.Graft):
         """The places that rate highest."""
         if self.mask == "random":
             return
-        rated = torch.ones(()) if self.mask == "magnitude" else scores("weight").double().sqrt()
+        rated = torch.ones(()) if self.mask == "magnitude" else scores("weight").cpu().double().sqrt()
         if self.mask != "gradient":
-            rated = rated * stored(host, "weight").double().abs()
+            rated = rated * stored(host, "weight").cpu().double().abs()
         self.places.copy_(largest(rated.flatten(), len(self.s)))
 
     def read(self, name: str, before: Before) -> Tensor:

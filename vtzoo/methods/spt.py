@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtzoo import graft
+from vtzoo import graft, knobs
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.graft import Before, Scores
@@ -43,13 +43,13 @@ class Config:
     """Knobs.
 
     Attributes:
-        budget: trained parameters; below 1 a fraction of the backbone's.
+        budget: trained parameters (400k and 0.4M will do); below 1 a fraction of the backbone's.
         rank: of the LoRA in a matrix with many sensitive entries; 0 has none, entries alone.
         ratio: how many times fewer of them than the LoRA has parameters call for it.
         targets: matrices by role, name or glob; norms take part whatever they are.
     """
 
-    budget: Annotated[float, Field(gt=0)] = 0.005
+    budget: Annotated[float, BeforeValidator(knobs.whole), Field(gt=0)] = 0.005
     rank: Annotated[int, Field(ge=0)] = 8
     ratio: Annotated[float, Field(ge=1)] = 10.0
     targets: tuple[str, ...] = ("auto",)

@@ -27,6 +27,7 @@ from vtzoo.errors import UsageError
 from vtzoo.methods._attend import looking
 from vtzoo.methods._plain import plain_blocks
 from vtzoo.methods._prompts import AXES, drawn, facts
+from vtzoo.methods._side import thread
 
 GROUP = "adapter/mix"
 PAPER = "arXiv:2212.03220"
@@ -65,7 +66,10 @@ class Shared(graft.Shared):
 
     def __init__(self, sites: Sequence[Site], config: Config) -> None:  # noqa: ARG002 - every Shared takes both
         super().__init__()
-        self.found: list[Tensor] = []
+        self.found: dict[int, list[Tensor]] = {}  # by thread
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "found": {}}
 
 
 class Graft(graft.Graft):
@@ -78,21 +82,21 @@ class Graft(graft.Graft):
         if self.rewrites:
             self.prompt = drawn(site, config.tokens)
             share = 1.0 / (config.tokens * site.facts["blocks"])
+            self.undecayed = ("weight",)
             self.weight = nn.Parameter(torch.full((config.tokens, site.shape[-1]), share))
 
     def around(self, host: nn.Module, run: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block on its tokens, then on the queries, which see the same tokens."""
         if self.index == 0:
-            self.shared.found.clear()  # of a forward that did not come to its end
+            self.shared.found[thread()] = []
         queries = F.dropout(self.prompt.expand(x.shape[0], -1, -1), self.dropout, self.training)
         z = looking(host, queries, x, *args, **kwargs)
-        self.shared.found.append((self.weight * F.rms_norm(z, z.shape[-1:])).sum(1))
+        self.shared.found.setdefault(thread(), []).append((self.weight * F.rms_norm(z, z.shape[-1:])).sum(1))
         return run(x, *args, **kwargs)
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - the interface
         """Add what was found to every token."""
         if self.rewrites:
             return y
-        found = torch.stack(self.shared.found).sum(0)
-        self.shared.found.clear()
+        found = torch.stack(self.shared.found.pop(thread())).sum(0)
         return y + found[: y.shape[0], None]  # another method may have dropped images of its own

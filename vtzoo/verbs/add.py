@@ -1,6 +1,6 @@
 """Bring weights from a file into the zoo: a backbone, or a fine-tuned checkpoint as a `full` delta."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,14 @@ def add_backbone(
     height, width = preprocess.input_size[1:]
     side = height if height == width else [height, width]
     args = {"img_size": side} if input_size and _takes_size(arch) else {}
-    model = create(arch, pretrained=False, num_classes=0, **args)
-    inside = tuple(h + "." for h in card.head or head_names(model))
-    base = {n: source[n] for n in source if not (inside and n.startswith(inside))}
-    _fits(base, model.state_dict(), arch)
+    model = create(arch, pretrained=False, num_classes=1, **args)
+    inside = tuple(f"{h}." for h in head_names(model))
+    base = {n: source[n] for n in source if not n.startswith(inside)}
+    _fits(base, base_state(model), arch)
     digest = zoo.add_object(weights)
     made = BackboneCard(
         name=name, arch=arch, source=f"object:sha256:{digest}", license=license or card.license, fingerprint=fingerprint(base), head=tuple(n for n in source if n.startswith(inside)),
-        params=sum(p.numel() for p in model.parameters()), features=int(getattr(model, "num_features", 0)), preprocess=preprocess, model_args=args,
+        params=sum(p.numel() for n, p in model.named_parameters() if not n.startswith(inside)), features=int(getattr(model, "num_features", 0)), preprocess=preprocess, model_args=args,
     )  # fmt: skip
     zoo.put("backbones", name, {**made.json(), "digest": digest, "size_bytes": weights.stat().st_size})
     return Result(ref=name, path=str(zoo.object(digest)))
@@ -85,7 +85,7 @@ def add_delta(
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
     card = resolved_card(backbone, zoo)
-    model = build_card(card, zoo=zoo)
+    model = build_card(card, zoo=zoo, num_classes=1)
     source = _open(weights)
     inside = tuple(h + "." for h in head_names(model))
     body = {n: source[n] for n in source if not n.startswith(inside)}
@@ -160,7 +160,7 @@ def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Any], arch: str) -> 
     lacking, spare = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if lacking or spare:
         raise ShapeMismatch(
-            f"the file is not a complete {arch}: it lacks {len(lacking)} tensors ({', '.join(lacking[:2])}) and has {len(spare)} others ({', '.join(spare[:2])})",
+            f"the file is not a complete {arch}: it lacks {_few(lacking)} and has {_few(spare)} of its own",
             "give timm-named weights of this architecture",
         )
     for name, value in wanted.items():
@@ -175,8 +175,12 @@ def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Any], arch: str) -> 
             raise Corrupt(f"{name} holds NaN or infinity in the file", "fetch or make the file again")
 
 
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)} tensors ({', '.join(names[:2])})" if names else "no tensor"
+
+
 def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:
-    rows = next((int(t.shape[0]) for n, t in head.items() if n.endswith("weight")), 0)
+    rows = next((int(t.shape[0]) for t in head.values() if t.ndim > 1), 0)
     if path is None:
         return tuple(str(i) for i in range(rows))
     if not path.is_file():

@@ -1,6 +1,7 @@
 """Write a delta into a plain timm folder, and prove that it is the same function."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,10 @@ def fold_ref(
     zoo = zoo or Zoo.find()
     if dtype not in DTYPES:
         raise UsageError(f"no dtype '{dtype}'", f"one of {', '.join(DTYPES)}")
+    if not math.isfinite(factor):
+        raise UsageError(
+            f"a factor of {factor:g} leads nowhere", "0 is the backbone, 1 the delta, for example --factor 0.5"
+        )
     if name:
         zoo.check_free("models", name)
     artifact = open_ref(ref, zoo)

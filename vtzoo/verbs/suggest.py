@@ -1,7 +1,10 @@
 """Which methods fit a backbone and a budget of parameters, at which knobs, and what each would cost; nothing is trained."""
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,7 +49,7 @@ def suggest(
 
     Args:
         backbone: ref of a backbone, or a timm name.
-        budget: trainable parameters of the delta, the head left out; below 1 a fraction of the backbone's.
+        budget: trainable parameters of the delta, the head left out; below 1 a fraction of the backbone's, which are the most there is.
         classes: of the task, for the head.
         zoo: where to look.
         batch_size: images per step, for the memory.
@@ -90,7 +93,7 @@ def _net(model: nn.Module, budget: float, size: tuple[int, int, int], batch_size
     batches = [(torch.randn(4, *input_size(model)), torch.arange(4) % 2)]
     anatomy = survey(model, rate=lambda: scores(model, batches), batches=batches)
     numbers = sum(model.get_parameter(n).numel() for n in anatomy.parameter_names)
-    wanted = int(budget if budget >= 1 else budget * numbers)
+    wanted = int(min(budget, numbers) if budget >= 1 else budget * numbers)
     if wanted < 1:
         raise UsageError(
             f"a budget of {budget:g} is less than one of {numbers} parameters", "for example 0.3M, or 0.01"
@@ -174,52 +177,21 @@ def _try(net: _Net, name: str, values: Mapping[str, Any]) -> Planned | None:
 def largest(count: Callable[[int], int | None], start: int, budget: int) -> int | None:
     """The largest value, from 1 to FARTHEST times the start, whose count is within the budget; None where none is.
 
-    Counts must not fall as values grow; where larger values add nothing, the smallest of them is taken. They are guessed
-    to grow evenly, so that a few are enough.
+    Counts must not fall as values grow; where larger values add nothing, the smallest of them is taken.
 
     Args:
-        count: of a value; None where it isn't allowed, and the next lower one is tried.
+        count: of a value; None where it isn't allowed, and the next lower one counts.
         start: an allowed value.
         budget: the most that a count may be.
     """
-    top = high = FARTHEST * start + 1
-    low, value = 0, start
-    known: dict[int, int] = {0: 0}
-    while high - low > 1:
-        least = max(low, value - WINDOW)
-        here = next((v for v in range(value, least, -1) if count(v) is not None), None)
-        found = None if here is None else count(here)
-        if here is None or found is None:
-            high = least + 1
-        else:
-            known[here] = found
-            low, high = (low, here) if found > budget else (here, high)
-        value = _guess(known, low, high, budget, walled=high not in known and high < top)
-    return _smallest(count, known, low) if low else None
 
+    @cache
+    def near(value: int) -> float:
+        below = range(value, max(0, value - WINDOW), -1)
+        found = next((c for v in below if (c := count(v)) is not None), None)
+        return found if found is not None else math.inf if value > start else 0
 
-def _guess(known: Mapping[int, int], low: int, high: int, budget: int, *, walled: bool) -> int:
-    """The next value to try between low and high: on the line through two known counts, or the middle.
-
-    Walled: high is known not to be allowed, so that no line says how near it one may go.
-    """
-    other = high if high in known else max((v for v in known if v < low), default=low)
-    if walled or (high in known and len(known) % 3 == 0):
-        guess = (low + high) // 2
-    elif known[other] == known[low]:
-        guess = 2 * low
-    else:
-        guess = low + int((budget - known[low]) * (other - low) / (known[other] - known[low]))
-    return max(low + 1, min(high - 1, guess))
-
-
-def _smallest(count: Callable[[int], int | None], known: Mapping[int, int], value: int) -> int:
-    """The smallest value with the same count."""
-    same = known[value]
-    below = (
-        max(v for v in known if v < value and known[v] < same) if value > 1 and count(value - 1) == same else value - 1
-    )
-    while value - below > 1:
-        middle = (below + value) // 2
-        below, value = (below, middle) if count(middle) == same else (middle, value)
-    return value
+    doubled = (start << k for k in range(FARTHEST.bit_length()))
+    values = range(next((v for v in doubled if near(v) > budget), FARTHEST * start) + 1)  # no farther than need be
+    best = bisect_right(values, budget, key=near) - 1
+    return bisect_left(values, near(best), key=near) or None

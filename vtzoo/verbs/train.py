@@ -19,12 +19,13 @@ from vtzoo import data as D
 from vtzoo import files, knobs, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
-from vtzoo.backbone import build_card, family, sized
+from vtzoo.backbone import build_card, sized
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
+from vtzoo.graft import rates, undecayed
 from vtzoo.identity import CARD
-from vtzoo.live import extract, head_state, inject, installed, rates, trainable
+from vtzoo.live import extract, head_state, inject, installed, trainable
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.recipe import Recipe
@@ -137,7 +138,7 @@ def _prepare(
     inject(model, made or spec, seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
-    resolved = _resolve(asked, [p.module for p in record.parts], family(survey(model)))
+    resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     task = Task(name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess)
     return _Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test)
 
@@ -213,7 +214,7 @@ def _run(job: _Job, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
     history = fit(
         Plan(
             model=model, loss=_loss(recipe, len(job.task.classes)), batches=batches, steps=len(batches(0, 0)),
-            recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model),
+            recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model), undecayed=undecayed(model),
             checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
         ),
         resume=resume,
