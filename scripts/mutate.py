@@ -1,13 +1,15 @@
 """Break each method on purpose, one way at a time, and see that a test notices.
 
-    python scripts/mutate.py [METHOD …] [--kinds sign,scale,dead,lost] [--part 0/2]
+    python scripts/mutate.py [METHOD …] [--kinds sign,scale,dead,lost,moved,swap] [--part 0/2]
 
-Of every method's file up to four mutants are made, in a copy of the checkout:
+Of every method's file up to six mutants are made, in a copy of the checkout:
 
     sign     the first sum in what the graft computes becomes a difference, or the other way round
     scale    the first product loses its shorter factor
     dead     what the graft computes is thrown away
-    lost     the last site is left out
+    lost     the last site is left out; a method of the head alone gets one
+    moved    it acts at MLPs instead of attentions, or of all layers, or the other way round
+    swap     the worst is chosen instead of the best
 
 and the contract and parity tests that name the method are run on it until the first fails. Printed are all mutants with what
 became of them; the exit code is 1 when one survives. A file that has nothing to break in a way has no such mutant.
@@ -28,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from vtzoo import registry  # noqa: E402 - the root must be on the path first
 
-KINDS = ("sign", "scale", "dead", "lost")
+KINDS = ("sign", "scale", "dead", "lost", "moved", "swap")
 COPIED = (
     "vtzoo",
     "cli",
@@ -42,7 +44,7 @@ COPIED = (
     "CHANGELOG.md",
 )
 TESTS = (  # the quickest to find what is wrong first
-    ("tests/parity",),
+    ("tests/parity", "tests/contract/test_places.py"),
     ("tests/contract/test_counts.py", "tests/contract/test_methods.py", "tests/unit"),
 )
 ACTS = ("leave", "enter", "increment", "read", "head", "fold")  # by which of these a graft acts, the first found counts
@@ -50,7 +52,8 @@ ACTS = ("leave", "enter", "increment", "read", "head", "fold")  # by which of th
 
 def mutants(text: str) -> Iterator[tuple[str, str, str]]:
     """(kind, what was changed, the mutated text) for every kind that a file offers."""
-    for kind, change in {"sign": _sign, "scale": _scale, "dead": _dead, "lost": _lost}.items():
+    changes = {"sign": _sign, "scale": _scale, "dead": _dead, "lost": _lost, "moved": _moved, "swap": _swap}
+    for kind, change in changes.items():
         tree = ast.parse(text)
         if (told := change(tree)) is not None:
             yield kind, told, ast.unparse(ast.fix_missing_locations(tree))
@@ -89,7 +92,17 @@ def _counts(node: ast.BinOp) -> bool:
     return whole or any(word in ast.unparse(node) for word in (".shape", "len(", ".seen", ".ndim", "prod("))
 
 
+def _sums(tree: ast.Module) -> ast.Call | None:
+    """The first `plus(y, h, B, scale)`, which is y + scale * B h."""
+    calls = (n for f in _acting(tree) for n in ast.walk(f) if isinstance(n, ast.Call))
+    return next((n for n in calls if ast.unparse(n.func) == "plus" and len(n.args) == 4), None)
+
+
 def _sign(tree: ast.Module) -> str | None:
+    if (call := _sums(tree)) is not None:
+        before = ast.unparse(call)
+        call.args[3] = ast.UnaryOp(ast.USub(), call.args[3])
+        return f"{before} -> {ast.unparse(call)}"
     node = next(_products(tree, (ast.Add, ast.Sub)), None)
     if node is None:
         return None
@@ -99,6 +112,8 @@ def _sign(tree: ast.Module) -> str | None:
 
 
 def _scale(tree: ast.Module) -> str | None:
+    if (call := _sums(tree)) is not None:
+        return f"{ast.unparse(call)} -> without {ast.unparse(call.args.pop())}"
     node = next(_products(tree, (ast.Mult,)), None)
     if node is None:
         return None
@@ -123,10 +138,12 @@ def _factor(side: ast.expr) -> tuple[bool, bool, int]:
 def _dead(tree: ast.Module) -> str | None:
     grafts = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name == "Graft"]
     functions = {f.name: f for c in grafts for f in c.body if isinstance(f, ast.FunctionDef)}
+    functions |= {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == "head"}
     idle = {
         "leave": "return y",
         "enter": "return x",
         "read": "return before[name]",
+        "head": "return None",
         "increment": "return 0 * self._dead()",
     }
     name = next((n for n in ACTS if n in functions and n in idle), None)
@@ -148,12 +165,38 @@ def _dead(tree: ast.Module) -> str | None:
 def _lost(tree: ast.Module) -> str | None:
     sites = next((f for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == "sites"), None)
     returns = [n for n in ast.walk(sites) if isinstance(n, ast.Return) and n.value is not None] if sites else []
-    if not returns or ast.unparse(returns[-1].value or ast.Constant(None)) == "()":
+    if not returns:
         return None
+    if ast.unparse(returns[-1].value or ast.Constant(None)) == "()":
+        returns[-1].value = ast.parse("anatomy.linears[:1]", mode="eval").body
+        return "the first linear is a site"
     for node in returns:
         assert node.value is not None
         node.value = ast.parse(f"list({ast.unparse(node.value)})[:-1]", mode="eval").body
     return "the last site is left out"
+
+
+def _moved(tree: ast.Module) -> str | None:
+    """Only where it acts by itself: names in `sites` and what it calls, and the knob's default."""
+    other = {"ATTENTION": "MLP", "MLP": "ATTENTION", "fc1": "fc2", "fc2": "fc1", "auto": "mlp"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in other:
+            node.id = other[before := node.id]
+            return f"{before} -> {node.id}"
+        if isinstance(node, ast.Tuple) and [ast.unparse(e) for e in node.elts] == ["'auto'"]:
+            node.elts = [ast.Constant("mlp")]
+            return "targets auto -> mlp"
+    return None
+
+
+def _swap(tree: ast.Module) -> str | None:
+    for node in ast.walk(tree):
+        chooses = isinstance(node, ast.Call) and any(k.arg == "key" for k in node.keywords)
+        if chooses and isinstance(node.func, ast.Name) and node.func.id in ("max", "min"):
+            before = ast.unparse(node)
+            node.func.id = "min" if node.func.id == "max" else "max"
+            return f"{before} -> {ast.unparse(node)}"
+    return None
 
 
 def survives(folder: Path, method: str, text: str) -> bool:
