@@ -25,7 +25,7 @@ from vtzoo.graft import Graft
 GROUP = "fine-tuning/head"
 PAPER = "arXiv:2203.12119"
 RECIPE = {
-    "tokens": {"lr": 1e-3, "head_lr": 1e-3, "weight_decay": 1e-4},
+    "tokens": {"lr": 3e-3, "head_lr": 3e-3, "weight_decay": 1e-4},
     "maps": {"lr": 1e-3, "head_lr": 1e-3, "weight_decay": 1e-4},
 }
 __all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "head", "sites"]
