@@ -69,7 +69,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         ("lora", {}, (2e-3, 1e-2)),
         ("lora", {"lr": 5e-4}, (5e-4, 5e-4)),
         ("lora", {"head_lr": 3e-3}, (2e-3, 3e-3)),
-        ("mlp-head", {}, (1e-3, 1e-3)),
+        ("mlp-head", {}, (3e-3, 3e-3)),
         ("lora+full", {}, (1e-4, 1e-2)),
     ],
 )
