@@ -177,8 +177,8 @@ def _lost(tree: ast.Module) -> str | None:
 
 
 def _moved(tree: ast.Module) -> str | None:
-    """Only where it acts by itself: names in `sites` and what it calls, and the knob's default."""
-    other = {"ATTENTION": "MLP", "MLP": "ATTENTION", "fc1": "fc2", "fc2": "fc1", "auto": "mlp"}
+    """The first of: a name for parts of a block, and the default of `targets`."""
+    other = {"ATTENTION": "MLP", "MLP": "ATTENTION"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in other:
             node.id = other[before := node.id]

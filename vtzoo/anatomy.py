@@ -337,7 +337,7 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def _removed(model: nn.Module) -> set[str]:
-    """The modules whose own tensors `reset_classifier(0)` takes away, tried on a copy without tensors of its own."""
+    """The modules whose own tensors `reset_classifier(0)` takes away, tried on a copy of its structure."""
     bare: Any = _skeleton(model)
     try:
         bare.reset_classifier(0)

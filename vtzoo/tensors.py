@@ -183,7 +183,11 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Fill every place; none may be left over on either side, or what was drawn at random would stay."""
+    """Copy a delta's tensors to their places on a model; none may be left over on either side, or what was drawn at random would stay.
+
+    Raises:
+        ShapeMismatch: a tensor without a place, a place without a tensor, or another shape.
+    """
     for name in tensors:
         if name not in places:
             raise ShapeMismatch(

@@ -179,9 +179,8 @@ class Graft(graft.Graft):
         hidden, B = F.linear(x, self._live(self.A[part])), self.B[part]
         if not self.first:
             return plus(y, hidden, B, self.scale)
-        return y + self.scale * (
-            F.linear(hidden, B) - F.linear(F.linear(x, self.A0[part]), self.B0[part])
-        )  # 0 at first
+        first = F.linear(F.linear(x, self.A0[part]), self.B0[part])
+        return y + self.scale * (F.linear(hidden, B) - first)  # not in two sums: it must start at zero, bit for bit
 
     def _product(self) -> Tensor:
         """scale * (B A - B0 A0), [..., out, in]."""

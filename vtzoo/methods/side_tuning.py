@@ -65,7 +65,8 @@ class Shared(Carrier):
         )
         self.net = nn.Sequential(*(convolution(*s) for s in sizes))
         self.out = nn.Linear(4 * w, channels(end))
-        self.a, self.rates = nn.Parameter(torch.full((1,), math.log(config.alpha / (1 - config.alpha)))), {"a": RATE}
+        self.a = nn.Parameter(torch.full((1,), math.log(config.alpha / (1 - config.alpha))))
+        self.rates = {"a": RATE}
 
     def side(self, x: Tensor) -> Tensor:
         """S of pixels [batch, c, h, w], [batch, channels]."""
