@@ -187,6 +187,8 @@ def source(method: str) -> str:
         text += "".join(path.with_name(f"{n}.py").read_text(encoding="utf-8") for n in sorted(new))
     tree = ast.parse(text)
     for node in ast.walk(tree):
+        if isinstance(node, ast.Raise):  # a refusal's words
+            node.exc = node.cause = None
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]

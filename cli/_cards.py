@@ -1,5 +1,6 @@
 """What methods, merges and losses say about themselves, as JSON facts, a table, and a page."""
 
+import ast
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def facts(card: "Card", kind: "Kind") -> dict[str, Any]:
         "name": card.name,
         "summary": card.summary,
         "paper": card.paper,
-        "knobs": [{"name": k.name, "type": k.type, "default": k.default} for k in card.knobs],
+        "knobs": [{"name": k.name, "type": readable(k.type), "default": k.default} for k in card.knobs],
         "doc": card.doc,
     }
     if kind != "methods":
@@ -37,11 +38,40 @@ def facts(card: "Card", kind: "Kind") -> dict[str, Any]:
 
 
 def folds(text: str) -> str:
-    """`yes`, `no` or `partly`, from the sentence a method's docstring has after "Folds:"."""
+    """`yes`, `no` or `when`, from the sentence a method's docstring has after "Folds:"."""
     first = text.lower().replace(",", " ").replace(";", " ").replace(":", " ").split()[:1]
     if not first or first[0] in ("no", "never", "not"):
         return "no"
-    return "yes" if first[0] in ("yes", "exactly", "always", "exact") else "partly"
+    return "yes" if first[0] in ("yes", "exactly", "always", "exact") else "when"
+
+
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
+
+
+def readable(annotation: str) -> str:
+    """A type as people say it: `Annotated[int, Field(ge=1)] | None` is "int ≥ 1 or None"."""
+    return _said(ast.parse(annotation, mode="eval").body) if annotation else ""
+
+
+def _said(node: ast.expr) -> str:
+    match node:
+        case ast.BinOp(left, ast.BitOr(), right):
+            return f"{_said(left)} or {_said(right)}"
+        case ast.Subscript(ast.Name("Annotated"), ast.Tuple([kind, *extras])):
+            limits = [w for e in extras if isinstance(e, ast.Call) for k in e.keywords if (w := _limit(k))]
+            return " ".join([_said(kind), *limits])
+        case ast.Subscript(ast.Name("Literal"), inside):
+            choices = inside.elts if isinstance(inside, ast.Tuple) else [inside]
+            return " or ".join(str(ast.literal_eval(c)) for c in choices)
+        case ast.Subscript(ast.Name("tuple"), ast.Tuple([kind, *_])):
+            return f"list of {_said(kind)}"
+        case _:
+            return ast.unparse(node)
+
+
+def _limit(keyword: ast.keyword) -> str:
+    sign = SIGNS.get(keyword.arg or "")
+    return f"{sign} {ast.unparse(keyword.value)}" if sign else ""
 
 
 @cache

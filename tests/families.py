@@ -86,7 +86,7 @@ def _mobilenetv4(*, repeats: int = 1, **args: Any) -> nn.Module:
     )  # fmt: skip
 
 
-def _maxvit(*, depths: tuple[int, ...] = (1, 1), **args: Any) -> nn.Module:
+def _maxvit(*, depths: tuple[int, ...] = (2, 2), **args: Any) -> nn.Module:
     """MaxViT's block: an inverted bottleneck, then attention in windows and on a grid, with relative positions."""
     transformer = MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4))
     cfg = MaxxVitCfg(embed_dim=(8, 16), depths=depths, block_type=("M", "M"), stem_width=8, transformer_cfg=transformer)
@@ -171,7 +171,7 @@ FAMILIES: dict[str, Family] = {
         {"stages": (1, 3)},
         {"img_size": (128, 128)},
     ),
-    "maxvit": Family(_maxvit, {"img_size": 32}, (32, 32), {"depths": (1, 2)}, {"img_size": 64}),
+    "maxvit": Family(_maxvit, {"img_size": 32}, (32, 32), {"depths": (2, 3)}, {"img_size": 64}),
     "mobilevit": Family(_mobilevit, {}, (32, 32), {"depth": 2}),
     "metaformer": Family(_metaformer, {}, (64, 64), {"depths": (1, 1, 2, 1)}),
     "mixer": Family(

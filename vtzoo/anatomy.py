@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vtzoo.errors import UsageError, did_you_mean
-from vtzoo.graft import CONTAINERS, own_parameters, own_tensors
+from vtzoo.graft import CONTAINERS, Graft, own_parameters, own_tensors
 from vtzoo.probing import evaluating, probe
 from vtzoo.spec import plain
 
@@ -25,6 +25,9 @@ QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "to_q", "to_k",
 
 
 NUMBERED = re.compile(r"b?\d+")
+POSITION = re.compile(
+    r"(^|\.)(attn|attention)\..*mlp"
+)  # Swin V2's cpb_mlp, and its like: they compute relative positions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,12 +162,16 @@ class Anatomy:
 
     @cached_property
     def stem(self) -> str:
-        """The first leaf that sees the pixels."""
-        leaves = (n for n, s in self.seen.items() if n in self.modules and not any(self.modules[n].children()) and s.x)
+        """The first leaf that sees the pixels, whatever hangs on it."""
+        leaves = (n for n, s in self.seen.items() if n in self.modules and s.x and self._leaf(self.modules[n]))
         name = next((n for n in leaves if len(self.seen[n].x) == 4), "")
         if not name:
             raise UsageError("no layer takes the image directly", "this method does not fit this backbone")
         return name
+
+    @staticmethod
+    def _leaf(module: nn.Module) -> bool:
+        return all(isinstance(m, Graft) for m in module.children())
 
     def module(self, name: str, **facts: Any) -> Site:
         """A called module as a site; facts: channel axis, input and output shapes without the batch."""
@@ -235,9 +242,9 @@ class Anatomy:
     def select(self, targets: Iterable[str], sites: Iterable[Site] | None = None) -> list[Site]:
         """The sites that any target names: a role, a name or its last part, or a glob over full names.
 
-        Roles: auto (the linears of the blocks, Swin V2's position MLPs left out; where there are none, the blocks'
-        dense convolutions; all past the stem where there are no blocks), linear, conv, norm,
-        attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample.
+        Roles: auto (the linears of the blocks; where there are none, the blocks' dense convolutions; all past the stem
+        where there are no blocks), linear, conv, norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks,
+        downsample, position (the networks in which attentions compute relative positions, which have no other role).
 
         Raises:
             UsageError: a target names nothing here.
@@ -248,7 +255,10 @@ class Anatomy:
             hits = [s for s in pool if self._is(s, target)]
             if not hits:
                 words = {s.last for s in pool} | {r for s in pool for r in self.roles(s)}
-                raise UsageError(f"target '{target}' names nothing in this backbone", did_you_mean(target, words))
+                raise UsageError(
+                    f"target '{target}' names nothing in this backbone that this method acts on",
+                    did_you_mean(target, words),
+                )
             chosen.update({s.name: s for s in hits})
         return [s for s in pool if s.name in chosen]
 
@@ -256,6 +266,8 @@ class Anatomy:
         """The words by which a site can be targeted beside its name."""
         parent = site.name.rpartition(".")[0].rpartition(".")[2]
         found = {site.kind}
+        if POSITION.search(site.name):
+            return found | {"position"}
         if any(site.name.startswith(b.name + ".") for b in self.blocks):
             found.add("blocks")
         found |= {"attention"} if "attn" in parent or "attention" in parent else set()
@@ -272,7 +284,7 @@ class Anatomy:
         if target == "auto":
             roles, near = self.roles(site), self._near
             dense = "linear" if any(near(s) for s in self.linears) else "conv"
-            return near(site) and dense in roles and "depthwise" not in roles and "cpb_mlp" not in site.name
+            return near(site) and dense in roles and "depthwise" not in roles
         named = target in (site.last, site.name) or ("*" in target and fnmatchcase(site.name, target))
         return named or target in self.roles(site)
 

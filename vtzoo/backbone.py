@@ -1,6 +1,7 @@
 """Build a frozen timm backbone from the zoo's card of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
+from vtzoo.probing import probe
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
@@ -160,6 +162,37 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
         card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
     )
     return resized, {"img_size": pixels} if config and config.fixed_input_size else {}
+
+
+def build_sized(
+    card: BackboneCard, pixels: int | None, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any
+) -> tuple[BackboneCard, nn.Module]:
+    """The card at an input size (None: its own), and what it describes.
+
+    Raises:
+        UsageError: the network takes no images of that size.
+        WrongBackbone: as `build_card`.
+    """
+    card, args = sized(card, pixels)
+    with taking(card, pixels):
+        model = build_card(card, zoo=zoo, pretrained=pretrained, **args, **model_args)
+        if pixels is not None:
+            probe(model, card.preprocess.input_size)
+    return card, model
+
+
+@contextmanager
+def taking(card: BackboneCard, pixels: int | None) -> Generator[None]:
+    """Say so where a network refuses a size that was asked for."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, ValueError) as error:  # all that timm and torch raise
+        if pixels is None:
+            raise
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"{card.name or card.arch} takes no images of {pixels} pixels: {why}", "choose another --image-size"
+        ) from error
 
 
 def config_json(

@@ -27,6 +27,7 @@ from vtzoo.graft import (
     watching,
 )
 from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
+from vtzoo.limits import free, limit
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import head as build_head
 from vtzoo.probing import forget, probe
@@ -101,6 +102,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
                 _hang(model, part, module, config, anatomy)
                 _swap_heads(model, record, module, config)
         record.parts.extend(parts)
+        limit(model, parts, anatomy)
         _alive(model, anatomy)
         _trainable(model, spec)
     except BaseException:
@@ -137,6 +139,7 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
             for part in delta.parts:
                 _hang(model, part, part.module, part.config)
             record.parts.extend(delta.parts)
+            limit(model, delta.parts, anatomy)
             fill(tensors_of(model), _unpacked(model, {n: t for n, t in delta.tensors.items() if n[0] != "@"}))
             if task != "" and delta.tasks:
                 set_head(model, delta, delta.task(task).name)
@@ -195,6 +198,7 @@ def detach(model: nn.Module) -> nn.Module:
     record = model.__dict__.pop(INSTALLED, None)
     if record is None:
         return model
+    free(model)
     for _, host in hosts(model):
         prune(host)
     for name, module in model.named_modules():

@@ -6,7 +6,7 @@ from importlib.metadata import version
 import pytest
 
 from vtzoo import registry
-from vtzoo_cli._cards import folds
+from vtzoo_cli._cards import folds, readable
 
 
 @pytest.mark.parametrize("kind", ["methods", "merges", "losses"])
@@ -38,12 +38,27 @@ def test_a_page(vtzoo) -> None:
         ("yes", "yes"),
         ("no", "no"),
         ("", "no"),
-        ("only on nets with an absolute position", "partly"),
+        ("only on nets with an absolute position", "when"),
     ],
 )
 def test_folds_in_one_word(text: str, word: str) -> None:
-    """A docstring's sentence about folding becomes yes, no or partly."""
+    """A docstring's sentence about folding becomes yes, no or when."""
     assert folds(text) == word
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ("Annotated[int, BeforeValidator(knobs.whole), Field(ge=1)]", "int ≥ 1"),
+        ("Annotated[float, Field(gt=0, allow_inf_nan=False)] | None", "float > 0 or None"),
+        ("Literal['vector', 'tensor']", "vector or tensor"),
+        ("tuple[str, ...]", "list of str"),
+        ("bool", "bool"),
+    ],
+)
+def test_types_are_said_as_people_say_them(annotation: str, said: str) -> None:
+    """No Python in the tables of knobs."""
+    assert readable(annotation) == said
 
 
 def test_doctor(vtzoo) -> None:

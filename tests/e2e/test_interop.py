@@ -125,6 +125,12 @@ def test_other_weights_are_noticed(zoo: Zoo, tmp_path: Path) -> None:
     export_peft(ref="fashion/lora", out=tmp_path / "out", zoo=zoo)
     with pytest.raises(WrongBackbone, match=r"vtzoo\.json says it was made for tiny"):
         import_peft(folder=tmp_path / "out", backbone="other", name="fashion/other", zoo=zoo)
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "third.safetensors")
+    add_backbone(name="third", arch="test_resnet", weights=tmp_path / "third.safetensors", zoo=zoo)
+    with pytest.raises(
+        WrongBackbone, match=r"vtzoo\.json says it was made for tiny"
+    ):  # before its tensors find no place
+        import_peft(folder=tmp_path / "out", backbone="third", name="fashion/other", zoo=zoo)
 
 
 def test_numbers_that_break_the_network(zoo: Zoo, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from vtzoo.errors import (
     VtzooError,
 )
 from vtzoo.fit import checkpoint_path
+from vtzoo.methods._supernet import Supernet
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
@@ -79,6 +80,17 @@ def test_a_head_learns_at_the_probes_rate(zoo: Zoo, method: str, asked: dict[str
         backbone="tiny", data="vtzoo:emoji", method=method, name="new/one", zoo=zoo, recipe=asked, dry_run=True
     )
     assert (plan.recipe["lr"], plan.recipe["head_lr"]) == rates
+
+
+def test_a_dry_run_does_not_search(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """noah trains a supernet of one step instead of those asked for, and says that the stack is an example."""
+    steps, said = [], []
+    monkeypatch.setattr(Supernet, "fit", lambda self, draw, x, y, count, seed: steps.append(count))
+    monkeypatch.setattr(talk, "say", said.append)
+    train(backbone="tiny", data="vtzoo:emoji", method="noah[steps=70]+bitfit", name="new/one", zoo=zoo, dry_run=True)
+    assert steps == [1]
+    assert said[0] == "noah searches when it trains; what is said here is of a stack that it might find"
+    assert "bitfit" in said[-1]
 
 
 def test_training_keeps_what_it_was_made_of(zoo: Zoo) -> None:

@@ -267,7 +267,7 @@ def test_only_what_fits_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     monkeypatch.setattr(talk, "say", said.append)
     assert "vpt-deep" not in _found(f"noah[{QUICK}]", "resnet")
-    assert said[0].startswith("noah leaves vpt-deep out: ResNet has no blocks with an attention")
+    assert said[0].startswith("noah leaves vpt-deep out: no block of this ResNet has a plain attention as its own part")
     assert said[-1].startswith("noah tried 8 stacks within 400,000 parameters")
     assert {p.name for p in knobs.parse(_found(f"noah[{QUICK},tokens=0,widths=0]"))} == {"lora"}
 

@@ -405,10 +405,14 @@ def test_two_on_one_attention_add_up(agree) -> None:
     ("method", "family", "reason"),
     [
         ("e2vpt", "cait", "TalkingHeadAttn of Cait is not a plain softmax attention, so prompts don't fit"),
-        ("e2vpt", "resnet", "ResNet has no blocks with an attention"),
+        ("e2vpt", "resnet", "no block of this ResNet has a plain attention as its own part"),
         ("vpt-deep", "hiera", "MaskUnitAttention of Hiera is not a plain softmax attention"),
-        ("gated-vpt", "swin", "SwinTransformer does not take one sequence through all its blocks"),
-        ("gated-vpt", "beit", "Beit does not take one sequence through all its blocks"),
+        (
+            "gated-vpt",
+            "swin",
+            "SwinTransformer does not take one sequence from a layer 'norm_pre' through all its blocks",
+        ),
+        ("gated-vpt", "beit", "Beit does not take one sequence from a layer 'norm_pre' through all its blocks"),
         ("vqt", "swin", "SwinTransformerBlock of SwinTransformer is not an attention over one sequence and an MLP"),
         ("vqt", "pvt", "is not an attention over one sequence and an MLP, each behind its norm, so query prompts"),
         ("sa2vp", "metaformer", "is not an attention over one sequence and an MLP, each behind its norm, so maps"),

@@ -22,6 +22,23 @@ def test_sites_of_a_transformer() -> None:
     assert not any(s.name.startswith("head") for s in anatomy.linears)
 
 
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("test_vit_relpos", "rel_pos.mlp"), ("swinv2_cr_tiny_ns_224", "meta_mlp"), ("swinv2_tiny_window8_256", "cpb_mlp")],
+)
+def test_networks_of_relative_positions_are_no_mlps_of_the_blocks(name: str, inside: str) -> None:
+    """Their layers have a role of their own, and neither auto nor mlp nor blocks means them; by name they can be had."""
+    anatomy = survey(
+        timm.create_model(name, depth=2) if "vit" in name else timm.create_model(name, depths=(1, 1, 1, 1))
+    )
+    layers = [s.name for s in anatomy.linears if inside in s.name]
+    assert len(layers) >= 4
+    for target in ("auto", "mlp", "blocks"):
+        assert not {s.name for s in anatomy.select([target])} & set(layers), target
+    assert [s.name for s in anatomy.select(["position"])] == layers
+    assert [s.name for s in anatomy.select([layers[0]])] == layers[:1]
+
+
 def test_read_sites_are_told_from_called_ones() -> None:
     """BEiT's qkv is read, its proj is called."""
     called = {s.name: s.called for s in survey(families.build("beit")).linears}

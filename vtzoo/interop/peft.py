@@ -105,8 +105,12 @@ def load(folder: Path, anatomy: Anatomy) -> Read:
         raise ShapeMismatch(
             f"{folder / WEIGHTS} is no complete {peft_type} of this config: {error}", "fetch it again"
         ) from error
-    beside = _json(folder / BESIDE) if (folder / BESIDE).is_file() else {}
-    return Read(pieces=pieces, head=head, beside=beside, peft_type=peft_type)
+    return Read(pieces=pieces, head=head, beside=beside(folder), peft_type=peft_type)
+
+
+def beside(folder: Path) -> dict[str, Any]:
+    """What vtzoo wrote beside PEFT's files: the backbone, the task; nothing where another wrote them."""
+    return _json(folder / BESIDE) if (folder / BESIDE).is_file() else {}
 
 
 def _pieces(

@@ -11,7 +11,7 @@ FIRST, KEYS = ("qkv", "fc1", "fc1_g", "fc1_x"), ("k", "k_proj", "to_k")
 def layers(anatomy: Anatomy, targets: Sequence[str]) -> list[Site]:
     """The layers that the targets name.
 
-    auto is qkv and fc1 of the blocks, the 1x1 convolutions where there is neither, the blocks' dense convolutions where
+    auto is qkv and fc1 of the blocks where they are linear layers, the 1x1 convolutions where there is neither, the blocks' dense convolutions where
     there are none of those but on shortcuts (a ResNet-18).
 
     Raises:

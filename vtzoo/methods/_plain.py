@@ -30,7 +30,7 @@ def attentions(anatomy: Anatomy, wanted: str) -> list[tuple[Site, str]]:
     blocks = {b: n for b, n in inside.items() if n is not None and _looks_like_one(anatomy.modules[n])}
     if not blocks:
         raise UsageError(
-            f"{type(anatomy.model).__name__} has no blocks with an attention, so {wanted} don't fit",
+            f"no block of this {type(anatomy.model).__name__} has a plain attention as its own part, so {wanted} don't fit",
             "use lora, ssf or adapter instead",
         )
     calls = watch(anatomy, [*blocks.values(), *(f"{b}.norm1" for b in blocks if f"{b}.norm1" in anatomy.seen)])

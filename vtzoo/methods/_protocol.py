@@ -8,6 +8,7 @@
     FAMILIES         optional: where it makes sense, a tuple of "tokens" and "maps"; both when absent
     RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}: lr, weight_decay, and
                      head_lr where the probe's does not suit the head
+    INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
     head(old, config)      optional: builds another classifier in place of timm's linear one
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 

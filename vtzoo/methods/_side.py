@@ -41,7 +41,7 @@ class Carrier(graft.Shared):
         value = self.held.pop(thread(), None)
         if value is None:
             raise UsageError(
-                "a side network runs along all blocks, and this block was called by itself",
+                "a side network is fed on the way through the whole model, and a part of it was called by itself",
                 "call the whole model, with activation checkpointing off",
             )
         return value

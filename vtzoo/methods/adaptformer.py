@@ -46,7 +46,7 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 -
     found = [s for s in hosts(anatomy, MLP) if tuple(s.facts["x"]) == s.shape]
     if not found:
         raise UsageError(
-            "this backbone has no MLP, and no block that keeps its shape, to stand beside",
+            "no block of this backbone has an MLP as its own part, or keeps its shape, for an adapter to stand beside",
             "use adapter or lora instead",
         )
     return found

@@ -41,7 +41,7 @@ class Config:
         rank: rows of the shared projection.
         dropout: before going up while training (called linears only).
         init: zero starts as the backbone; xavier draws c of the layers that aren't an attention's, as the authors do.
-        targets: layers by role, name or glob; auto is qkv and fc1 of the blocks, the 1x1 convolutions where there is
+        targets: layers by role, name or glob; auto is linear qkv and fc1 of the blocks, the 1x1 convolutions where there is
             neither, the blocks' dense convolutions where there are none of those.
     """
 

@@ -65,7 +65,7 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     found = lay(anatomy, [*wanted, *(end for end, _ in beside)], [keeper for _, keeper in beside])
     if not found:
         raise UsageError(
-            "this backbone has no attention or MLP, and no block that keeps its shape, to stand beside",
+            "no block of this backbone has an attention or MLP as its own part, or keeps its shape, for an adapter to stand beside",
             "use adapter or lora instead",
         )
     return found

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import UsageError
 from vtzoo.methods._prompts import Beside, Norms, beside, drawn
 
 GROUP = "prompt/vision-driven"
@@ -42,7 +43,7 @@ class Config:
         tokens: input prompts per block.
         keys: key and value prompts per attention.
         share: one tensor is both keys and values.
-        segments: into which the channels of an input prompt are cut.
+        segments: into which the channels of an input prompt are cut, one channel each at least.
         prune_tokens: fraction of the input prompts that is pruned; one stays at least.
         prune_segments: fraction of each input prompt's segments that is pruned; one stays at least.
         dropout: on the input prompts while training.
@@ -57,9 +58,16 @@ class Config:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 - no knob chooses
-    """The attention of every block."""
-    return beside(anatomy)
+def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
+    """The attention of every block.
+
+    Raises:
+        UsageError: more segments than channels.
+    """
+    found = beside(anatomy)
+    if config.segments > (width := found[0].shape[-1]):
+        raise UsageError(f"segments={config.segments}, and a prompt has {width} channels to cut", f"{width} at most")
+    return found
 
 
 class Shared(Norms):
@@ -78,7 +86,7 @@ class Shared(Norms):
         whole = _pruned(self.token_mask, config.prune_tokens)[:, None] * _pruned(
             self.segment_mask, config.prune_segments
         )
-        return whole.repeat_interleave(math.ceil(width / config.segments), 1)[:, :width]
+        return whole[:, torch.arange(width, device=whole.device) * config.segments // width]
 
 
 class Graft(Beside):

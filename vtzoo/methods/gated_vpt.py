@@ -57,7 +57,7 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     row = [b for b in anatomy.blocks if seen and anatomy.seen[b.name].x == anatomy.seen[b.name].y == seen.y]
     if not row or len(row) < len(anatomy.blocks) or len(row[0].shape) != AXES - 1:
         raise UsageError(
-            f"{type(anatomy.model).__name__} does not take one sequence through all its blocks, so gated prompts don't fit",
+            f"{type(anatomy.model).__name__} does not take one sequence from a layer '{BEFORE}' through all its blocks, so gated prompts don't fit",
             "use vpt-deep instead",
         )
     warm = [replace(s, facts={**known, "role": "warm"}) for s, _ in attentions(anatomy, "gated prompts")]

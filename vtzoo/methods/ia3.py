@@ -9,7 +9,7 @@ Shapes: l [out] or [in]; [2, out/3] for the keys and values of a fused qkv. All 
 Folds: exactly.  Identity at init: yes.
 Parameters: 2 * width + hidden width per transformer block.
 Departs from the paper: where a value's bias is a parameter of the attention, not of the layer (BEiT, EVA-02, Swin V2,
-DINOv3), it is not scaled (the paper's network has no biases). In a gated MLP what enters fc2 is scaled. On a network
+DINOv3), it is not scaled (the paper's network has no biases); nor are keys and values that 1x1 convolutions make (CoAtNet). In a gated MLP what enters fc2 is scaled. On a network
 without attention and MLPs, of which the paper does not speak, the inputs of the blocks' dense convolutions are, as
 PEFT can be told to.
 """

@@ -7,7 +7,7 @@
 Shapes: padding up, down [3, size, width], left, right [3, height - 2 size, size]; patch [3, size, size]; full [3,
 height, width], in normalised pixels.
 Folds: only when position embeddings are added to the output of a plain patch embedding, as in ViT and EVA-02: a shift
-that differs from place to place has no other tensor to go to.
+that differs from place to place has no other tensor to go to; on a ViT that takes images of any size, exactly at its own.
 Identity at init: yes (std=1, the paper's, does not).
 Parameters: padding 6 * size * (height + width - 2 * size); patch 3 * size^2; full 3 * height * width.
 Departs from the paper: starts at zero; the border is 30 pixels at 224 and in proportion elsewhere; images of another

@@ -43,7 +43,7 @@ class Config:
         groups: blocks of B; must divide rank and every layer's inputs.
         scale: factor of the branch.
         dropout: between A and B while training (called linears only).
-        targets: layers by role, name or glob; auto is qkv and fc1 of the blocks, the 1x1 convolutions where there is
+        targets: layers by role, name or glob; auto is linear qkv and fc1 of the blocks, the 1x1 convolutions where there is
             neither, the blocks' dense convolutions where there are none of those.
     """
 

@@ -34,6 +34,7 @@ from vtzoo.methods._plain import plain_blocks
 GROUP = "prompt/vision-driven"
 PAPER = "arXiv:2312.10376"
 FAMILIES = ("tokens",)
+INTERMEDIATES = False
 RECIPE = {"tokens": {"lr": 8e-3, "weight_decay": 1e-4}}
 BEFORE, AFTER = "patch_embed", "norm"
 

@@ -9,7 +9,7 @@ stead. What this leaves of the budget goes to the most sensitive entries outside
 Shapes: A [rank, in], B [out, rank]; conv A [groups, rank, in/groups * kh * kw], B [groups, out/groups, rank]; d [count],
 at [count] (whole numbers, kept and not trained). A starts Kaiming-uniform, B and d at zero.
 Folds: exactly.  Identity at init: yes.
-Parameters: the budget; and a place beside each d.
+Parameters: the budget, or as much of it as there are entries to tune; and a place beside each d.
 Departs from the paper: the gradients are those of a contrast, not of the task's loss with a fresh head; the budget is met
 exactly, where the authors' code takes the nearest of a sweep; a fused qkv is one matrix; norms and biases are never tuned
 whole; the class token stays frozen; the LoRA branch has no drop-path. That a matrix needs 1/ratio of its LoRA's

@@ -29,6 +29,7 @@ from vtzoo.tensors import shape_of, working
 GROUP = "prompt/vision-driven"
 PAPER = "arXiv:2203.12119"
 FAMILIES = ("tokens",)
+INTERMEDIATES = False
 RECIPE = {"tokens": {"lr": 3e-2, "weight_decay": 1e-4}}
 BEFORE, AFTER = "norm_pre", "norm"
 

@@ -17,7 +17,7 @@ from vtzoo import data as D
 from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import head_names
 from vtzoo.artifact import described, open_ref, store_model
-from vtzoo.backbone import build_card, card_of, create, sized, timm_card
+from vtzoo.backbone import build_card, card_of, create, sized, taking, timm_card
 from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
@@ -143,7 +143,8 @@ def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.
     start = "pretrained" if pretrained else "random"
     talk.say(f"student {part.name} starts from {start} weights")
     if not pretrained:
-        model = create(card.arch, pretrained=False, num_classes=classes, **args)
+        with taking(card, side):
+            model = create(card.arch, pretrained=False, num_classes=classes, **args)
         shape = replace(card.preprocess, crop_pct=1.0, crop_mode="center")
         made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=shape, head=head_names(model))
         return model.requires_grad_(), made, start

@@ -73,8 +73,13 @@ def fold_ref(
         _write(folder, folded, delta, live, dtype, artifact.digest, factor)
         report = _verify(folder, live, tolerance, dtype)
     report["tensors"] = len(folded.changed)
+    if factor != 1.0:
+        report |= {
+            "factor": factor,
+            "compared_with": "the same weights before they were written: no delta stands there",
+        }
     if name:
-        _keep(zoo, name, Path(out), delta, live, report, artifact.digest)
+        _keep(zoo, name, Path(out), delta, live, report, artifact.digest, factor)
     talk.say(f"folded into {out}: largest relative difference {report['max_rel']:.1e}")
     return Folded(ref=name or artifact.ref, path=str(out), report=report)
 
@@ -122,11 +127,13 @@ def _verify(folder: Path, live: Live, tolerance: float | None, dtype: str) -> di
     }
 
 
-def _keep(zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict[str, Any], digest: str) -> None:
+def _keep(
+    zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict[str, Any], digest: str, factor: float
+) -> None:
     files = {n: zoo.add_object(out / n) for n in (WEIGHTS, CONFIG)}
     size = sum((out / n).stat().st_size for n in files)
     tasks = [live.task.name] if live.task else []
-    lineage = {"verb": "fold", "parents": [f"sha256:{digest}"]}
+    lineage = {"verb": "fold", "parents": [f"sha256:{digest}"]} | ({} if factor == 1.0 else {"factor": factor})
     zoo.put(
         "models",
         name,

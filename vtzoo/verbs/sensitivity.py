@@ -9,7 +9,7 @@ from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.anatomy import is_norm
 from vtzoo.artifact import resolved_card
-from vtzoo.backbone import build_card, sized
+from vtzoo.backbone import build_sized
 from vtzoo.errors import UsageError
 from vtzoo.fit import accelerator
 from vtzoo.recipe import Recipe
@@ -45,9 +45,10 @@ def sensitivity_of(
     """
     if batch_size < 1 or (top is not None and top < 1):
         raise UsageError(f"top={top}, batch_size={batch_size}", "give numbers from 1 on")
-    card, args = sized(resolved_card(ref, zoo), image_size)
+    bare = resolved_card(ref, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad).limit(IMAGES, seed)
-    model = build_card(card, zoo=zoo, **args).to(accelerator(Recipe()).device)
+    card, model = build_sized(bare, image_size, zoo=zoo)
+    model.to(accelerator(Recipe()).device)
     talk.say(f"{card.name}: gradients on {len(images)} images of {len(images.classes)} classes")
     plain = D.transforms(card.preprocess, train=False)
     batches = D.loader(images, plain, batch_size=batch_size, seed=seed)

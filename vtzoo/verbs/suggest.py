@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import Anatomy, survey
 from vtzoo.artifact import resolved_card
-from vtzoo.backbone import build_card, sized
+from vtzoo.backbone import build_sized
 from vtzoo.costs import Planned, folds, memory_bytes, planned
 from vtzoo.errors import Mismatch, UsageError
 from vtzoo.live import detach, head_state, inject
@@ -67,10 +67,11 @@ def suggest(
     """
     if classes < 1 or batch_size < 1:
         raise UsageError(f"{classes} classes in batches of {batch_size}", "give one of each at least")
-    card, args = sized(resolved_card(backbone, zoo), image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_card(card, zoo=zoo, pretrained=False, num_classes=classes, **args)
+        card, model = build_sized(
+            resolved_card(backbone, zoo), image_size, zoo=zoo, pretrained=False, num_classes=classes
+        )
         net = _net(model, budget, card.preprocess.input_size, batch_size)
         fits: list[dict[str, Any]] = []
         refused: list[dict[str, str]] = []
@@ -114,6 +115,8 @@ def _row(net: _Net, name: str) -> dict[str, Any]:
     inject(net.model, spec, batches=net.batches)
     try:
         memory = memory_bytes(net.model.train(), net.size, net.batch_size)
+    except RuntimeError as error:
+        raise UsageError(f"does not run on images of this size: {str(error).splitlines()[0]}") from error
     finally:
         detach(net.model.eval())
     return {

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vtzoo import data as D
 from vtzoo import files, knobs, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
-from vtzoo.backbone import build_card, sized
+from vtzoo.backbone import build_sized
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
@@ -80,7 +80,16 @@ def train(
     The checkpoint stays until the delta is kept: when a later step fails, `resume` only measures and keeps.
     """
     job = _prepare(
-        backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad
+        backbone,
+        data,
+        method,
+        name,
+        zoo or Zoo.find(),
+        recipe or {},
+        head,
+        resume=resume,
+        skip_bad=skip_bad,
+        trial=dry_run,
     )
     params = sum(p.numel() for p in trainable(job.model).values())
     shown = asdict(job.recipe)
@@ -113,7 +122,9 @@ def _prepare(
     *,
     resume: bool,
     skip_bad: bool,
+    trial: bool,
 ) -> _Job:
+    """All that can be refused before a step is taken; in a trial what searches takes the shortest of its searches."""
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
     parts = [(p, registry.load("methods", p.name)) for p in knobs.parse(spec)]
@@ -122,25 +133,36 @@ def _prepare(
     asked = knobs.decode(Recipe, user, "recipe")
     assert isinstance(asked, Recipe)
     accelerator(asked)
-    card, args = sized(resolved_card(backbone, zoo), asked.image_size)
+    bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad)
     val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(images.classes)
     test = _test(data, images.classes, skip_bad=skip_bad)
     limited = images.limit(asked.limit, asked.seed)
     _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
-    model = build_card(card, zoo=zoo, num_classes=len(images.classes), **args)
+    card, model = build_sized(bare, asked.image_size, zoo=zoo, num_classes=len(images.classes))
     plain = D.transforms(card.preprocess, train=False)
     few = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
     made = _composed(checkpoint_path(zoo.root, name, "delta")) if resume else ""
     if any(composes(m) for _, m in parts) and not made:
         model.to(accelerator(asked).device)  # it is trained on before there is a delta
-    inject(model, made or spec, seed=asked.seed, batches=few)
+    inject(model, made or (_tried(parts) if trial else spec), seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     task = Task(name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess)
     return _Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test)
+
+
+def _tried(parts: Sequence[tuple[knobs.Part, Any]]) -> str:
+    """The spec for a dry run, in which what composes a stack draws one instead of searching."""
+    found: list[str] = []
+    for part, module in parts:
+        if composes(module):
+            talk.say(f"{part.name} searches when it trains; what is said here is of a stack that it might find")
+            part = replace(part, knobs={**part.knobs, **{k: str(v) for k, v in module.TRIAL.items()}})  # noqa: PLW2901
+        found.append(str(part))
+    return "+".join(found)
 
 
 def _composed(checkpoint: Path) -> str:

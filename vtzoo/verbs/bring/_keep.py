@@ -40,7 +40,7 @@ def keep(
     lineage: Mapping[str, Any],
 ) -> Result:
     """Put the pieces together, run them on the backbone once, and keep the delta."""
-    _check_beside(beside, card)
+    check_beside(beside, card)
     own = _task(name, head, card, task, classes, beside) if head else None
     facts = {k: beside.get(k) or {} for k in ("metrics", "recipe")}
     delta = assemble(pieces, head, Origin(card=card, task=own, lineage=lineage, **facts))
@@ -61,7 +61,7 @@ def keep(
     return Result(ref=name, path=str(zoo.object(digest)))
 
 
-def _check_beside(beside: Mapping[str, Any], card: BackboneCard) -> None:
+def check_beside(beside: Mapping[str, Any], card: BackboneCard) -> None:
     """Refuse a file that says it was made for other weights."""
     said = beside.get("backbone") or {}
     if not isinstance(said, Mapping):

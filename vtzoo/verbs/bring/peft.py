@@ -5,7 +5,7 @@ from pathlib import Path
 from vtzoo.files import sha256
 from vtzoo.interop import peft
 from vtzoo.results import Result
-from vtzoo.verbs.bring._keep import bare, keep
+from vtzoo.verbs.bring._keep import bare, check_beside, keep
 from vtzoo.zoo import Zoo
 
 
@@ -31,6 +31,7 @@ def import_peft(
     zoo, folder = zoo or Zoo.find(), Path(folder)
     zoo.check_free("deltas", name)
     _, card, anatomy = bare(backbone, zoo)
+    check_beside(peft.beside(folder), card)  # first: on another backbone its tensors find no place
     read = peft.load(folder, anatomy)
     digest = f"sha256:{sha256(folder / peft.WEIGHTS)}"
     lineage = {"verb": "import", "format": "peft", "peft_type": read.peft_type, "parents": [digest]}
