@@ -320,7 +320,6 @@ def test_starts() -> None:
         ("mona", "hiera", "not a map row by row"),
         ("convpass", "mobilevit", "transformer.0.attn are not a map row by row"),
         ("mona", "mobilevit", "not a map row by row"),
-        ("convpass", "maxvit", "no attention or MLP, and no block that keeps its shape"),
         ("conv-adapter", "vit", "carry sequences of tokens"),
         ("conv-adapter[at=residual]", "pvt", "carry sequences of tokens"),
         ("conv-adapter[kernel=4]", "resnet", "has no centre"),
@@ -330,6 +329,17 @@ def test_refusals(spec: str, family: str, words: str) -> None:
     """Sequences that are no map, parts that are not there, and kernels without a centre."""
     with pytest.raises(UsageError, match=words):
         inject(families.build(family), spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [("convpass", "as its own part"), ("adaptformer", "as its own part"), ("dtl", "keeps the shape of its input")],
+)
+def test_blocks_that_all_change_their_shape_are_refused(spec: str, words: str) -> None:
+    """A MaxViT of one block a stage, whose attentions and MLPs lie deeper; with two blocks the second will do."""
+    with pytest.raises(UsageError, match=words):
+        inject(families.build("maxvit", depths=(1, 1)), spec)
+    inject(families.build("maxvit", depths=(2, 2)), spec)
 
 
 def test_a_lone_window_is_still_a_window() -> None:
