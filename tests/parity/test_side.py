@@ -532,7 +532,6 @@ def test_side_networks_train_beside_prompts(spec: str, prompts: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "family", "said"),
     [
-        ("dtl", "maxvit", "keeps the shape"),
         ("dtl[fusion=3]", "hiera", "do not lie row by row"),
         ("dtl[fusion=3]", "pvt", "as many as an image gives"),
         ("dtl[fusion=2]", "vit", "has no centre"),
