@@ -22,8 +22,6 @@ from vtzoo.probing import evaluating, probe
 from vtzoo.spec import plain
 
 QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v", "to_qkv", "in_proj"}
-
-
 NUMBERED = re.compile(r"b?\d+")
 POSITION = re.compile(
     r"(^|\.)(attn|attention)\..*mlp"
@@ -163,15 +161,11 @@ class Anatomy:
     @cached_property
     def stem(self) -> str:
         """The first leaf that sees the pixels, whatever hangs on it."""
-        leaves = (n for n, s in self.seen.items() if n in self.modules and s.x and self._leaf(self.modules[n]))
-        name = next((n for n in leaves if len(self.seen[n].x) == 4), "")
+        maps = (n for n, s in self.seen.items() if n in self.modules and len(s.x) == 4)
+        name = next((n for n in maps if all(isinstance(m, Graft) for m in self.modules[n].children())), "")
         if not name:
             raise UsageError("no layer takes the image directly", "this method does not fit this backbone")
         return name
-
-    @staticmethod
-    def _leaf(module: nn.Module) -> bool:
-        return all(isinstance(m, Graft) for m in module.children())
 
     def module(self, name: str, **facts: Any) -> Site:
         """A called module as a site; facts: channel axis, input and output shapes without the batch."""
@@ -242,9 +236,8 @@ class Anatomy:
     def select(self, targets: Iterable[str], sites: Iterable[Site] | None = None) -> list[Site]:
         """The sites that any target names: a role, a name or its last part, or a glob over full names.
 
-        Roles: auto (the linears of the blocks; where there are none, the blocks' dense convolutions; all past the stem
-        where there are no blocks), linear, conv, norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks,
-        downsample, position (the networks in which attentions compute relative positions, which have no other role).
+        Roles: auto (the blocks' linears; without any, their dense convolutions; without blocks, all past the stem), linear, conv,
+        norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample, position (what computes relative positions).
 
         Raises:
             UsageError: a target names nothing here.
@@ -268,8 +261,7 @@ class Anatomy:
         found = {site.kind}
         if POSITION.search(site.name):
             return found | {"position"}
-        if any(site.name.startswith(b.name + ".") for b in self.blocks):
-            found.add("blocks")
+        found |= {"blocks"} if any(site.name.startswith(b.name + ".") for b in self.blocks) else set()
         found |= {"attention"} if "attn" in parent or "attention" in parent else set()
         found |= {"mlp"} if "mlp" in parent or site.last in ("fc1", "fc2", "fc1_g", "fc1_x") else set()
         found |= {"qkv"} if site.last in QKV else set()

@@ -62,10 +62,10 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     """The attention of every block.
 
     Raises:
-        UsageError: more segments than channels.
+        UsageError: more segments than the widest block has channels.
     """
     found = beside(anatomy)
-    if config.segments > (width := found[0].shape[-1]):
+    if config.segments > (width := max(s.shape[-1] for s in found)):
         raise UsageError(f"segments={config.segments}, and a prompt has {width} channels to cut", f"{width} at most")
     return found
 

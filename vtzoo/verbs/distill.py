@@ -22,6 +22,7 @@ from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
 from vtzoo.losses._outputs import Outputs
+from vtzoo.probing import probe
 from vtzoo.recipe import Recipe
 from vtzoo.results import Distilled
 from vtzoo.score import brief, logits_of, measure
@@ -145,10 +146,14 @@ def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.
     if not pretrained:
         with taking(card, side):
             model = create(card.arch, pretrained=False, num_classes=classes, **args)
+            probe(model, card.preprocess.input_size)
         shape = replace(card.preprocess, crop_pct=1.0, crop_mode="center")
         made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=shape, head=head_names(model))
         return model.requires_grad_(), made, start
-    return _pretrained(card, args, zoo, classes).requires_grad_(), replace(card, model_args=args), start
+    with taking(card, side):
+        model = _pretrained(card, args, zoo, classes)
+        probe(model, card.preprocess.input_size)
+    return model.requires_grad_(), replace(card, model_args=args), start
 
 
 def _pretrained(card: BackboneCard, args: dict[str, Any], zoo: Zoo, classes: int) -> nn.Module:
