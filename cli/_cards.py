@@ -34,15 +34,7 @@ def facts(card: "Card", kind: "Kind") -> dict[str, Any]:
     }
     if kind != "methods":
         return common
-    return {**common, "group": card.group, "folds": folds(card.folds), "families": families().get(card.name, [])}
-
-
-def folds(text: str) -> str:
-    """`yes`, `no` or `when`, from the sentence a method's docstring has after "Folds:"."""
-    first = text.lower().replace(",", " ").replace(";", " ").replace(":", " ").split()[:1]
-    if not first or first[0] in ("no", "never", "not"):
-        return "no"
-    return "yes" if first[0] in ("yes", "exactly", "always", "exact") else "when"
+    return {**common, "group": card.group, "folds": card.verdict, "families": families().get(card.name, [])}
 
 
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
@@ -59,7 +51,7 @@ def _said(node: ast.expr) -> str:
             return f"{_said(left)} or {_said(right)}"
         case ast.Subscript(ast.Name("Annotated"), ast.Tuple([kind, *extras])):
             limits = [w for e in extras if isinstance(e, ast.Call) for k in e.keywords if (w := _limit(k))]
-            return " ".join([_said(kind), *limits])
+            return f"{_said(kind)} {' and '.join(limits)}".rstrip()
         case ast.Subscript(ast.Name("Literal"), inside):
             choices = inside.elts if isinstance(inside, ast.Tuple) else [inside]
             return " or ".join(str(ast.literal_eval(c)) for c in choices)

@@ -29,7 +29,7 @@ from vtzoo.errors import Mismatch, NotFoldable, UsageError  # noqa: E402
 from vtzoo.folding import fold  # noqa: E402
 from vtzoo.graft import tensors_of  # noqa: E402
 from vtzoo.live import extract, head_state, inject  # noqa: E402
-from vtzoo.methods._protocol import composes  # noqa: E402
+from vtzoo.methods._protocol import trial  # noqa: E402
 from vtzoo.spec import Task  # noqa: E402
 
 TARGET = ROOT / "vtzoo" / "methods" / "_support.yaml"
@@ -43,7 +43,7 @@ def measure(method: str, family: str) -> str:
         AssertionError: a fold that is not what runs attached.
     """
     module, model = registry.load("methods", method), families.build(family)
-    spec = str(knobs.Part(method, {k: str(v) for k, v in module.TRIAL.items()})) if composes(module) else method
+    spec = str(trial(knobs.Part(method, {}), module))
     base = {n: t.clone() for n, t in model.state_dict().items()}
     try:
         inject(model, spec, batches=families.labelled(family))

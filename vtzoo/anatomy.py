@@ -23,9 +23,7 @@ from vtzoo.spec import plain
 
 QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v", "to_qkv", "in_proj"}
 NUMBERED = re.compile(r"b?\d+")
-POSITION = re.compile(
-    r"(^|\.)(attn|attention)\..*mlp"
-)  # Swin V2's cpb_mlp, and its like: they compute relative positions
+POSITION = re.compile(r"(^|\.)(attn|attention)\..*mlp")  # Swin V2's cpb_mlp and its like
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,7 +235,8 @@ class Anatomy:
         """The sites that any target names: a role, a name or its last part, or a glob over full names.
 
         Roles: auto (the blocks' linears; without any, their dense convolutions; without blocks, all past the stem), linear, conv,
-        norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample, position (what computes relative positions).
+        norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample; what computes relative positions in an attention
+        has the one role position.
 
         Raises:
             UsageError: a target names nothing here.

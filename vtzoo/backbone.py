@@ -1,7 +1,6 @@
 """Build a frozen timm backbone from the zoo's card of it."""
 
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -174,25 +173,26 @@ def build_sized(
         WrongBackbone: as `build_card`.
     """
     card, args = sized(card, pixels)
-    with taking(card, pixels):
-        model = build_card(card, zoo=zoo, pretrained=pretrained, **args, **model_args)
-        if pixels is not None:
-            probe(model, card.preprocess.input_size)
-    return card, model
+    return card, taking(card, pixels, lambda: build_card(card, zoo=zoo, pretrained=pretrained, **args, **model_args))
 
 
-@contextmanager
-def taking(card: BackboneCard, pixels: int | None) -> Generator[None]:
-    """Say so where a network refuses a size that was asked for."""
+def taking(card: BackboneCard, pixels: int | None, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network, and where a size was asked for, run one image of it.
+
+    Raises:
+        UsageError: it takes no images of that size.
+    """
+    if pixels is None:
+        return build()
     try:
-        yield
+        model = build()
+        probe(model, card.preprocess.input_size)
     except (AssertionError, RuntimeError, ValueError) as error:  # all that timm and torch raise
-        if pixels is None:
-            raise
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"{card.name or card.arch} takes no images of {pixels} pixels: {why}", "choose another --image-size"
         ) from error
+    return model
 
 
 def config_json(

@@ -47,17 +47,18 @@ def limit(model: nn.Module, parts: Sequence[Part], anatomy: Anatomy) -> None:
         size = anatomy.seen[anatomy.stem].x[2:]
         graft(model.get_submodule(anatomy.stem), "one_size", OneSize(size, " and ".join(placed)))
     mixed = [p.method for p in parts if not getattr(p.module, "INTERMEDIATES", True)]
-    if mixed and hasattr(model, _INTERMEDIATES):
+    if mixed and hasattr(model, _INTERMEDIATES) and _INTERMEDIATES not in model.__dict__:
         model.__dict__[_INTERMEDIATES] = partial(_refuse, " and ".join(mixed))
 
 
 def free(model: nn.Module) -> None:
     """Let a model again do what `limit` took from it."""
-    model.__dict__.pop(_INTERMEDIATES, None)
+    if getattr(model.__dict__.get(_INTERMEDIATES), "func", None) is _refuse:
+        del model.__dict__[_INTERMEDIATES]
 
 
 def _refuse(methods: str, *_: Any, **__: Any) -> NoReturn:
     raise UsageError(
-        f"{methods} puts tokens of its own between the blocks, so what they give is not the backbone's features alone",
+        f"{methods} puts something of its own between the blocks, so what they give is not the backbone's features alone",
         "call forward_features, fold the delta where it folds, or use a method such as lora",
     )

@@ -42,6 +42,14 @@ class Card:
     knobs: tuple[Knob, ...]
     path: str
 
+    @property
+    def verdict(self) -> str:
+        """`yes`, `no` or `when` (under a condition), of the sentence after "Folds:"."""
+        first = re.split(r"[\s,;:]+", self.folds.strip().lower())[0]
+        if first in ("", "no", "never", "not"):
+            return "no"
+        return "yes" if first in ("yes", "exactly", "always", "exact") else "when"
+
 
 def names(kind: Kind) -> list[str]:
     """The public names of a kind, sorted."""

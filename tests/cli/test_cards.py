@@ -1,12 +1,13 @@
 """methods, merges, losses and doctor."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 
 from vtzoo import registry
-from vtzoo_cli._cards import folds, readable
+from vtzoo_cli._cards import readable
 
 
 @pytest.mark.parametrize("kind", ["methods", "merges", "losses"])
@@ -43,7 +44,8 @@ def test_a_page(vtzoo) -> None:
 )
 def test_folds_in_one_word(text: str, word: str) -> None:
     """A docstring's sentence about folding becomes yes, no or when."""
-    assert folds(text) == word
+    card = replace(registry.card("methods", "lora"), folds=text)
+    assert card.verdict == word
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ def test_folds_in_one_word(text: str, word: str) -> None:
     [
         ("Annotated[int, BeforeValidator(knobs.whole), Field(ge=1)]", "int ≥ 1"),
         ("Annotated[float, Field(gt=0, allow_inf_nan=False)] | None", "float > 0 or None"),
+        ("Annotated[float, Field(ge=0, lt=1)]", "float ≥ 0 and < 1"),
         ("Literal['vector', 'tensor']", "vector or tensor"),
         ("tuple[str, ...]", "list of str"),
         ("bool", "bool"),

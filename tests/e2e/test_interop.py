@@ -127,9 +127,7 @@ def test_other_weights_are_noticed(zoo: Zoo, tmp_path: Path) -> None:
         import_peft(folder=tmp_path / "out", backbone="other", name="fashion/other", zoo=zoo)
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "third.safetensors")
     add_backbone(name="third", arch="test_resnet", weights=tmp_path / "third.safetensors", zoo=zoo)
-    with pytest.raises(
-        WrongBackbone, match=r"vtzoo\.json says it was made for tiny"
-    ):  # before its tensors find no place
+    with pytest.raises(WrongBackbone, match=r"vtzoo\.json says it was made for tiny"):
         import_peft(folder=tmp_path / "out", backbone="third", name="fashion/other", zoo=zoo)
 
 

@@ -1,5 +1,6 @@
 """The main job on tiny networks and real images: every verb after the other, from one zoo."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -82,10 +83,32 @@ def test_a_head_learns_at_the_probes_rate(zoo: Zoo, method: str, asked: dict[str
     assert (plan.recipe["lr"], plan.recipe["head_lr"]) == rates
 
 
+def test_a_fold_part_of_the_way_says_so(zoo: Zoo, tmp_path: Path) -> None:
+    """With a factor there is no delta to compare with, which the report says; config and entry keep the factor."""
+    half = fold_ref(ref="fashion/lora", out=tmp_path / "half", factor=0.5, name="fashion/half", zoo=zoo)
+    whole = fold_ref(ref="fashion/lora", out=tmp_path / "whole", name="fashion/whole", zoo=zoo)
+    assert half.report["factor"] == 0.5
+    assert "against the same weights before they were written" in half.report["verified_on"]
+    assert "factor" not in whole.report
+    assert "against" not in whole.report["verified_on"]
+    for name, out, kept in (("fashion/half", "half", {"factor": 0.5}), ("fashion/whole", "whole", {})):
+        lineage = zoo.resolve(name).facts["lineage"]
+        shown = json.loads((tmp_path / out / "config.json").read_text())["vtzoo"]
+        assert {k: v for k, v in lineage.items() if k == "factor"} == kept
+        assert {k: v for k, v in shown.items() if k == "factor"} == kept
+        assert shown["parents"] == lineage["parents"]
+        assert shown["method"] == "lora[rank=2]"
+
+
 def test_a_dry_run_does_not_search(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """noah trains a supernet of one step instead of those asked for, and says that the stack is an example."""
-    steps, said = [], []
-    monkeypatch.setattr(Supernet, "fit", lambda self, draw, x, y, count, seed: steps.append(count))
+    steps, said, fit = [], [], Supernet.fit
+
+    def counted(self, draw, x, y, count, seed):
+        steps.append(count)
+        fit(self, draw, x, y, count, seed)
+
+    monkeypatch.setattr(Supernet, "fit", counted)
     monkeypatch.setattr(talk, "say", said.append)
     train(backbone="tiny", data="vtzoo:emoji", method="noah[steps=70]+bitfit", name="new/one", zoo=zoo, dry_run=True)
     assert steps == [1]

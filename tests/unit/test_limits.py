@@ -64,6 +64,14 @@ def test_intermediates_with_foreign_tokens_are_refused(spec: str) -> None:
     assert detach(model).forward_intermediates(x)
 
 
+def test_a_function_of_ones_own_stays() -> None:
+    """Whoever has put a forward_intermediates of his own on a model finds it there after detach."""
+    model = families.build("vit")
+    model.forward_intermediates = own = lambda x: x
+    assert inject(model, "sa2vp").forward_intermediates is own
+    assert detach(model).forward_intermediates is own
+
+
 def test_intermediates_of_others_are_the_features() -> None:
     """With lora, the last of the intermediates are the features."""
     model, x = inject(families.build("vit"), "lora").eval(), families.batch("vit")

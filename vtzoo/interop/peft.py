@@ -46,7 +46,6 @@ class Read:
 
     pieces: list[Piece]
     head: Mapping[str, Tensor]
-    beside: Mapping[str, Any]
     peft_type: str
 
 
@@ -105,7 +104,7 @@ def load(folder: Path, anatomy: Anatomy) -> Read:
         raise ShapeMismatch(
             f"{folder / WEIGHTS} is no complete {peft_type} of this config: {error}", "fetch it again"
         ) from error
-    return Read(pieces=pieces, head=head, beside=beside(folder), peft_type=peft_type)
+    return Read(pieces=pieces, head=head, peft_type=peft_type)
 
 
 def beside(folder: Path) -> dict[str, Any]:

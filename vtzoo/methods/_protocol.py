@@ -21,12 +21,14 @@ A method that composes others has neither sites nor Graft, but
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import nn
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Graft
+from vtzoo.knobs import Part
 
 
 class Method(Protocol):
@@ -46,6 +48,15 @@ class Method(Protocol):
 def composes(method: Any) -> bool:
     """Whether a method finds a stack of others to put in its place."""
     return hasattr(method, "compose")
+
+
+def trial(part: Part, method: Any) -> Part:
+    """A part as whoever only wants to know whether it fits may ask for it: what composes a stack takes next to no time."""
+    return (
+        replace(part, knobs={**part.knobs, **{k: str(v) for k, v in method.TRIAL.items()}})
+        if composes(method)
+        else part
+    )
 
 
 def recipe(method: Any, family: str) -> Mapping[str, Any]:

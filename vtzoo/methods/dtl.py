@@ -10,7 +10,7 @@ Parameters: 2 * rank * channels per block; with fusion, fusion^2 * channels for 
 Departs from the paper: where channels or places change along the way (Swin, convolutional networks) h starts anew, as in
 the public code for Swin, with a fusion of its own; blocks that change the shape are passed over, and so are those whose h
 would reach no later block. Class and register tokens pass by the fusion, as in that code; DTL+ is refused where tokens
-don't lie row by row (Hiera) or come in any number (PVT, CAFormer), and then takes images of one size only. That code classifies by the mean of the patches; here
+don't lie row by row (Hiera) or come in any number (PVT, CAFormer), and where it is not, takes images of one size only. That code classifies by the mean of the patches; here
 the backbone's own pooling stays.
 """
 

@@ -43,7 +43,7 @@ class Config:
         tokens: input prompts per block.
         keys: key and value prompts per attention.
         share: one tensor is both keys and values.
-        segments: into which the channels of an input prompt are cut, one channel each at least.
+        segments: into which the channels of an input prompt are cut; no more than the widest block has channels.
         prune_tokens: fraction of the input prompts that is pruned; one stays at least.
         prune_segments: fraction of each input prompt's segments that is pruned; one stays at least.
         dropout: on the input prompts while training.

@@ -13,7 +13,7 @@ Departs from the paper: the loss on the prompts' own prediction is left out, as 
 code adds inside the net. The prompts have the backbone's class token, not one of their own. The
 attention has the block's heads (the code's has one head, as wide as the tokens), and at the border fewer places (the code pads
 with zeros, which take part). In a net of few blocks a third
-has two blocks at least, and the last block always gives to the image. Relied on: the paper's code (tommy-xq/SA2VP).
+has two blocks at least, and the last block always gives to the image. Images have one size. Relied on: the paper's code (tommy-xq/SA2VP).
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ Parameters: with D width, a = ratio * D, e = D // 4, w = conv, n groups: attenti
 Departs from the paper: the backbone stays frozen; attention is plain, all queries to all keys, not deformable; group and
 layer norms in place of synchronised batch norms, since a delta owns no statistics; class and register tokens stay, and
 neither inject nor extract; maps are brought to the grid of patches where these aren't 16 pixels wide; one width and one
-grid are asked for, so hierarchical transformers are refused. Widths, groups of blocks and starts after the public code.
+grid are asked for, so hierarchical transformers and images of another size are refused. Widths, groups of blocks and starts after the public code.
 """
 
 import math

@@ -22,7 +22,6 @@ from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
 from vtzoo.losses._outputs import Outputs
-from vtzoo.probing import probe
 from vtzoo.recipe import Recipe
 from vtzoo.results import Distilled
 from vtzoo.score import brief, logits_of, measure
@@ -144,15 +143,11 @@ def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.
     start = "pretrained" if pretrained else "random"
     talk.say(f"student {part.name} starts from {start} weights")
     if not pretrained:
-        with taking(card, side):
-            model = create(card.arch, pretrained=False, num_classes=classes, **args)
-            probe(model, card.preprocess.input_size)
+        model = taking(card, side, lambda: create(card.arch, pretrained=False, num_classes=classes, **args))
         shape = replace(card.preprocess, crop_pct=1.0, crop_mode="center")
         made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=shape, head=head_names(model))
         return model.requires_grad_(), made, start
-    with taking(card, side):
-        model = _pretrained(card, args, zoo, classes)
-        probe(model, card.preprocess.input_size)
+    model = taking(card, side, lambda: _pretrained(card, args, zoo, classes))
     return model.requires_grad_(), replace(card, model_args=args), start
 
 

@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -19,9 +20,6 @@ from vtzoo.folding import Folded as LazyFolded
 from vtzoo.results import Folded
 from vtzoo.tensors import write
 from vtzoo.zoo import Zoo
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PROBES = 4
@@ -69,34 +67,27 @@ def fold_ref(
     live = go_live(artifact, chosen)
     if factor != 1.0:
         live = replace(live, model=plain_model(delta, folded, len(live.task.classes) if live.task else 0))
+    lineage = {"verb": "fold", "parents": [f"sha256:{artifact.digest}"]} | ({} if factor == 1.0 else {"factor": factor})
     with atomic_dir(Path(out)) as folder:
-        _write(folder, folded, delta, live, dtype, artifact.digest, factor)
+        _write(folder, folded, delta, live, dtype, lineage)
         report = _verify(folder, live, tolerance, dtype)
     report["tensors"] = len(folded.changed)
     if factor != 1.0:
-        report |= {
-            "factor": factor,
-            "compared_with": "the same weights before they were written: no delta stands there",
-        }
+        report["factor"] = factor  # no delta stands there to compare with
+        report["verified_on"] += ", against the same weights before they were written"
     if name:
-        _keep(zoo, name, Path(out), delta, live, report, artifact.digest, factor)
+        _keep(zoo, name, Path(out), delta, live, report, lineage)
     talk.say(f"folded into {out}: largest relative difference {report['max_rel']:.1e}")
     return Folded(ref=name or artifact.ref, path=str(out), report=report)
 
 
-def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: str, digest: str, factor: float) -> None:
+def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: str, lineage: Mapping[str, Any]) -> None:
     write(folder / WEIGHTS, folded, {"format": "pt"}, DTYPES[dtype])
     classes = live.task.classes if live.task else ()
     card = replace(live.card, preprocess=live.preprocess)
     config = config_json(live.model, card, classes, folded.all_args)
-    lineage: Mapping[str, Any] = {
-        "verb": "fold",
-        "parents": [f"sha256:{digest}"],
-        "method": delta.method,
-        "backbone": delta.backbone.name,
-        **({} if factor == 1.0 else {"factor": factor}),
-    }
-    config["vtzoo"] = {**lineage, "tasks": [live.task.name] if live.task else []}
+    made = {"method": delta.method, "backbone": delta.backbone.name, "tasks": [live.task.name] if live.task else []}
+    config["vtzoo"] = {**lineage, **made}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -128,12 +119,11 @@ def _verify(folder: Path, live: Live, tolerance: float | None, dtype: str) -> di
 
 
 def _keep(
-    zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict[str, Any], digest: str, factor: float
+    zoo: Zoo, name: str, out: Path, delta: Delta, live: Live, report: dict[str, Any], lineage: Mapping[str, Any]
 ) -> None:
     files = {n: zoo.add_object(out / n) for n in (WEIGHTS, CONFIG)}
     size = sum((out / n).stat().st_size for n in files)
     tasks = [live.task.name] if live.task else []
-    lineage = {"verb": "fold", "parents": [f"sha256:{digest}"]} | ({} if factor == 1.0 else {"factor": factor})
     zoo.put(
         "models",
         name,
@@ -144,6 +134,6 @@ def _keep(
             "arch": delta.backbone.arch,
             "tasks": tasks,
             "metrics": {"max_rel": report["max_rel"]},
-            "lineage": lineage,
+            "lineage": dict(lineage),
         },
     )

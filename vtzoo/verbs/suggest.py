@@ -110,8 +110,8 @@ def _row(net: _Net, name: str) -> dict[str, Any]:
     """
     default, plan, spec = _largest(net, name)
     foldable, why = folds(plan, net.model)
-    sentence = registry.card("methods", name).folds
-    conditional = not sentence.lower().startswith(("no", "exactly", "yes"))
+    card = registry.card("methods", name)
+    conditional = card.verdict == "when"
     inject(net.model, spec, batches=net.batches)
     try:
         memory = memory_bytes(net.model.train(), net.size, net.batch_size)
@@ -126,7 +126,7 @@ def _row(net: _Net, name: str) -> dict[str, Any]:
         "share": plan.params / net.numbers,
         "default_parameters": default,
         "folds": "yes" if foldable else "when" if conditional else "no",
-        "about_folding": sentence if foldable or conditional else why,
+        "about_folding": card.folds if foldable or conditional else why,
         "memory_bytes": memory,
         "file_bytes": plan.file_bytes,
     }

@@ -26,7 +26,7 @@ from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
 from vtzoo.graft import rates, undecayed
 from vtzoo.identity import CARD
 from vtzoo.live import extract, head_state, inject, installed, trainable
-from vtzoo.methods._protocol import composes
+from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.recipe import Recipe
 from vtzoo.results import Trained
@@ -89,7 +89,7 @@ def train(
         head,
         resume=resume,
         skip_bad=skip_bad,
-        trial=dry_run,
+        dry_run=dry_run,
     )
     params = sum(p.numel() for p in trainable(job.model).values())
     shown = asdict(job.recipe)
@@ -122,9 +122,9 @@ def _prepare(
     *,
     resume: bool,
     skip_bad: bool,
-    trial: bool,
+    dry_run: bool,
 ) -> _Job:
-    """All that can be refused before a step is taken; in a trial what searches takes the shortest of its searches."""
+    """All that can be refused before a step is taken; in a dry run what searches takes the shortest of its searches."""
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
     parts = [(p, registry.load("methods", p.name)) for p in knobs.parse(spec)]
@@ -146,7 +146,7 @@ def _prepare(
     made = _composed(checkpoint_path(zoo.root, name, "delta")) if resume else ""
     if any(composes(m) for _, m in parts) and not made:
         model.to(accelerator(asked).device)  # it is trained on before there is a delta
-    inject(model, made or (_tried(parts) if trial else spec), seed=asked.seed, batches=few)
+    inject(model, made or (_tried(parts) if dry_run else spec), seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
@@ -156,13 +156,10 @@ def _prepare(
 
 def _tried(parts: Sequence[tuple[knobs.Part, Any]]) -> str:
     """The spec for a dry run, in which what composes a stack draws one instead of searching."""
-    found: list[str] = []
     for part, module in parts:
         if composes(module):
             talk.say(f"{part.name} searches when it trains; what is said here is of a stack that it might find")
-            part = replace(part, knobs={**part.knobs, **{k: str(v) for k, v in module.TRIAL.items()}})  # noqa: PLW2901
-        found.append(str(part))
-    return "+".join(found)
+    return "+".join(str(trial(part, module)) for part, module in parts)
 
 
 def _composed(checkpoint: Path) -> str:

@@ -40,7 +40,6 @@ def keep(
     lineage: Mapping[str, Any],
 ) -> Result:
     """Put the pieces together, run them on the backbone once, and keep the delta."""
-    check_beside(beside, card)
     own = _task(name, head, card, task, classes, beside) if head else None
     facts = {k: beside.get(k) or {} for k in ("metrics", "recipe")}
     delta = assemble(pieces, head, Origin(card=card, task=own, lineage=lineage, **facts))

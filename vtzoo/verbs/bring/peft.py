@@ -31,10 +31,11 @@ def import_peft(
     zoo, folder = zoo or Zoo.find(), Path(folder)
     zoo.check_free("deltas", name)
     _, card, anatomy = bare(backbone, zoo)
-    check_beside(peft.beside(folder), card)  # first: on another backbone its tensors find no place
+    beside = peft.beside(folder)
+    check_beside(beside, card)  # first: on another backbone its tensors find no place
     read = peft.load(folder, anatomy)
     digest = f"sha256:{sha256(folder / peft.WEIGHTS)}"
     lineage = {"verb": "import", "format": "peft", "peft_type": read.peft_type, "parents": [digest]}
     return keep(
-        zoo, name, read.pieces, read.head, card, task=task, classes=classes, beside=read.beside, lineage=lineage,
+        zoo, name, read.pieces, read.head, card, task=task, classes=classes, beside=beside, lineage=lineage,
     )  # fmt: skip
