@@ -55,7 +55,9 @@ IMAGES, EPOCHS, SEEDS, STEPS, BATCH = 500, 8, 3, 12, 32
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 KEPT = FOLDER / "methods.json"
 SWEPT = "linear, swept"
-HEAD = ("method", "backbone", "task", "top-1", "by seed", "over linear", "trained numbers", "file, kB", "step / linear's", "peak memory, MB", "fold error")  # fmt: skip
+WORDS = {"GROUP", "PAPER", "INTERMEDIATES"}
+"""Constants of a method's file on which no result depends."""
+HEAD = ("method", "backbone", "task", "top-1", "by seed", "over linear", "trained numbers", "file, kB", "precision", "step / linear's", "peak memory, MB", "fold error")  # fmt: skip
 
 
 def cell(method: str, backbone: str, data: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
@@ -190,8 +192,15 @@ def source(method: str) -> str:
         if isinstance(node, ast.Raise):  # a refusal's words
             node.exc = node.cause = None
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+            node.body = [n for n in node.body if not _says(n)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
+def _says(node: ast.stmt) -> bool:
+    """A docstring, or a constant of `WORDS`."""
+    if isinstance(node, ast.Assign):
+        return {ast.unparse(t) for t in node.targets} <= WORDS
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def cells(asked: argparse.Namespace) -> list[tuple[str, str, str, int]]:
@@ -275,14 +284,15 @@ def row(groups: dict[tuple[str, ...], dict[int, dict[str, Any]]], key: tuple[str
     if method == SWEPT:
         runs = runs[0].get("heads", runs)
     if failed := next((r["failed"] for r in runs if "failed" in r), None):
-        return (method, backbone, task, "failed: " + failed.strip().splitlines()[-1], *[""] * 7)
+        return (method, backbone, task, "failed: " + failed.strip().splitlines()[-1], *[""] * 8)
     scores, first = [r["test"] for r in runs], runs[0]
     probe = [r["test"] for r in groups.get((how, "linear", backbone, task), {}).values() if "test" in r]
     over = f"{100 * (statistics.fmean(scores) - statistics.fmean(probe)):+.1f}" if probe else ""
     fold = first.get("fold_error")
+    precision = " ".join(sorted({r["machine"].rpartition(", ")[2] for r in groups[key].values()}))
     return (
         method, backbone, task, f"{statistics.fmean(scores):.3f}", " ".join(f"{s:.3f}" for s in scores), over,
-        f"{first['params']:,}", f"{first['bytes'] / 1000:.1f}" if "bytes" in first else "",
+        f"{first['params']:,}", f"{first['bytes'] / 1000:.1f}" if "bytes" in first else "", precision,
         f"{first['step_ratio']:.2f}" if "step_ratio" in first else "",
         f"{first['peak_mb']:.0f}" if "peak_mb" in first else "", "" if fold is None else f"{fold:.0e}",
     )  # fmt: skip

@@ -32,6 +32,14 @@ def facts(card: "Card", kind: "Kind") -> dict[str, Any]:
         "knobs": [{"name": k.name, "type": readable(k.type), "default": k.default} for k in card.knobs],
         "doc": card.doc,
     }
+    if kind == "merges":
+        own = card.constants
+        return {
+            **common,
+            "stage": own.get("STAGE", "merge"),
+            "symmetric": own["SYMMETRIC"],
+            "needs": own.get("NEEDS", "nothing"),
+        }
     if kind != "methods":
         return common
     return {**common, "group": card.group, "folds": card.verdict, "families": families().get(card.name, [])}
@@ -81,6 +89,11 @@ def families() -> dict[str, list[str]]:
 
 def table(found: list[dict[str, Any]]) -> list[Block]:
     """All of a kind, one a row."""
+    if found and "stage" in found[0]:
+        rows = [
+            (c["name"], c["stage"], c["needs"], "yes" if c["symmetric"] else "no", c["paper"], what(c)) for c in found
+        ]
+        return [Table(("name", "stage", "needs", "symmetric", "paper", "what it is"), rows)]
     if not found or "group" not in found[0]:
         return [Table(("name", "paper", "what it is"), [(c["name"], c["paper"], what(c)) for c in found])]
     rows = [(c["name"], c["group"], c["folds"], c["paper"], what(c)) for c in found]
@@ -90,7 +103,7 @@ def table(found: list[dict[str, Any]]) -> list[Block]:
 def page(card: dict[str, Any]) -> list[Block]:
     """One's whole documentation and its knobs."""
     blocks: list[Block] = [Line(card["doc"]), Line("")]
-    blocks += [Line(f"{key}: {card[key]}") for key in ("group", "paper", "folds") if card.get(key)]
+    blocks += [Line(f"{key}: {card[key]}") for key in ("group", "stage", "needs", "paper", "folds") if card.get(key)]
     if card.get("families"):
         blocks.append(Line(f"tested on: {', '.join(card['families'])}"))
     rows = [(k["name"], k["default"] or "(required)", k["type"]) for k in card["knobs"]]

@@ -23,7 +23,7 @@ from vtzoo.spec import plain
 
 QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v", "to_qkv", "in_proj"}
 NUMBERED = re.compile(r"b?\d+")
-POSITION = re.compile(r"(^|\.)(attn|attention)\..*mlp")  # Swin V2's cpb_mlp and its like
+POSITION = re.compile(r"\.(cpb_mlp|meta_mlp|rel_pos\.mlp)(\.|$)")  # Swin V2's, its two authors', and MaxViT's and ViT's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,7 +236,7 @@ class Anatomy:
 
         Roles: auto (the blocks' linears; without any, their dense convolutions; without blocks, all past the stem), linear, conv,
         norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample; what computes relative positions in an attention
-        has the one role position.
+        has the role position, and beside it blocks alone.
 
         Raises:
             UsageError: a target names nothing here.
@@ -258,9 +258,9 @@ class Anatomy:
         """The words by which a site can be targeted beside its name."""
         parent = site.name.rpartition(".")[0].rpartition(".")[2]
         found = {site.kind}
+        found |= {"blocks"} if any(site.name.startswith(b.name + ".") for b in self.blocks) else set()
         if POSITION.search(site.name):
             return found | {"position"}
-        found |= {"blocks"} if any(site.name.startswith(b.name + ".") for b in self.blocks) else set()
         found |= {"attention"} if "attn" in parent or "attention" in parent else set()
         found |= {"mlp"} if "mlp" in parent or site.last in ("fc1", "fc2", "fc1_g", "fc1_x") else set()
         found |= {"qkv"} if site.last in QKV else set()
@@ -281,7 +281,8 @@ class Anatomy:
 
     def _near(self, site: Site) -> bool:
         """In a block; on a backbone whose blocks aren't numbered (RegNet), anywhere past the stem."""
-        return "blocks" in self.roles(site) if self.blocks else site.name != self.stem
+        roles = self.roles(site)
+        return "position" not in roles and ("blocks" in roles if self.blocks else site.name != self.stem)
 
     def _linear(self, name: str, m: nn.Linear) -> Site:
         fused = {"fused": 3} if name.endswith("qkv") and m.out_features % 3 == 0 else {}

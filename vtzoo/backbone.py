@@ -154,6 +154,8 @@ def create(arch: str, **args: Any) -> nn.Module:
 
 def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[str, Any]]:
     """The card at another input size, and the timm arguments that this needs."""
+    if pixels is not None and pixels < 1:
+        raise UsageError(f"there are no images of {pixels} pixels", "choose another --image-size")
     if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
         return card, {}
     config = get_pretrained_cfg(card.arch)

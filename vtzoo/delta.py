@@ -96,9 +96,12 @@ class Delta:
                 f"{path}: the delta's header lacks or garbles {error}", "make the delta again, or fetch it again"
             ) from error
 
-    def save(self, path: str | Path) -> str:
-        """Write the file atomically; the same tensors and facts give the same bytes. Returns its sha256."""
-        return write(Path(path), self.tensors, {"vtzoo": json.dumps(self.header(), sort_keys=True)})
+    def save(self, path: str | Path, *, workers: int = 1) -> str:
+        """Write the file atomically; the same tensors and facts give the same bytes. Returns its sha256.
+
+        `workers` tensors are computed at once, where the tensors are lazy.
+        """
+        return write(Path(path), self.tensors, {"vtzoo": json.dumps(self.header(), sort_keys=True)}, workers=workers)
 
     def header(self) -> dict[str, Any]:
         """The JSON document of the file."""

@@ -33,9 +33,10 @@ def fingerprint(tensors: Mapping[str, Tensor], head: tuple[str, ...] = ()) -> st
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """The backbone's own tensors of a live model: no head, no grafts."""
-    skip = set(tensors_of(model))
+    skip = {id(t) for t in tensors_of(model).values()}  # a module of several names carries its grafts under each
     inside = tuple(h + "." for h in head_names(model))
-    return {k: v for k, v in model.state_dict().items() if k not in skip and not (inside and k.startswith(inside))}
+    own = {k: v for k, v in model.state_dict(keep_vars=True).items() if id(v) not in skip}
+    return {k: v.detach() for k, v in own.items() if not (inside and k.startswith(inside))}
 
 
 def fingerprint_of(model: nn.Module) -> str:

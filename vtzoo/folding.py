@@ -20,6 +20,7 @@ from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
 from vtzoo.tensors import Lazy, dtype_of, prefixed, shape_of, working
+from vtzoo.tied import further
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Map
         prefix = f"{site.key(part.graft)}."
         for name in child.edits:
             makers[site.key(name)] = _maker(module, site, config, name, tensors, prefix, base, root, common)
+    makers |= {n: makers[first] for first, more in further(part.sites).items() if first in makers for n in more}
     return Folded(base, makers)
 
 
@@ -249,7 +251,7 @@ def _touched(ground: Folded, folded: Folded) -> set[str]:
 
 
 def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
-    """Folded minus base, per tensor, computed when asked for; only the names that the delta touches.
+    """Folded minus base, per tensor, computed when asked for; only the names that the delta touches, each tensor under its first.
 
     Raises:
         NotFoldable: a part does not fold, or its fold changes the architecture, so that there is no difference to take.
@@ -261,7 +263,7 @@ def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
             f"{delta.method} changes the architecture when folded ({', '.join(folded.all_args)}), so it has no task vector",
             "merge deltas that keep the backbone's shapes",
         )
-    names = _touched(ground, folded)
+    names = _touched(ground, folded) - {n for p in delta.parts for more in further(p.sites).values() for n in more}
 
     def difference(name: str) -> Tensor:
         after, before = folded[name], ground[name]

@@ -34,6 +34,7 @@ from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
 from vtzoo.tensors import fill
+from vtzoo.tied import aliases, tied
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,9 +87,9 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     wanted = [_configured(p) for p in knobs.parse(spec)]
     _one_head(model, wanted)
     anatomy = survey(model, rate=None if batches is None else lambda: scores(model, batches), batches=batches)
-    parts: list[Part] = []
+    parts, shared = list[Part](), aliases(model)
     for name, module, config in wanted:
-        sites = tuple(module.sites(anatomy, config))
+        sites = tied(module.sites(anatomy, config), shared)
         if not sites and module.GROUP != "fine-tuning/head":
             raise UsageError(
                 f"{name} has found no place to act in this {type(model).__name__}", "name layers in targets=…"

@@ -6,24 +6,29 @@ runs the algorithm in float32 and gives base + merged. Nothing is kept. Heads tr
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from vtzoo import __version__, knobs, registry
+from vtzoo import __version__
 from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import Conflict, NotFoldable
 from vtzoo.folding import Folded, check_base, grounded, task_vector
+from vtzoo.merges._chain import algorithm, checks, steps, written
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
-from vtzoo.merges._whole import Vectors, Whole
-from vtzoo.tensors import Lazy, dtype_of, shape_of, working
+from vtzoo.merges._whole import Whole
+from vtzoo.tensors import Lazy, dtype_of, one_thread, shape_of, working
+from vtzoo.tied import further, tied
 
 FULL = "full"
+WORKERS = 2
+"""How many tensors are computed at once when a merge is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +37,12 @@ class Plan:
 
     Attributes:
         deltas: in the user's order.
-        spec: the algorithm as written.
+        spec: the algorithm as written, or with the merge that it implies.
         coef: one weight per delta.
         layers: factors by tensor name, as written.
         whole: the task vectors.
         ground: the backbone's tensors at the deltas' input size.
-        algorithm: gives one tensor of the merged task vector.
+        algorithm: gives one tensor of the merged task vector by its name.
         factors: of the tensors whose merged value is scaled.
         statistics: tensors that are running statistics of a norm, not weights.
     """
@@ -48,23 +53,28 @@ class Plan:
     layers: str
     whole: Whole
     ground: Folded
-    algorithm: Callable[[Vectors], Tensor]
+    algorithm: Callable[[str], Tensor]
     factors: Mapping[str, float]
     statistics: frozenset[str]
 
     @torch.no_grad()
+    @one_thread()
     def tensor(self, name: str) -> Tensor:
         """One tensor of the merged backbone: base + factor * algorithm(task vectors).
 
         Running statistics are no directions in weight space, and a variance must not turn negative: whatever the
         algorithm, they become the mean over the tasks by size of weight, and a factor stays within [0, 1].
+
+        Computed in one thread, since more would round matrix products differently; `Delta.save` computes several tensors
+        at once.
         """
-        vectors, factor = self.whole.at(name), self.factors.get(name, 1.0)
+        factor = self.factors.get(name, 1.0)
         if name in self.statistics:
             total = sum(abs(w) for w in self.coef)
-            merged, factor = vectors.sum([abs(w) / total for w in self.coef]), min(max(factor, 0.0), 1.0)
+            merged = self.whole.at(name).sum([abs(w) / total for w in self.coef])
+            factor = min(max(factor, 0.0), 1.0)
         else:
-            merged = self.algorithm(vectors)
+            merged = self.algorithm(name)
         if factor != 1:
             merged = merged.mul_(factor)
         base = self.ground[name]
@@ -86,7 +96,7 @@ def merge(
 
     Args:
         deltas: of one backbone and one input size; their methods may differ, each must fold.
-        method: an algorithm with its knobs, such as "ties[density=0.2]".
+        method: an algorithm with its knobs, alone or with steps around it: "ties[density=0.2]", "dare+ties+svc".
         base: the backbone's tensors, timm-named; may be lazy.
         coef: one weight per delta, all 1 by default; what they mean is the algorithm's.
         layers: factors on the merged task vector by tensor name, such as "blocks.0-5:0.3" (see `factors_of`).
@@ -119,11 +129,9 @@ def plan(
     layers: str | None = None,
 ) -> Plan:
     """Refuse what `merge` refuses (see there); tensors are read last, and only those that two deltas must share."""
-    deltas, part = tuple(deltas), knobs.one(method)
-    module = registry.load("merges", part.name)
-    function = getattr(module, part.name.replace("-", "_"))
-    chosen: Any = knobs.decode(function, part.knobs, part.name)
-    weights = weights_of(coef, len(deltas), getattr(module, "check", None))
+    deltas, chain = tuple(deltas), steps(method)
+    weights = weights_of(coef, len(deltas))
+    checks(chain, weights)
     same_backbone(deltas)
     _head_parts(deltas)
     base, labels = _Latest(base), [label(i, d) for i, d in enumerate(deltas)]
@@ -131,17 +139,20 @@ def plan(
         complete(delta, who, grounded(base, delta))
     vectors, ground = [task_vector(base, d) for d in deltas], grounded(base, deltas[0])
     shapes = {n: ground.shape(n) for n in sorted({n for v in vectors for n in v})}
-    order = _order(deltas) if module.SYMMETRIC else ()
     factors, statistics = factors_of(layers, list(shapes)), _statistics(deltas)
     equal_values(deltas)
+    whole = Whole(
+        vectors, weights, shapes, labels=labels, keys=_keys(deltas), aside=statistics, ground=ground,
+        order=_order(deltas) if all(s.module.SYMMETRIC for s in chain) else (),
+    )  # fmt: skip
     return Plan(
         deltas=deltas,
-        spec=str(part),
+        spec=written(chain),
         coef=weights,
         layers=layers or "",
-        whole=Whole(vectors, weights, shapes, order=order, labels=labels, aside=statistics),
+        whole=whole,
         ground=ground,
-        algorithm=lambda v: function(v, **chosen),
+        algorithm=algorithm(chain, whole),
         factors=factors,
         statistics=statistics,
     )
@@ -149,7 +160,8 @@ def plan(
 
 def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
     """The merged delta of a plan, lazily: replacement tensors, every head, the resized tensors."""
-    sites = _sites(plan.whole.shapes, plan.statistics)
+    others = {n: more for d in plan.deltas for p in d.parts for n, more in further(p.sites).items()}
+    sites = tied(_sites(plan.whole.shapes, plan.statistics), others)
     makers: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -164,7 +176,7 @@ def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
                 makers[name], shapes[name] = (lambda d=delta, n=name: d.tensors[n]), shape_of(delta.tensors, name)
     return Delta(
         method=plan.spec,
-        parts=(Part(method=FULL, graft=FULL, sites=tuple(sites)), *_head_parts(plan.deltas)),
+        parts=(Part(method=FULL, graft=FULL, sites=sites), *_head_parts(plan.deltas)),
         backbone=plan.deltas[0].backbone,
         tensors=Lazy(makers, shapes, dtypes),
         tasks=tuple({t.name: t for d in plan.deltas for t in d.tasks}.values()),
@@ -197,16 +209,14 @@ def renamed(delta: Delta, old: str, new: str) -> Delta:
 
 
 class _Latest(Lazy):
-    """A mapping that remembers the last tensor it gave: all task vectors of one name start from it."""
+    """A mapping that remembers the last tensors it gave, one per worker: all task vectors of one name start from it."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__({n: (lambda n=n: tensors[n]) for n in tensors}, {})
-        self._tensors, self._last = tensors, ("", torch.empty(0))
+        self._tensors, self._get = tensors, lru_cache(maxsize=WORKERS)(tensors.__getitem__)
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._last[0] != name:
-            self._last = (name, super().__getitem__(name))
-        return self._last[1]
+        return self._get(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
@@ -236,6 +246,16 @@ def _head_parts(deltas: Sequence[Delta]) -> tuple[Part, ...]:
 def _order(deltas: Sequence[Delta]) -> list[int]:
     """An order that isn't the user's, so that a symmetric merge gives the same bits whatever order that is."""
     return sorted(range(len(deltas)), key=lambda i: json.dumps(deltas[i].header(), sort_keys=True))
+
+
+def _keys(deltas: Sequence[Delta]) -> list[str]:
+    """Each delta's tasks, and a number where several have the same: what tells task vectors apart in any order."""
+    names = [",".join(t.name for t in d.tasks) or d.method for d in deltas]
+    found, seen = dict[int, str](), Counter[str]()
+    for i in _order(deltas):
+        found[i] = f"{names[i]}#{seen[names[i]]}"
+        seen[names[i]] += 1
+    return [found[i] for i in range(len(deltas))]
 
 
 def _statistics(deltas: Sequence[Delta]) -> frozenset[str]:

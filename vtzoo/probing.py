@@ -12,7 +12,7 @@ def input_size(model: nn.Module, most: int | None = 96) -> tuple[int, int, int]:
     """The size in pixels [channels, height, width] that a probe should have; `most` caps it where any size will do."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     channels, height, width = tuple(config.get("input_size") or (3, 224, 224))
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), channels)
+    channels = _channels(model, config.get("first_conv"), channels)
     sized = (getattr(m, "img_size", None) for m in model.modules())  # a patch embedding's, often
     fixed: Any = next((s for s in sized if s is not None), None)
     grid: Any = getattr(model, "tokens_spatial_shape", None)  # Hiera's
@@ -25,14 +25,32 @@ def input_size(model: nn.Module, most: int | None = 96) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def _channels(model: nn.Module, first: Any, usual: int) -> int:
+    """How many channels the convolution takes that sees the pixels; `first` is what timm calls it, and empty where it is none."""
+    convs = {n: m.in_channels for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    named = [first] if isinstance(first, str) else first
+    if named is None:
+        return next(iter(convs.values()), usual)
+    return next((convs[n] for n in named if n in convs), usual)
+
+
 @torch.no_grad()
 def probe(model: nn.Module, size: tuple[int, int, int] | None = None) -> Tensor:
     """One forward of one random image in eval mode; the model's modes stay as they were."""
     like = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, *(size or input_size(model)), generator=generator).to(like.device, like.dtype)
-    with evaluating(model):
+
+    def run(size: tuple[int, int, int]) -> Tensor:
+        x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
         return model(x)
+
+    small, own = input_size(model), input_size(model, most=None)
+    with evaluating(model):
+        if size is not None or small == own:
+            return run(size or own)
+        try:
+            return run(small)
+        except (AssertionError, RuntimeError, ValueError):  # some take their own size, or multiples of a larger one
+            return run(own)
 
 
 @contextmanager

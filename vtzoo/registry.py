@@ -8,12 +8,13 @@ import ast
 import importlib
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from vtzoo.errors import NotFound, did_you_mean
 
@@ -31,7 +32,7 @@ class Knob:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a method, merge or loss says about itself without being run."""
+    """What a method, merge or loss says about itself without being run; `constants` are the module's own literals."""
 
     name: str
     summary: str
@@ -41,11 +42,12 @@ class Card:
     folds: str
     knobs: tuple[Knob, ...]
     path: str
+    constants: Mapping[str, Any]
 
     @property
     def verdict(self) -> str:
         """`yes`, `no` or `when` (under a condition), of the sentence after "Folds:"."""
-        first = re.split(r"[\s,;:]+", self.folds.strip().lower())[0]
+        first = re.split(r"[\s,;:.]+", self.folds.strip().lower())[0]
         if first in ("", "no", "never", "not"):
             return "no"
         return "yes" if first in ("yes", "exactly", "always", "exact") else "when"
@@ -121,6 +123,7 @@ def _read(name: str, path: Path) -> Card:
         folds=" ".join(folds[1].split()) if folds else "",
         knobs=tuple(_knobs(tree, name)),
         path=str(path),
+        constants=constants,
     )
 
 

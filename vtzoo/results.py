@@ -14,12 +14,17 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained(Result):
-    """A delta made: metrics by split, the resolved recipe, trainable parameters, digest."""
+    """A delta made: metrics by split, the resolved recipe, trainable parameters, digest, and the stack of methods that it is.
+
+    A dry run of a method that searches has an example of what it might find: `example`.
+    """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     params: int = 0
     digest: str = ""
+    method: str = ""
+    example: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,9 @@
 """Tensors by name, read when needed: safetensors files, lazy mappings, and a deterministic streaming writer."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,10 +119,25 @@ def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
     )
 
 
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Compute in one thread: the same bits whatever the number of threads that torch would take."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def write(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None
-) -> str:
-    """Write safetensors atomically, one tensor in memory at a time; equal content gives equal bytes.
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None = None,
+    workers: int = 1,
+) -> str:  # fmt: skip
+    """Write safetensors atomically, `workers` tensors in memory at a time; equal content gives equal bytes.
 
     Args:
         path: where; it appears only when complete.
@@ -127,6 +145,7 @@ def write(
             by name, so that every tensor lies at a multiple of its own width, as readers that map the file want it.
         metadata: the header's string map; written with sorted keys.
         dtype: None keeps each tensor's own.
+        workers: how many tensors are computed at once, each in one thread where there is more than one.
 
     Returns:
         The file's sha256, 64 hex digits.
@@ -138,9 +157,24 @@ def write(
     kinds = _kinds(tensors, dtype)
     with files.atomic_write(path) as out:
         out.write(files.safetensors_header([(n, *kind) for n, kind in kinds.items()], metadata))
-        for name, (code, shape) in kinds.items():
-            _put(out, name, tensors[name], code, shape)
+        for (name, (code, shape)), tensor in zip(kinds.items(), _computed(tensors, list(kinds), workers), strict=True):
+            _put(out, name, tensor, code, shape)
     return files.sha256(path)
+
+
+def _computed(tensors: Mapping[str, Tensor], names: Sequence[str], workers: int) -> Iterator[Tensor]:
+    """The tensors in order, each computed when a worker is free, and none before it is nearly its turn."""
+    if workers < 2:
+        yield from (tensors[n] for n in names)
+        return
+    with one_thread(), ThreadPoolExecutor(workers) as pool:
+        waiting = deque[Future[Tensor]]()
+        for name in names:
+            waiting.append(pool.submit(tensors.__getitem__, name))
+            if len(waiting) == workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _kinds(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, tuple[str, tuple[int, ...]]]:

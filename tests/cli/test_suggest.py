@@ -69,6 +69,12 @@ def test_every_method_is_told_of(found: dict) -> None:
         assert row["memory_bytes"] >= 4 * found["backbone_parameters"] + 16 * row["parameters"]
 
 
+def test_branches_that_start_at_zero_are_no_obstacle(nets: Zoo) -> None:
+    """The last norm of a ResNet's branch starts at zero and lets no gradient through: entries are counted as if it did."""
+    rows = {r["name"]: r for r in suggest(backbone="tiny-cnn", budget=800, zoo=nets).report["fits"]}
+    assert (rows["spt"]["spec"], rows["spt"]["parameters"]) == ("spt[budget=800]", 800)
+
+
 def test_what_folds_stands_first(found: dict) -> None:
     """The order is: what folds before what doesn't, then the larger before the smaller; what folds was measured elsewhere."""
     order = [("yes", "when", "no").index(r["folds"]) for r in found["fits"]]

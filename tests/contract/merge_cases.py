@@ -6,23 +6,32 @@ import torch
 from torch import Tensor
 
 from tests import families
-from vtzoo import registry
+from vtzoo import knobs, registry
 from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
 from vtzoo.fingerprint import base_state, fingerprint
 from vtzoo.graft import tensors_of
 from vtzoo.live import extract, head_state, inject
+from vtzoo.merges._chain import steps
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import Lazy
 
 MERGES = registry.names("merges")
 SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
+NEUTRAL = [m for m in MERGES if getattr(registry.load("merges", m), "NEUTRAL", True)]
+CHAINS = ("dare+ties", "knots+dare+ties", "core+ties", "ties+svc", "task-arithmetic+svc+lines", "della+knots+sce+lines")
+"""Specs of several steps, beside the registry's own."""
 
 
 def neutral(merge: str) -> str:
-    """The spec with density and scale at 1."""
-    knobs = [k.name for k in registry.card("merges", merge).knobs if k.name in ("density", "scale")]
-    return f"{merge}[{','.join(f'{k}=1' for k in knobs)}]" if knobs else merge
+    """The spec, with the merge that it implies, and density and scale at 1."""
+    parts = [knobs.Part(s.part.name, {k: "1" for k in s.knobs if k in ("density", "scale")}) for s in steps(merge)]
+    return "+".join(map(str, parts))
+
+
+def some(merge: str, deltas: list[Delta]) -> list[Delta]:
+    """As many of the deltas as the merge takes."""
+    return deltas[: getattr(registry.load("merges", knobs.parse(merge)[0].name), "TASKS", len(deltas))]
 
 
 @cache

@@ -120,7 +120,7 @@ def test_wrong_coefficients_and_layers_are_refused_unread(merge, facts):
         ("ties[scope=layer]", UsageError, "scope"),
         ("task-arithmetic[scale=much]", UsageError, "scale"),
         ("linear[scale=1]", UsageError, "scale"),
-        ("ties+linear", UsageError, "names 2 things"),
+        ("ties+linear", UsageError, "2 merges"),
     ],
 )
 def test_wrong_specs_are_refused_unread(spec, error, said):

@@ -16,7 +16,20 @@ from torch.utils._pytree import tree_leaves
 import vtzoo
 from tests import families
 from tests.contract.cases import logits, relative
-from tests.contract.merge_cases import MERGES, SYMMETRIC, base_of, copies, neutral, random_deltas, real, same, stored
+from tests.contract.merge_cases import (
+    CHAINS,
+    MERGES,
+    NEUTRAL,
+    SYMMETRIC,
+    base_of,
+    copies,
+    neutral,
+    random_deltas,
+    real,
+    same,
+    some,
+    stored,
+)  # fmt: skip
 from vtzoo import registry
 from vtzoo.delta import Delta
 from vtzoo.folding import fold
@@ -25,7 +38,7 @@ from vtzoo.tensors import write
 
 
 # ------------------------------------------------------------------------------------------------------------- results
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", NEUTRAL)
 @pytest.mark.parametrize(
     ("spec", "family"),
     [
@@ -49,7 +62,7 @@ def test_one_delta_comes_back(merge, spec, family):
         assert (alone[name] - merged[name]).abs().max() <= 1e-6 * alone[name].abs().max(), name
 
 
-@pytest.mark.parametrize("merge", SYMMETRIC)
+@pytest.mark.parametrize("merge", [*SYMMETRIC, *CHAINS])
 def test_symmetric_merges_do_not_depend_on_the_order(merge):
     """Every order of three deltas of different methods, their weights along with them, gives the same bits."""
     base, deltas, coef = base_of("vit"), [real(s, "vit") for s in ("lora", "ssf", "bitfit")], (1.0, 0.5, 0.3)
@@ -60,22 +73,27 @@ def test_symmetric_merges_do_not_depend_on_the_order(merge):
         assert [t.name for t in again.tasks] == [deltas[i].tasks[0].name for i in order]
 
 
-@pytest.mark.parametrize("merge", MERGES)
-def test_results_do_not_depend_on_threads(merge):
-    """One thread and three give the same bits, on tensors that torch divides among threads."""
-    base, deltas = random_deltas(3, {"a.weight": (301, 333), "a.bias": (301,)})
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("merge", [*MERGES, *CHAINS])
+def test_results_do_not_depend_on_threads(merge, tmp_path):
+    """One thread and three, one worker and two give the same bits, on tensors that torch divides among threads."""
+    base, deltas = random_deltas(3, {"a.weight": (101, 133), "a.bias": (101,), "b.weight": (77, 40), "b.bias": (77,)})
+    deltas = some(merge, deltas)
+    coef, before = (0.3, 0.7, 1.1)[: len(deltas)], torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = vtzoo.merge(deltas, merge, base=base, coef=(0.3, 0.7, 1.1))
+        one = vtzoo.merge(deltas, merge, base=base, coef=coef)
         bits = {n: one.tensors[n] for n in one.tensors}
         torch.set_num_threads(3)
-        three = vtzoo.merge(deltas, merge, base=base, coef=(0.3, 0.7, 1.1))
+        three = vtzoo.merge(deltas, merge, base=base, coef=coef)
         assert all(torch.equal(bits[n], three.tensors[n]) for n in bits)
+        digests = {three.save(tmp_path / f"{n}.safetensors", workers=n) for n in (1, 2, 5)}
+        assert len(digests) == 1
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
 
+SPECTRAL = ("core", "iso-c", "iso-cts", "knots", "svc", "tsv", "wudi")
 SAVE = """
 import sys
 from pathlib import Path
@@ -86,7 +104,8 @@ folder = Path(sys.argv[1])
 deltas = [Delta.open(folder / f"{i}.safetensors") for i in range(3)]
 base = TensorFile(folder / "base.safetensors")
 for merge in sys.argv[2:]:
-    print(vtzoo.merge(deltas, merge, base=base).save(folder / "out.safetensors"))
+    count = 2 if merge == "slerp" else 3
+    print(vtzoo.merge(deltas[:count], merge, base=base).save(folder / "out.safetensors", workers=2))
 """
 
 
@@ -96,9 +115,10 @@ def test_results_do_not_depend_on_the_process(tmp_path):
     write(tmp_path / "base.safetensors", base, {})
     for i, delta in enumerate(deltas):
         delta.save(tmp_path / f"{i}.safetensors")
-    here = [vtzoo.merge(deltas, merge, base=base).save(tmp_path / "here.safetensors") for merge in MERGES]
+    specs = [*MERGES, *CHAINS]
+    here = [vtzoo.merge(some(m, deltas), m, base=base).save(tmp_path / "here.safetensors") for m in specs]
     done = subprocess.run(
-        [sys.executable, "-c", SAVE, str(tmp_path), *MERGES], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", SAVE, str(tmp_path), *specs], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "2"}, cwd=Path(vtzoo.__file__).parents[1],
     )  # fmt: skip
     assert done.stdout.split() == here
@@ -118,7 +138,7 @@ def test_deltas_of_different_methods_add_up(family):
     assert any(not torch.equal(merged[n], base[n]) for n in base)
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", [*MERGES, *CHAINS])
 def test_absent_tensors_count_as_zero(merge):
     """A delta that leaves a tensor out and one that stores the backbone's own value there merge to the same."""
     base, (a, b) = random_deltas(2, {"a.weight": (7, 5), "b.weight": (3, 4)})
@@ -131,9 +151,9 @@ def test_absent_tensors_count_as_zero(merge):
 @pytest.mark.parametrize("merge", MERGES)
 def test_every_head_travels(merge):
     """A merge keeps each task's classes and head, in the user's order; attached and folded it gives the same logits."""
-    base, deltas = base_of("vit"), [real(s, "vit") for s in ("ssf", "lora", "bitfit")]
+    base, deltas = base_of("vit"), some(merge, [real(s, "vit") for s in ("ssf", "lora", "bitfit")])
     merged = vtzoo.merge(deltas, merge, base=base)
-    assert [t.name for t in merged.tasks] == ["ssf", "lora", "bitfit"]
+    assert [t.name for t in merged.tasks] == ["ssf", "lora", "bitfit"][: len(deltas)]
     x, model = families.batch("vit", dtype=torch.float32), families.build("vit", dtype=torch.float32)
     attach(model, merged, task="ssf")
     for delta in deltas:
@@ -154,7 +174,8 @@ def test_saving_is_deterministic_and_exact(merge, tmp_path):
     assert digest == merged.save(tmp_path / "b.safetensors")
     opened = Delta.open(tmp_path / "a.safetensors")
     assert same(opened, merged)
-    assert opened.method == merge
+    assert opened.method == merged.method
+    assert [p.partition("[")[0] for p in opened.method.split("+") if p.startswith(merge)] == [merge]
     assert opened.lineage["parents"] == ["a", "b"]
     assert opened.lineage["coef"] == [1.0, 0.5]
     assert opened.lineage["layers"] == "blocks.0:0.5"
@@ -229,24 +250,28 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("merge", MERGES)
 def test_memory_does_not_grow_with_tasks(merge, tmp_path):
-    """Saving a merge of two and of eight deltas has one peak: 16 times the largest tensor (of 320 KiB) at most."""
+    """Saving a merge of two and of eight deltas has one peak: 16 times the largest tensor (of 320 KiB) at most.
+
+    40 times where it computes in float64. Half a MiB for each task comes on top where TIES counts magnitudes.
+    """
     shapes, peaks = {f"blocks.{i}.weight": (320, 256) for i in range(6)}, []
-    for count in (2, 8):
+    for count in (2, 8)[: 1 if merge == "slerp" else 2] * (2 if merge == "slerp" else 1):
         base, deltas = random_deltas(count, shapes)
         unkept = [d.with_(tensors=copies(d.tensors)) for d in deltas]
         merged = vtzoo.merge(unkept, merge, base=copies(base))
         with Peak() as peak:
             merged.save(tmp_path / f"{count}.safetensors")
-        peaks.append(peak.high / (320 * 256 * 4))
+        counts = count * 2**19 if "ties" in merged.method and "density=1]" not in merged.method else 0
+        peaks.append((peak.high - counts) / (320 * 256 * 4))
     assert peaks[0] == pytest.approx(peaks[1], abs=0.1)
-    assert peaks[1] < 16
+    assert peaks[1] < (40 if merge in SPECTRAL else 16)
 
 
 @pytest.mark.parametrize("merge", MERGES)
 def test_every_merge_says_what_it_is(merge):
     """A merge's file has a paper, says whether it is symmetric and what is neutral, and its knobs have defaults."""
     card, module = registry.card("merges", merge), registry.load("merges", merge)
-    assert card.paper.startswith("arXiv:")
+    assert card.paper.startswith(("arXiv:", "doi:"))
     assert f"Symmetric: {'yes' if module.SYMMETRIC else 'no'}" in card.doc
     assert "Neutral:" in card.doc
     assert all(k.default for k in card.knobs)

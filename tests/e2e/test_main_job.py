@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vtzoo.errors import (
 )
 from vtzoo.fit import checkpoint_path
 from vtzoo.methods._supernet import Supernet
+from vtzoo.verbs import fold as F
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
@@ -83,6 +85,29 @@ def test_a_head_learns_at_the_probes_rate(zoo: Zoo, method: str, asked: dict[str
     assert (plan.recipe["lr"], plan.recipe["head_lr"]) == rates
 
 
+def test_a_fold_part_of_the_way_is_of_a_fold_that_is_right(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a factor the whole fold is compared with the delta before: one that loses a tensor is refused."""
+    whole = F.fold_artifact
+
+    def losing(*args: Any, **kwargs: Any) -> Any:
+        found = whole(*args, **kwargs)  # the head lies above the backbone's tensors
+        return replace(found, base=replace(found.base, makers=dict(list(found.base.makers.items())[1:])))
+
+    monkeypatch.setattr(F, "fold_artifact", losing)
+    with pytest.raises(FoldError, match="differ by"):
+        fold_ref(ref="fashion/lora", out=tmp_path / "half", factor=0.5, zoo=zoo)
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_factor_beyond_all_numbers(zoo: Zoo, tmp_path: Path) -> None:
+    """The network overflows, which is said."""
+    with pytest.raises(FoldError, match="NaN or infinity") as caught:
+        fold_ref(ref="fashion/lora", out=tmp_path / "far", factor=1e38, zoo=zoo)
+    assert "--factor" in caught.value.hint
+
+
 def test_a_fold_part_of_the_way_says_so(zoo: Zoo, tmp_path: Path) -> None:
     """With a factor there is no delta to compare with, which the report says; config and entry keep the factor."""
     half = fold_ref(ref="fashion/lora", out=tmp_path / "half", factor=0.5, name="fashion/half", zoo=zoo)
@@ -110,7 +135,12 @@ def test_a_dry_run_does_not_search(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Supernet, "fit", counted)
     monkeypatch.setattr(talk, "say", said.append)
-    train(backbone="tiny", data="vtzoo:emoji", method="noah[steps=70]+bitfit", name="new/one", zoo=zoo, dry_run=True)
+    run = {"backbone": "tiny", "data": "vtzoo:emoji", "name": "new/one", "zoo": zoo, "dry_run": True}
+    found = train(method="noah[steps=70]+bitfit", **run)
+    assert found.example
+    assert found.method.endswith("bitfit")
+    assert "noah" not in found.method
+    assert not train(method="bitfit", **run).example
     assert steps == [1]
     assert said[0] == "noah searches when it trains; what is said here is of a stack that it might find"
     assert "bitfit" in said[-1]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,31 @@ def test_there_and_back(spec: str, family: str, tmp_path: Path, agree) -> None:
     one, two = (load_file(tmp_path / d / P.WEIGHTS) for d in ("out", "again"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_boft_of_pefts_without_its_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agree) -> None:
+    """Where PEFT can't compile its kernel it makes one factor and leaves another count in the config: the tensors tell."""
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: None)
+    config = peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=["fc2"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(families.build("vit"), config).double()
+    families.perturb({n: p.data for n, p in model.named_parameters() if p.requires_grad}, scale=0.2)
+    model.eval().save_pretrained(tmp_path / "theirs")
+    delta = _read(tmp_path / "theirs", "vit")
+    assert delta.parts[0].config.factors == 1
+    with torch.no_grad():
+        wanted = model(families.batch("vit"))
+    agree("boft, no kernel", "PEFT's folder, vit", 1e-12, read=_difference(wanted, _logits(delta, "vit")))
+
+
+def test_dora_without_direction_is_refused() -> None:
+    """A row of zeros has another length in PEFT's DoRA than in ours."""
+    model = families.build("vit")
+    model.blocks[0].mlp.fc1.weight.data[3] = 0
+    delta = extract(inject(model, "lora[rank=2,dora=true]"))
+    with pytest.raises(Mismatch, match=r"blocks\.0\.mlp\.fc1 has a row of zeros"):
+        P.pack(delta, survey(model), {})
 
 
 @pytest.mark.parametrize("case", WRITTEN)

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vtzoo import registry
-from vtzoo.merges._whole import Whole, floor
+from vtzoo.knobs import Part
+from vtzoo.merges._chain import algorithm, steps
+from vtzoo.merges._floor import floors
+from vtzoo.merges._whole import Whole
 
 MERGES = registry.names("merges")
 ENTRY = st.floats(-1e3, 1e3, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1.0, -1.0, 0.5])
@@ -26,13 +29,14 @@ class Fresh(dict):
 
 def run(merge: str, rows: list[Tensor], weights: list[float], **knobs: object) -> Tensor:
     """A merge of one tensor, halves of which lie in two tensors of the task vectors."""
-    function = getattr(registry.load("merges", merge), merge.replace("-", "_"))
     sources = [Fresh({"a": r[:4], "b": r[4:]}) for r in rows]
-    whole = Whole(sources, weights, {"a": (4,), "b": (2,)})
-    return torch.cat([function(whole.at(n), **knobs) for n in ("a", "b")])
+    merged = algorithm(
+        steps(str(Part(merge, {k: str(v) for k, v in knobs.items()}))), Whole(sources, weights, {"a": (4,), "b": (2,)})
+    )
+    return torch.cat([merged(n) for n in ("a", "b")])
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", [m for m in MERGES if m not in ("dare", "della", "karcher", "slerp", "svc")])
 @given(rows=ROWS, data=st.data())
 @settings(deadline=None, max_examples=50)
 def test_merges_stay_finite_and_within_their_inputs(merge, rows, data):
@@ -44,7 +48,7 @@ def test_merges_stay_finite_and_within_their_inputs(merge, rows, data):
     assert (out.abs() <= bound * 1.0001 + 1e-6).all()
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", [m for m in MERGES if m not in ("slerp", "svc")])
 @given(rows=ROWS)
 @settings(deadline=None, max_examples=50)
 def test_merges_turn_round_with_their_inputs(merge, rows):
@@ -71,7 +75,7 @@ def test_the_floor_keeps_the_share(pieces, density):
     """At least the share of the non-zero entries reaches the floor, and without those that equal it fewer do."""
     magnitudes = torch.cat(pieces).abs()
     magnitudes = magnitudes[magnitudes >= 1e-40]
-    least = floor(lambda: pieces, density)
+    least = floors(lambda: ((0, p) for p in pieces), 1, density)[0]
     wanted = max(1, round(density * len(magnitudes))) if len(magnitudes) else 0
     assert int((magnitudes >= least).sum()) >= wanted
     assert int((magnitudes > least).sum()) < max(wanted, 1)

@@ -27,14 +27,15 @@ def test_sites_of_a_transformer() -> None:
     [("test_vit_relpos", "rel_pos.mlp"), ("swinv2_cr_tiny_ns_224", "meta_mlp"), ("swinv2_tiny_window8_256", "cpb_mlp")],
 )
 def test_networks_of_relative_positions_are_no_mlps_of_the_blocks(name: str, inside: str) -> None:
-    """Their layers have a role of their own, and neither auto nor mlp nor blocks means them; by name they can be had."""
+    """Their layers have a role of their own; auto and mlp don't mean them, blocks and their names do."""
     anatomy = survey(
         timm.create_model(name, depth=2) if "vit" in name else timm.create_model(name, depths=(1, 1, 1, 1))
     )
     layers = [s.name for s in anatomy.linears if inside in s.name]
     assert len(layers) >= 4
-    for target in ("auto", "mlp", "blocks"):
+    for target in ("auto", "mlp"):
         assert not {s.name for s in anatomy.select([target])} & set(layers), target
+    assert set(layers) < {s.name for s in anatomy.select(["blocks"])}
     assert [s.name for s in anatomy.select(["position"])] == layers
     assert [s.name for s in anatomy.select([layers[0]])] == layers[:1]
 
@@ -169,3 +170,19 @@ def test_keys_of_the_root_have_no_dot() -> None:
     """A parameter of the root is named by itself."""
     assert Site(name="", kind="params").key("pos_embed") == "pos_embed"
     assert Site(name="a.b", kind="params").key("w") == "a.b.w"
+
+
+def test_an_attention_of_channels_is_no_position() -> None:
+    """What a ResNet's global context computes by an MLP inside `attn` is a layer of the block like others."""
+    anatomy = survey(timm.create_model("gcresnext26ts"), (3, 64, 64))
+    inside = {s.name for s in anatomy.convs if ".attn." in s.name}
+    assert inside
+    assert inside <= {s.name for s in anatomy.select(["blocks"])}
+    assert not any("position" in anatomy.roles(s) for s in anatomy.convs)
+
+
+@pytest.mark.parametrize("name", ["bat_resnext26ts", "csatv2"])
+def test_networks_that_take_no_small_image(name: str) -> None:
+    """They are shown one of their own size, with as many channels as they take."""
+    anatomy = survey(timm.create_model(name))
+    assert anatomy.blocks

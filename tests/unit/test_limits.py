@@ -10,7 +10,8 @@ from torch import nn
 
 from tests import families
 from tests.contract import cases
-from vtzoo.errors import ShapeMismatch, UsageError
+from vtzoo import registry
+from vtzoo.errors import Mismatch, ShapeMismatch, UsageError
 from vtzoo.live import attach, detach, extract, inject
 
 GRID = ["dtl[fusion=3,start=0]", "vit-adapter", "sa2vp"]
@@ -55,7 +56,7 @@ def test_other_methods_take_other_sizes(spec: str) -> None:
     assert torch.allclose(here.eval()(x), there.eval()(x), atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", ["vpt-shallow", "sa2vp"])
+@pytest.mark.parametrize("spec", ["vpt-shallow", "sa2vp", "gated-vpt", "vqt"])
 def test_intermediates_with_foreign_tokens_are_refused(spec: str) -> None:
     """timm would take prompts between the blocks for patches, or crash; after detach it is timm's own again."""
     model, x = inject(families.build("vit"), spec), families.batch("vit")
@@ -72,8 +73,20 @@ def test_a_function_of_ones_own_stays() -> None:
     assert detach(model).forward_intermediates is own
 
 
-def test_intermediates_of_others_are_the_features() -> None:
-    """With lora, the last of the intermediates are the features."""
-    model, x = inject(families.build("vit"), "lora").eval(), families.batch("vit")
-    final, _ = model.forward_intermediates(x)
+@pytest.mark.parametrize("method", [m for m in registry.names("methods") if m != "noah"])
+def test_intermediates_are_the_features_or_refused(method: str) -> None:
+    """Of every method: the last of the intermediates are the features, and each is of the patches alone."""
+    try:
+        model = inject(families.build("vit"), method, batches=families.labelled("vit"))
+    except (Mismatch, UsageError):
+        assert cases.SUPPORT[method]["vit"] not in ("folds", "live")
+        return
+    families.perturb(cases.tensors_of(model))
+    x = families.batch("vit")
+    try:
+        final, parts = model.eval().forward_intermediates(x, output_fmt="NLC")
+    except UsageError as refusal:
+        assert "forward_features" in refusal.hint or "side" in str(refusal) or "network" in str(refusal)
+        return
     assert torch.equal(final, model.forward_features(x))
+    assert {p.shape for p in parts} == {p.shape for p in detach(model).forward_intermediates(x, output_fmt="NLC")[1]}

@@ -11,8 +11,9 @@ from tests.contract.merge_cases import base_of, random_deltas, real
 from vtzoo.delta import Delta
 from vtzoo.errors import Conflict, NotFound, Resources, UsageError
 from vtzoo.folding import fold
+from vtzoo.merges._floor import floors
 from vtzoo.merges._layers import factors_of
-from vtzoo.merges._whole import Whole, floor
+from vtzoo.merges._whole import Whole
 from vtzoo.tensors import write
 from vtzoo.verbs.merge import merge_refs
 from vtzoo.zoo import Zoo
@@ -120,9 +121,9 @@ def test_the_floor_is_found_without_sorting():
     ordered = magnitudes[magnitudes > 0].sort(descending=True).values
     for density in (1e-6, 0.01, 0.2, 0.5, 0.999):
         count = max(1, round(density * len(ordered)))
-        assert floor(lambda: iter(pieces), density) == float(ordered[count - 1])
-    assert floor(lambda: iter(pieces), 1.0) == 0.0
-    assert floor(lambda: iter([torch.zeros(3)]), 0.5) == 0.0
+        assert floors(lambda: ((0, p) for p in pieces), 1, density) == [float(ordered[count - 1])]
+    assert floors(lambda: ((0, p) for p in pieces), 1, 1.0) == [0.0]
+    assert floors(lambda: [(0, torch.zeros(3)), (1, torch.ones(3))], 2, 0.5) == [0.0, 1.0]
 
 
 def test_the_floor_is_found_once():

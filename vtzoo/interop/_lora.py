@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import Mismatch
+from vtzoo.graft import stored
 from vtzoo.interop._parts import Piece, words
-from vtzoo.methods.lora import Graft
+from vtzoo.methods.lora import EMPTY, Graft
 
 T = TypeVar("T", int, float)
 
@@ -37,6 +39,8 @@ def plain(site: Site, graft: Graft, own: Mapping[str, Tensor], weight: Tensor) -
     Either doubles the rank (or more); the numbers stay as they are. `weight` gives lengths to rows that are not adapted.
     """
     A, B, m = own["A"], own["B"], own.get("m")
+    if m is not None:
+        _check_rows(site, weight)
     if graft.first:
         A, B = torch.cat([A, own["A0"]], -2), torch.cat([B, -own["B0"]], -1)
     if graft.slices:
@@ -66,6 +70,9 @@ def piece(
     One rank and alpha stand for all layers, those of the most unless given. A layer of another rank is an exception in
     `ranks`; where its scale is another too, B takes up the ratio. A rank above what a layer holds is written anew at that.
     """
+    for name, (site, pair) in pairs.items():
+        if pair.m is not None:
+            _check_rows(site, stored(anatomy.modules[name], "weight"))
     found = {n: (site, _held(site, pair)) for n, (site, pair) in pairs.items()}
     root, ones = 0.5 if rs else 1.0, [p for _, p in found.values()]
     rank = rank or mode(p.rank for p in ones)
@@ -85,6 +92,19 @@ def piece(
     knobs = {"rank": rank, "ranks": ranks, "alpha": alpha, "rs": rs, "dropout": dropout}
     dora, targets = any(p.m is not None for p in ones), words(anatomy, sites)
     return Piece(method="lora", knobs={**knobs, "dora": dora, "targets": targets}, sites=sites)
+
+
+def _check_rows(site: Site, weight: Tensor) -> None:
+    """Refuse DoRA where a row of the weight has no direction: others divide by its length all the same.
+
+    Raises:
+        Mismatch: there is one.
+    """
+    if float(torch.linalg.vector_norm(weight.detach().flatten(1), dim=1).min()) < EMPTY:
+        raise Mismatch(
+            f"{site.name} has a row of zeros, whose length is that of its update in other libraries' DoRA and 1 in this one's",
+            "take LoRA without DoRA, or other layers",
+        )
 
 
 def mode(values: Iterable[T]) -> T:

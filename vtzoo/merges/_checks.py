@@ -1,7 +1,7 @@
 """What can't be merged, and why: told from headers, before a tensor is read; values that must be equal come last."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ def label(index: int, delta: Delta) -> str:
     return f"delta {index + 1} ({', '.join(t.name for t in delta.tasks) or delta.method})"
 
 
-def weights_of(
-    coef: Sequence[float] | None, count: int, check: Callable[[Sequence[float]], None] | None = None
-) -> tuple[float, ...]:
+def weights_of(coef: Sequence[float] | None, count: int) -> tuple[float, ...]:
     """One finite weight per delta, not all of them zero.
 
     Raises:
-        UsageError: anything else, or what the algorithm's own `check` refuses.
+        UsageError: anything else.
     """
     if not count:
         raise UsageError("nothing to merge", "name at least one delta")
@@ -34,8 +32,6 @@ def weights_of(
     if not all(math.isfinite(w) for w in weights) or not any(weights):
         said = ", ".join(f"{w:g}" for w in weights)
         raise UsageError(f"the coefficients {said} can't weigh anything", "give finite numbers, not all 0")
-    if check is not None:
-        check(weights)
     return weights
 
 

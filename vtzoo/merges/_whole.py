@@ -1,29 +1,35 @@
 """What merges work on: one tensor of every task vector at a time, and exact facts about whole task vectors.
 
-A merge is a plain function named like its file. It takes `Vectors` and gives the merged tensor in float32; its
-keyword-only parameters are its knobs. Beside it the file has
+A file of this folder is one step of a merge, a plain function named like the file; its keyword-only parameters are its
+knobs. Beside it the file has
 
     PAPER, SYMMETRIC      the source; whether the order of the tasks is without meaning
+    STAGE                 optional: when it acts, "merge" where nothing is said (see `vtzoo.merges._chain`)
+    THEN                  optional: the merge that follows where the spec names none
+    TASKS                 optional: how many task vectors it takes, where not any number
+    NEUTRAL               optional: False where one task vector doesn't come back, whatever the knobs
     check(weights)        optional: refuses weights that the algorithm can't use, before anything is read
 
 Tensors are computed when a pass comes to them and dropped after it: memory does not grow with the number of tasks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
+from threading import Lock
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vtzoo.errors import Corrupt
+from vtzoo.merges._depth import depths
+from vtzoo.merges._floor import CHUNK, floors
+from vtzoo.tensors import Lazy
 
-_CHUNK = 1 << 18
-_HALF = 16
-_BINS = 1 << _HALF
-_MAGNITUDE = 0x7FFFFFFF
+Read = Callable[[int, str], Tensor]
 
 
 class Merge(Protocol):
@@ -35,11 +41,15 @@ class Merge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One tensor of one task vector; `value` (float32) is the receiver's own, to change in place."""
+    """One tensor of one task vector; `value` (float32) is the receiver's own, to change in place.
+
+    `key` names the task and the tensor, whatever the order of the tasks: random numbers are drawn by it.
+    """
 
     task: int
     weight: float
     value: Tensor
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,17 @@ class Vectors:
     def __iter__(self) -> Iterator[Vector]:
         for task in self.whole.order:
             if self.weights[task] and self.name in self.whole.names[task]:
-                yield Vector(task, self.weights[task], self.whole.read(task, self.name))
+                yield self.whole.vector(task, self.name)
+
+    @property
+    def base(self) -> Tensor:
+        """The backbone's own tensor, in float32."""
+        return self.whole.ground[self.name].to(torch.float32)
+
+    @property
+    def depth(self) -> float:
+        """How deep in the network it lies, from 0 to 1."""
+        return self.whole.depths[self.name]
 
     def sum(self, weights: Sequence[float] | None = None) -> Tensor:
         """Add up weight * value.
@@ -78,6 +98,22 @@ class Vectors:
         return total
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Coordinates for one tensor of every task vector.
+
+    Attributes:
+        shape: of the coordinates.
+        into: gives the coordinates of a tensor.
+        back: gives the tensor of coordinates.
+    """
+
+    shape: tuple[int, ...]
+    into: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False)
 class Whole:
     """All task vectors of one merge.
 
@@ -87,29 +123,43 @@ class Whole:
         shapes: of every name that any of them touches.
         order: in which tasks are visited; by default as given.
         labels: what to call each in a message.
+        keys: one per task, the same whatever the order; what is random depends on them.
         aside: names that don't count when a share of a whole task vector is taken.
+        ground: the backbone's tensors, for the merges that need them.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Mapping[str, Tensor]],
-        weights: Sequence[float],
-        shapes: Mapping[str, tuple[int, ...]],
-        *,
-        order: Sequence[int] = (),
-        labels: Sequence[str] = (),
-        aside: frozenset[str] = frozenset(),
-    ) -> None:
-        self.sources, self.weights, self.shapes = tuple(sources), tuple(weights), shapes
-        self.names = [frozenset(s) for s in sources]
-        self.order = tuple(order) or tuple(range(len(sources)))
-        self._labels = tuple(labels) or tuple(f"task vector {i + 1}" for i in range(len(sources)))
-        self._aside = aside
-        self._floors: dict[tuple[int, float], float] = {}
+    sources: Sequence[Mapping[str, Tensor]]
+    weights: Sequence[float]
+    shapes: Mapping[str, tuple[int, ...]]
+    order: Sequence[int] = ()
+    labels: Sequence[str] = ()
+    keys: Sequence[str] = ()
+    aside: frozenset[str] = frozenset()
+    ground: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    names: list[frozenset[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = range(len(self.sources))
+        self.weights = tuple(self.weights)
+        self.names = [frozenset(s) for s in self.sources]
+        self.order = tuple(self.order) or tuple(count)
+        self.labels = tuple(self.labels) or tuple(f"task vector {i + 1}" for i in count)
+        self.keys = tuple(self.keys) or tuple(str(i) for i in count)
+        self._floors: dict[float, list[float]] = {}
+        self._lock = Lock()
+
+    @cached_property
+    def depths(self) -> dict[str, float]:
+        """How deep in the network each tensor lies: see `vtzoo.merges._depth`."""
+        return depths(set(self.shapes) | set(self.ground))
 
     def at(self, name: str) -> Vectors:
         """One tensor of every task vector."""
-        return Vectors(name, self.shapes[name], self.weights, self)
+        return Vectors(name, self.shapes[name], tuple(self.weights), self)
+
+    def vector(self, task: int, name: str) -> Vector:
+        """One tensor of one task vector, with what is known of it."""
+        return Vector(task, self.weights[task], self.read(task, name), f"{self.keys[task]}/{name}")
 
     def read(self, task: int, name: str) -> Tensor:
         """Compute one tensor of one task vector, in float32.
@@ -120,16 +170,28 @@ class Whole:
         value = self.sources[task][name].to(torch.float32)
         if value.numel() and not all(bool(x.isfinite()) for x in value.aminmax()):
             raise Corrupt(
-                f"{self._labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
+                f"{self.labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
             )
         return value
 
+    def read_as(self, read: Read, shapes: Mapping[str, tuple[int, ...]] | None = None) -> "Whole":
+        """The same tasks with other tensors: what `read` gives for a task's number and a name."""
+        sources = [Lazy({n: (lambda t=t, n=n: read(t, n)) for n in names}, {}) for t, names in enumerate(self.names)]
+        return replace(self, sources=sources, shapes=self.shapes if shapes is None else shapes)
+
     def floor(self, task: int, density: float) -> float:
-        """`floor` of a whole task vector, found at the first call."""
-        if (task, density) not in self._floors:
-            names = sorted(self.names[task] - self._aside)
-            self._floors[task, density] = floor(lambda: (self.read(task, n) for n in names), density)
-        return self._floors[task, density]
+        """The floor (see `floors`) of a whole task vector; all tasks' are found together at the first call."""
+        with self._lock:
+            if density not in self._floors:
+                self._floors[density] = floors(self._entries, len(self.sources), density)
+            return self._floors[density][task]
+
+    def _entries(self) -> Iterator[tuple[int, Tensor]]:
+        """Every tensor of every task, by name first: what is computed once for a name then serves all tasks."""
+        for name in sorted(set(self.shapes) - self.aside):
+            for task, names in enumerate(self.names):
+                if name in names:
+                    yield task, self.read(task, name)
 
     def report(self) -> tuple[list[float], dict[tuple[int, int], float | None]]:
         """Compare the task vectors, in one pass.
@@ -148,7 +210,7 @@ class Whole:
                 squares[task] += float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2
                 signs.append(value.sign_().to(torch.int8))
             place = torch.tensor(tasks)
-            for chunk in torch.stack(signs).split(_CHUNK, dim=1):
+            for chunk in torch.stack(signs).split(CHUNK, dim=1):
                 sign = chunk.to(torch.float32)
                 moved = (sign.abs() @ sign.abs().T).double()
                 both[place[:, None], place] += moved
@@ -157,48 +219,6 @@ class Whole:
             (i, j): float(same[i, j] / both[i, j]) if both[i, j] else None for i, j in combinations(range(count), 2)
         }
         return [math.sqrt(s) for s in squares], shares
-
-
-def floor(scan: Callable[[], Iterable[Tensor]], density: float) -> float:
-    """Find the magnitude from which on the largest `density` of all entries lie: exactly, in constant memory.
-
-    Bit patterns of non-negative float32 order like their values, so two passes of counting find the k-th largest: by
-    the upper 16 bits, then by the lower ones inside the bin where it lies. Zeros (and magnitudes below 1e-40) don't
-    count, so that a task vector has one floor whether or not untouched tensors are stored with it.
-
-    Args:
-        scan: gives the float32 entries piece by piece; called once per pass.
-        density: the share to keep, at least one entry. Entries equal to the floor are all kept.
-
-    Returns:
-        The floor; 0 when everything is kept.
-    """
-    if density >= 1:
-        return 0.0
-    upper = _count(scan, lambda key: key >> _HALF)
-    total = int(upper[1:].sum())
-    if not total:
-        return 0.0
-    high, rank = _from_top(upper, max(1, round(density * total)))
-    low, _ = _from_top(_count(scan, lambda key: key[key >> _HALF == high] & (_BINS - 1)), rank)
-    return float(torch.tensor(high << _HALF | low, dtype=torch.int32).view(torch.float32))
-
-
-def _count(scan: Callable[[], Iterable[Tensor]], digit: Callable[[Tensor], Tensor]) -> Tensor:
-    """Histogram of one digit of all magnitudes, in pieces that fit a cache."""
-    counts = torch.zeros(_BINS, dtype=torch.int64)
-    for value in scan():
-        for piece in value.reshape(-1).split(_CHUNK):
-            counts += torch.bincount(digit(piece.view(torch.int32) & _MAGNITUDE), minlength=_BINS)
-    return counts
-
-
-def _from_top(counts: Tensor, rank: int) -> tuple[int, int]:
-    """The bin that holds the rank-th largest entry, and its rank inside."""
-    reached = counts.flip(0).cumsum(0)
-    index = int(torch.searchsorted(reached, rank))
-    place = len(counts) - 1 - index
-    return place, rank - int(reached[index] - counts[place])
 
 
 def _square(count: int) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._whole import Vector, Vectors, floor
+from vtzoo.merges._floor import floor
+from vtzoo.merges._whole import Vector, Vectors
 
 PAPER = "arXiv:2306.01708"
 SYMMETRIC = True
@@ -43,11 +44,7 @@ def ties(
     """
     pull, mass = torch.zeros(2, *vectors.shape), torch.zeros(2, *vectors.shape)
     for vector in vectors:
-        least = (
-            vectors.whole.floor(vector.task, density)
-            if scope == "vector"
-            else floor(lambda v=vector: [v.value], density)
-        )
+        least = vectors.whole.floor(vector.task, density) if scope == "vector" else floor(vector.value, density)
         for side, part in enumerate(_sides(vector, least)):
             mass[side] += (part > 0) * abs(vector.weight)
             pull[side] += part.mul_(abs(vector.weight))

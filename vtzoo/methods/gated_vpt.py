@@ -29,6 +29,7 @@ from vtzoo.methods._prompts import AXES, Prompt, facts, fits
 GROUP = "prompt/vision-driven"
 PAPER = "arXiv:2306.05067"
 FAMILIES = ("tokens",)
+INTERMEDIATES = False
 RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}}
 BEFORE = "norm_pre"
 COLDEST, HOTTEST = 0.01, 10.0

@@ -17,7 +17,8 @@ Departs from the paper: every linear of the blocks by default (the paper: q and 
 the stronger choice; a convolution's weight is edited as it is read, so strides, groups, 'same' padding and weight
 standardisation fold exactly. PiSSA leaves the backbone as it is and takes its first A and B away again. DoRA keeps |V|
 out of the gradient (its sec. 4.3), and is plain LoRA where a convolution standardises its weight, which undoes a
-row's length. DyLoRA draws b in each layer, not once for all, and scales as if at full rank.
+row's length; a row of zeros has no direction, and stays undivided with m = 1. DyLoRA draws b in each layer, not once for all,
+and scales as if at full rank.
 """
 
 import math
@@ -39,6 +40,7 @@ from vtzoo.methods._sizes import check, sized
 
 GROUP = "parameter/weight"
 PAPER = "arXiv:2106.09685"
+EMPTY = 1e-12  # a row that is shorter has no direction
 RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 1e-4}, "maps": {"lr": 1e-3, "weight_decay": 1e-4}}
 
 
@@ -102,6 +104,11 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     return found
 
 
+def _empty(rows: Tensor) -> Tensor:
+    """Which rows are zero, or next to it, and have no direction, [..., out]: DoRA leaves them undivided."""
+    return torch.linalg.vector_norm(rows, dim=-1) < EMPTY
+
+
 class Graft(graft.Graft):
     """A low-rank branch beside a linear, or inside a weight that is read."""
 
@@ -138,7 +145,7 @@ class Graft(graft.Graft):
         """m from the lengths of the host's rows; A and B from its first singular vectors."""
         rows = self._rows(stored(host, "weight"))
         if self.m is not None:
-            self.m.copy_(torch.linalg.vector_norm(rows, dim=-1))
+            self.m.copy_(torch.where(_empty(rows), 1.0, torch.linalg.vector_norm(rows, dim=-1)))
         if self.first:
             u, s, v = torch.linalg.svd(rows.cpu().double(), full_matrices=False)
             root = (s[..., : self.rank] / self.scale).sqrt()
@@ -166,6 +173,7 @@ class Graft(graft.Graft):
         rows = self._rows(weight) + self._product().to(weight.dtype)
         if self.m is not None:
             length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).detach()
+            length = torch.where(_empty(self._rows(weight))[..., None], 1.0, length)
             rows = self.m[..., None].to(weight.dtype) * rows / length
         if not self.slices:
             return rows.reshape(self.shape)

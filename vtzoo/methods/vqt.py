@@ -32,6 +32,7 @@ from vtzoo.methods._side import thread
 GROUP = "adapter/mix"
 PAPER = "arXiv:2212.03220"
 FAMILIES = ("tokens",)
+INTERMEDIATES = False
 RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 1e-4}}
 AFTER = "norm"
 

@@ -18,6 +18,7 @@ from vtzoo.graft import has_statistics
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
 from vtzoo.tensors import TensorFile, dtype_of, shape_of
+from vtzoo.tied import aliases, tied
 from vtzoo.zoo import Zoo
 
 
@@ -92,7 +93,8 @@ def add_delta(
     head = {n: source[n] for n in source if n.startswith(inside)}
     _fits(body, base_state(model), card.arch)
     anatomy = survey(model)
-    sites = tuple(_with_statistics(s, model) for s in anatomy.params(anatomy.parameter_names))
+    owners = [_with_statistics(s, model) for s in anatomy.params(anatomy.parameter_names)]
+    sites = tied(owners, aliases(model))
     kept = ("params", "buffers")
     tensors = {s.key(f"full.{p}"): body[s.key(p)].float() for s in sites for k in kept for p in s.facts.get(k, ())}
     task = Task(name=name.rpartition("/")[0] or name, classes=_labels(classes, head), preprocess=card.preprocess)

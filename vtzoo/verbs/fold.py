@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from vtzoo import talk
 from vtzoo.artifact import CONFIG, WEIGHTS, Live, as_delta, fold_artifact, go_live, open_ref, plain_model
@@ -41,8 +42,8 @@ def fold_ref(
         dtype: of the written weights.
         tolerance: largest allowed difference, relative to the attached model's largest output (float32); by default
             1e-5 for float32 and float64, 5e-2 for float16 and bfloat16.
-        factor: how far to go from the backbone to the delta (WiSE-FT); 1 is the delta itself. Where it is another, the folder is
-            compared with a backbone given the same weights.
+        factor: how far to go from the backbone to the delta (WiSE-FT); 1 is the delta itself. Where it is another, the whole fold
+            is compared with the delta first, and then the folder with a backbone given the same weights.
         zoo: where to look.
         name: also keep the result in the zoo.
 
@@ -56,7 +57,7 @@ def fold_ref(
         raise UsageError(f"no dtype '{dtype}'", f"one of {', '.join(DTYPES)}")
     if not math.isfinite(factor):
         raise UsageError(
-            f"a factor of {factor:g} leads nowhere", "0 is the backbone, 1 the delta, for example --factor 0.5"
+            f"a factor of {factor} leads nowhere", "0 is the backbone, 1 the delta, for example --factor 0.5"
         )
     if name:
         zoo.check_free("models", name)
@@ -65,16 +66,20 @@ def fold_ref(
     chosen = "" if headless or not delta.tasks else delta.task(task).name
     folded = fold_artifact(delta, zoo, chosen, factor)
     live = go_live(artifact, chosen)
-    if factor != 1.0:
-        live = replace(live, model=plain_model(delta, folded, len(live.task.classes) if live.task else 0))
+    if factor != 1.0:  # no delta stands there to compare with, but one stands at its end
+        classes = len(live.task.classes) if live.task else 0
+        _compare(live, plain_model(delta, fold_artifact(delta, zoo, chosen), classes), tolerance, "float32")
+        live = replace(live, model=plain_model(delta, folded, classes))
     lineage = {"verb": "fold", "parents": [f"sha256:{artifact.digest}"]} | ({} if factor == 1.0 else {"factor": factor})
     with atomic_dir(Path(out)) as folder:
         _write(folder, folded, delta, live, dtype, lineage)
         report = _verify(folder, live, tolerance, dtype)
     report["tensors"] = len(folded.changed)
     if factor != 1.0:
-        report["factor"] = factor  # no delta stands there to compare with
-        report["verified_on"] += ", against the same weights before they were written"
+        report["factor"] = factor
+        report["verified_on"] += (
+            ", against the same weights before they were written, which at factor 1 are the delta's"
+        )
     if name:
         _keep(zoo, name, Path(out), delta, live, report, lineage)
     talk.say(f"folded into {out}: largest relative difference {report['max_rel']:.1e}")
@@ -95,9 +100,24 @@ def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: st
 def _verify(folder: Path, live: Live, tolerance: float | None, dtype: str) -> dict[str, Any]:
     """Load with plain timm and compare on random images."""
     plain = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
+    report = _compare(live, plain, tolerance, dtype)
+    return {**report, "verified_on": f"{PROBES} random images through plain timm", "dtype": dtype}
+
+
+@torch.inference_mode()
+def _compare(live: Live, plain: nn.Module, tolerance: float | None, dtype: str) -> dict[str, Any]:
+    """Largest differences of two networks' outputs.
+
+    Raises:
+        FoldError: they are above the tolerance, or no numbers.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(PROBES, *live.preprocess.input_size, generator=generator)
     a, b = live.model(x).double(), plain(x).double()
+    if not bool(a.isfinite().all()):
+        raise FoldError(
+            "the network gives NaN or infinity with these weights", "choose a smaller --factor, or train again"
+        )
     worst = (a - b).abs().max().item()
     relative = worst / max(a.abs().max().item(), 1e-30)
     half = DTYPES[dtype].itemsize < 4
@@ -109,13 +129,7 @@ def _verify(folder: Path, live: Live, tolerance: float | None, dtype: str) -> di
             if half
             else "report this as a bug, or pass a larger --tolerance knowingly",
         )
-    return {
-        "max_abs": worst,
-        "max_rel": relative,
-        "tolerance": allowed,
-        "verified_on": f"{PROBES} random images through plain timm",
-        "dtype": dtype,
-    }
+    return {"max_abs": worst, "max_rel": relative, "tolerance": allowed}
 
 
 def _keep(

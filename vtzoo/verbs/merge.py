@@ -15,7 +15,7 @@ from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.folding import task_vector
-from vtzoo.merging import Plan, assembled, plan
+from vtzoo.merging import WORKERS, Plan, assembled, plan
 from vtzoo.refs import as_path, is_path
 from vtzoo.results import Merged
 from vtzoo.zoo import Zoo
@@ -61,7 +61,7 @@ def merge_refs(
     talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
     report, merged = _report(made, refs, digests), assembled(made, digests)
     with _folder(zoo) as folder:
-        digest = merged.save(folder / "merged.safetensors")
+        digest = merged.save(folder / "merged.safetensors", workers=WORKERS)
         size_bytes = (folder / "merged.safetensors").stat().st_size
         zoo.add_object(folder / "merged.safetensors")
     facts = {

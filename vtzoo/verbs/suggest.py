@@ -24,6 +24,7 @@ from vtzoo.zoo import Zoo
 
 BUDGET = "budget"  # a knob of this name is how many parameters a method spends, below 1 as a share
 FARTHEST = 64  # times its default a knob is turned up at most: prompts and ranks beyond make no sense
+_SMALL = 0.1
 WINDOW = 8  # of values that aren't allowed, so many in a row are looked through
 
 
@@ -90,7 +91,13 @@ def suggest(
 
 
 def _net(model: nn.Module, budget: float, size: tuple[int, int, int], batch_size: int) -> _Net:
-    """Survey the backbone; methods that choose by images are shown noise, since their counts don't depend on it."""
+    """Survey the backbone; methods that choose by images are shown noise, since their counts don't depend on it.
+
+    What starts at zero (the last norm of a residual branch) is moved off it, or the branch would pass no gradient.
+    """
+    for value in model.parameters():
+        if not value.any():
+            value.data.fill_(_SMALL)
     batches = [(torch.randn(4, *input_size(model)), torch.arange(4) % 2)]
     anatomy = survey(model, rate=lambda: scores(model, batches), batches=batches)
     numbers = sum(model.get_parameter(n).numel() for n in anatomy.parameter_names)

@@ -97,7 +97,8 @@ def train(
         f"{name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {job.recipe.lr:g}"
     )
     if dry_run:
-        return Trained(ref=name, path="", recipe=shown, params=params)
+        searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
+        return Trained(ref=name, path="", recipe=shown, params=params, method=job.spec, example=searches)
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
     started = time.monotonic()
     history = _run(job, checkpoint, resume=resume)
@@ -324,6 +325,7 @@ def _keep(job: _Job, delta: Delta, params: int, seconds: float) -> Trained:
         },
     )  # fmt: skip
     return Trained(
+        method=job.spec,
         ref=job.name,
         path=str(job.zoo.object(digest)),
         metrics={"seconds": seconds, **delta.metrics},

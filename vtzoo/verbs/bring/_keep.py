@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vtzoo.live import attach
 from vtzoo.refs import check_name
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
+from vtzoo.tied import aliases, tied
 from vtzoo.zoo import Zoo
 
 
@@ -40,10 +42,16 @@ def keep(
     lineage: Mapping[str, Any],
 ) -> Result:
     """Put the pieces together, run them on the backbone once, and keep the delta."""
+    for key in ("metrics", "recipe"):
+        if not isinstance(beside.get(key) or {}, Mapping):
+            raise Corrupt(f"vtzoo.json garbles its {key}", "fetch it again, or take vtzoo.json away")
     own = _task(name, head, card, task, classes, beside) if head else None
     facts = {k: beside.get(k) or {} for k in ("metrics", "recipe")}
-    delta = assemble(pieces, head, Origin(card=card, task=own, lineage=lineage, **facts))
-    model = attach(build_card(card, zoo=zoo, num_classes=len(own.classes) if own else 0), delta)
+    made = assemble(pieces, head, Origin(card=card, task=own, lineage=lineage, **facts))
+    model = build_card(card, zoo=zoo, num_classes=len(own.classes) if own else 0)
+    shared = aliases(model)
+    delta = made.with_(parts=tuple(replace(p, sites=tied(p.sites, shared)) for p in made.parts))
+    attach(model, delta)
     if not bool(torch.isfinite(probe(model)).all()):
         raise Corrupt("with these tensors the network gives NaN or infinity", "fetch or make the file again")
     with tempfile.TemporaryDirectory() as folder:
@@ -78,8 +86,8 @@ def _task(
 ) -> Task:  # fmt: skip
     """Whose head it is: labels from vtzoo.json, else from the file given, else numbers."""
     rows = next((int(t.shape[0]) for n, t in head.items() if n.endswith("weight")), 0)
-    said = next(iter(beside.get("tasks") or ()), None)
     try:
+        said = next(iter(beside.get("tasks") or ()), None)
         known = Task.of(said) if said else None
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vtzoo import talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import as_delta, open_ref
 from vtzoo.backbone import build_card
@@ -47,6 +48,10 @@ def export_peft(*, ref: str, out: Path, task: str | None = None, zoo: Zoo | None
         peft.save(folder, config, tensors, _beside(delta, chosen, artifact.digest))
         worst = _verify(folder, delta, chosen, zoo)
         digest = sha256(folder / peft.WEIGHTS)
+    if config.get("boft_n_butterfly_factor", 1) > 1:
+        talk.say(
+            "PEFT loads a BOFT of more than one factor only where its CUDA kernel is; boft[factors=1] loads anywhere"
+        )
     report = {
         "peft_type": config["peft_type"],
         "modules": len(delta.parts[0].sites),

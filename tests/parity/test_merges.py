@@ -1,0 +1,413 @@
+"""The papers' formulas of the merges, written out anew in numpy and float64, on tensors that aren't square.
+
+What merges is in float32, so differences are relative to the largest entry and a few units of its last place.
+"""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from vtzoo.errors import UsageError
+from vtzoo.merges._chain import algorithm, checks, steps
+from vtzoo.merges._draw import uniform
+from vtzoo.merges._whole import Whole
+
+SHAPES = {
+    "stem.weight": (6, 3, 2, 2), "blocks.0.a.weight": (13, 7), "blocks.1.a.weight": (7, 13), "blocks.2.a.bias": (13,),
+    "blocks.2.d.weight": (8, 1, 3, 3), "norm.weight": (7,),
+}  # fmt: skip
+MATRICES = {"stem.weight", "blocks.0.a.weight", "blocks.1.a.weight"}
+DEPTH = {"stem.weight": 0.0, "blocks.0.a.weight": 0.0, "blocks.1.a.weight": 0.5, "blocks.2.a.bias": 1.0}
+DEPTH |= {"blocks.2.d.weight": 1.0, "norm.weight": 1.0}
+COEF = (1.0, 0.5, 2.0)
+TOLERANCE = 2e-6
+
+
+class Fresh(dict):
+    """Gives a new tensor at each access, as task vectors do."""
+
+    def __getitem__(self, name):
+        return super().__getitem__(name).clone()
+
+
+def tasks(count=3, rank=0, shapes=SHAPES):
+    """Random task vectors in float32; of low rank where asked."""
+    draw, found = torch.Generator().manual_seed(count), []
+    for _ in range(count):
+        own = {n: 0.1 * torch.randn(s, generator=draw) for n, s in shapes.items()}
+        for name in MATRICES & set(own) if rank else ():
+            rows = own[name].flatten(1)
+            low = torch.randn(rows.shape[0], rank, generator=draw) @ torch.randn(rank, rows.shape[1], generator=draw)
+            own[name] = low.reshape(own[name].shape)
+        found.append(Fresh(own))
+    return found
+
+
+def compare(agree, spec, rewrite, *, sources=None, coef=COEF, **facts):
+    """Each tensor of a merge beside `rewrite(name, [w_t D_t in float64])`."""
+    sources = sources or tasks(len(coef))
+    merged = algorithm(steps(spec), Whole(sources, coef, SHAPES, **facts))
+    worst = 0.0
+    for name in SHAPES:
+        rows = [w * s[name].double().numpy() for w, s in zip(coef, sources, strict=True)]
+        wanted, got = rewrite(name, rows), merged(name).double().numpy()
+        assert np.abs(wanted).max() > 1e-4 or spec.startswith(("breadcrumbs", "consensus", "della"))
+        worst = max(worst, float(np.abs(wanted - got).max() / max(np.abs(wanted).max(), 1e-12)))
+    agree(spec, "rewrite", TOLERANCE, merged=worst)
+
+
+def svd(matrix, most=None):
+    """Thin SVD, of the directions that are no rounding."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    rank = int((s > 1e-5 * s[0]).sum()) if most is None else min(int((s > 1e-5 * s[0]).sum()), most)
+    return u[:, :rank], s[:rank], vt[:rank]
+
+
+def flat(rows):
+    """As matrices."""
+    return [r.reshape(r.shape[0], -1) for r in rows]
+
+
+def whitened(u):
+    """(U U')^(-1/2) U by the eigenvectors of the smaller Gram matrix."""
+    tall = u if u.shape[0] >= u.shape[1] else u.T
+    values, vectors = np.linalg.eigh(tall.T @ tall)
+    out = tall @ vectors @ np.diag(values**-0.5) @ vectors.T
+    return out if u.shape[0] >= u.shape[1] else out.T
+
+
+def spectral(rule):
+    """A rule for matrices; the mean for the rest."""
+
+    def rewrite(name, rows):
+        if name not in MATRICES:
+            return sum(rows) / len(rows)
+        return rule(flat(rows)).reshape(rows[0].shape)
+
+    return rewrite
+
+
+def tsv(rows):
+    """Gargiulo et al., algorithm 1."""
+    keep = min(rows[0].shape) // len(rows)
+    parts = [svd(r, keep) for r in rows]
+    u, s, vt = (np.concatenate([p[i] for p in parts], axis=a) for i, a in ((0, 1), (1, 0), (2, 0)))
+    return whitened(u) @ np.diag(s) @ whitened(vt)
+
+
+def iso_c(rows):
+    """Marczak et al., algorithm 1."""
+    u, s, vt = svd(sum(rows))
+    return s.mean() * u @ vt
+
+
+def iso_cts(rows, common=0.8):
+    """Marczak et al., algorithm 2."""
+    u, s, vt = svd(sum(rows))
+    own = min(round((1 - common) * len(s) / len(rows)), (len(s) - 1) // len(rows))
+    k = len(s) - own * len(rows)
+    us, ss, vs = [u[:, :k]], [s[:k]], [vt[:k]]
+    for row in rows:
+        a, z, bt = np.linalg.svd(row - u[:, :k] @ u[:, :k].T @ row, full_matrices=False)
+        us, ss, vs = [*us, a[:, :own]], [*ss, z[:own]], [*vs, bt[:own]]
+    return np.concatenate(ss).mean() * whitened(np.concatenate(us, 1)) @ whitened(np.concatenate(vs, 0))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    ("spec", "rule"), [("tsv", tsv), ("iso-c", iso_c), ("iso-cts[common=0.5]", lambda r: iso_cts(r, 0.5))]
+)
+def test_spectral(spec, rule, rank, agree):
+    """TSV-Merge, Iso-C and Iso-CTS, of full and of low rank."""
+    compare(agree, spec, spectral(rule), sources=tasks(3, rank))
+
+
+def wudi(rows, steps=20, lr=1e-3):
+    """Cheng et al., eq. 7, by Adam on the loss as it is written."""
+    d, m, v = sum(rows), 0.0, 0.0
+    for i in range(1, steps + 1):
+        slope = sum(2 * (d - r) @ r.T @ r / (r**2).sum() for r in rows)
+        m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+        d = d - lr * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8)
+    return d
+
+
+def test_wudi(agree):
+    """WUDI's descent from the sum."""
+    compare(agree, "wudi[steps=20,lr=0.001]", spectral(wudi))
+
+
+def test_wudi_lowers_its_loss():
+    """The descent ends below where it starts."""
+    rows = [t["blocks.0.a.weight"].double().numpy() for t in tasks()]
+
+    def loss(d):
+        return sum((((d - r) @ r.T) ** 2).sum() / (r**2).sum() for r in rows)
+
+    assert loss(wudi(rows)) < 0.99 * loss(sum(rows))
+
+
+@pytest.mark.parametrize("least", [None, 1.0])
+def test_svc(least, agree):
+    """Li et al., eq. 8: each direction of the sum is divided by how often it counts the tasks."""
+
+    def rewrite(name, rows):
+        rows = flat(rows) if name in MATRICES else [r.reshape(-1, 1) for r in rows]
+        u, s, vt = svd(0.3 * sum(rows))
+        for i in range(len(s)):
+            counts = []
+            for row in rows:
+                a = u[:, i] @ row
+                counts.append(max(least or 1 / len(rows), s[i] * vt[i] @ a / (a @ a)))
+            s[i] *= len(rows) / sum(counts)
+        return (u @ np.diag(s) @ vt).reshape(SHAPES[name])
+
+    compare(agree, "svc" if least is None else "svc[least=1]", rewrite)
+
+
+def ties(rows, density):
+    """Trim, elect, disjoint mean, in one tensor."""
+    kept = [np.where(np.abs(r) >= np.sort(np.abs(r), axis=None)[-max(1, round(density * r.size))], r, 0) for r in rows]
+    elected = np.sign(sum(kept))
+    agree = [(np.sign(k) == elected) & (k != 0) for k in kept]
+    return sum(k * a for k, a in zip(kept, agree, strict=True)) / np.maximum(
+        sum(a.astype(float) for a in agree), 1e-300
+    )
+
+
+def test_knots(agree):
+    """Stoica et al., sec. 4: TIES on S V_t' of the SVD of the task vectors side by side."""
+
+    def rewrite(name, rows):
+        if name not in MATRICES:
+            return ties(rows, 0.5)
+        u, s, vt = svd(np.concatenate(flat(rows), axis=1))
+        codes = np.split(np.diag(s) @ vt, len(rows), axis=1)
+        return (u @ ties(codes, 0.5)).reshape(rows[0].shape)
+
+    compare(agree, "knots+ties[density=0.5,scope=tensor]", rewrite, coef=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("space", ["knots", "core"])
+def test_spaces_change_no_sum(space, agree):
+    """Task arithmetic is the same in any space: nothing is lost on the way there and back."""
+    for rank in (0, 2):
+        compare(agree, f"{space}+task-arithmetic[scale=0.7]", lambda _, rows: 0.7 * sum(rows), sources=tasks(3, rank))
+
+
+def test_core(agree):
+    """Panariello et al., sec. 4: TIES on U' D_t V, with the bases of the stacked factors."""
+
+    def rewrite(name, rows):
+        if name not in MATRICES:
+            return ties(rows, 0.5)
+        rows = flat(rows)
+        parts = [svd(r) for r in rows]
+        u = svd(np.concatenate([p * np.sqrt(s) for p, s, _ in parts], axis=1))[0]
+        v = svd(np.concatenate([(q.T * np.sqrt(s)).T for _, s, q in parts], axis=0))[2].T
+        assert u.shape[1] <= 6
+        return (u @ ties([u.T @ r @ v for r in rows], 0.5) @ v.T).reshape(SHAPES[name])
+
+    compare(agree, "core+ties[density=0.5,scope=tensor]", rewrite, sources=tasks(3, 2), coef=(1.0, 1.0, 1.0))
+
+
+def test_dare(agree):
+    """Yu et al.: the mask, and the rest grown by 1 / density."""
+
+    def rewrite(name, _):
+        rows = []
+        for i, (w, t) in enumerate(zip(COEF, tasks(), strict=True)):
+            mask = (uniform(7, f"k{i}/{name}", SHAPES[name]) < 0.6).numpy()
+            rows.append(w * mask * t[name].double().numpy() / 0.6)
+        return 0.3 * sum(rows)
+
+    compare(agree, "dare[density=0.6,seed=7]", rewrite, keys=("k0", "k1", "k2"))
+
+
+@pytest.mark.parametrize("spec", ["dare[density={}]", "della[density={},window=0.2]"])
+def test_random_drops_keep_the_mean(spec):
+    """Over many entries the share kept is the density, and the expectation of an entry is the entry."""
+    value = {"w": (400, 500)}
+    for density in (0.1, 0.5, 0.9):
+        chain = steps(f"{spec.format(density)}+task-arithmetic[scale=1]")
+        out = algorithm(chain, Whole([Fresh(w=torch.ones(400, 500))], (1.0,), value))("w")
+        assert abs(float((out != 0).float().mean()) - density) < 0.005
+        assert abs(float(out.mean()) - 1) < 0.02
+
+
+def test_draws_are_their_keys_own():
+    """Seeds, tasks and tensors have numbers of their own, in [0, 1), and uniform ones."""
+    first = uniform(0, "a/x", (1000, 50))
+    assert torch.equal(first, uniform(0, "a/x", (1000, 50)))
+    for seed, key in ((1, "a/x"), (0, "b/x"), (0, "a/y")):
+        assert abs(float(torch.corrcoef(torch.stack([first, uniform(seed, key, (1000, 50))]).flatten(1))[0, 1])) < 0.02
+    assert 0 <= float(first.min()) < 1e-3
+    assert 0.999 < float(first.max()) < 1
+    assert abs(float(first.mean()) - 0.5) < 0.005
+
+
+def test_della(agree):
+    """Deep et al.: keep probabilities rise with the rank within a row, and what is kept is divided by its own."""
+
+    def rewrite(name, _):
+        rows = []
+        for i, (w, t) in enumerate(zip(COEF, tasks(), strict=True)):
+            value = t[name].double().numpy()
+            table = value.reshape(value.shape[0], -1) if value.ndim > 1 else value.reshape(1, -1)
+            chance = np.empty_like(table)
+            for row, out in zip(table, chance, strict=True):
+                out[np.argsort(np.abs(row))] = np.linspace(0.4, 0.8, len(row))
+            mask = uniform(0, f"{i}/{name}", table.shape).double().numpy() < chance
+            rows.append(w * (mask * table / chance).reshape(value.shape))
+        return sum(rows)
+
+    compare(agree, "della[density=0.6,window=0.4]+task-arithmetic[scale=1]", rewrite)
+
+
+def test_breadcrumbs(agree):
+    """Davari & Belilovsky: both ends of each tensor are left out."""
+
+    def rewrite(_, rows):
+        found = []
+        for row in rows:
+            size = np.sort(np.abs(row), axis=None)[::-1]
+            top, low = max(1, round(0.1 * size.size)), max(1, round(0.6 * size.size))
+            found.append(np.where((np.abs(row) < size[top - 1]) & (np.abs(row) >= size[low - 1]), row, 0))
+        return sum(found)
+
+    compare(agree, "breadcrumbs[density=0.5,outliers=0.1]+task-arithmetic[scale=1]", rewrite)
+
+
+def test_sce(agree):
+    """Wan et al., sec. 3.3: select by variance, weigh by energy, erase the minority."""
+
+    def rewrite(_, rows):
+        table = np.stack(rows)
+        variance = table.var(0)
+        chosen = variance >= np.sort(variance, axis=None)[-max(1, round(0.4 * variance.size))]
+        energy = ((table * chosen) ** 2).reshape(len(rows), -1).sum(1)
+        agree_ = (np.sign(table) == np.sign(table.sum(0))) * chosen
+        shares = energy.reshape(-1, *[1] * rows[0].ndim) / energy.sum() * agree_
+        return (table * shares).sum(0) / np.maximum(shares.sum(0), 1e-300)
+
+    compare(agree, "sce[density=0.4]", rewrite)
+
+
+def test_model_stock(agree):
+    """Jang et al., eq. 7, with task vectors that have something in common."""
+    sources = tasks()
+    for source in sources[1:]:
+        for name in SHAPES:
+            dict.__setitem__(source, name, source[name] + sources[0][name])
+
+    def rewrite(_, rows):
+        pairs = [(a.ravel(), b.ravel()) for i, a in enumerate(rows) for b in rows[:i]]
+        c = max(np.mean([a @ b / math.sqrt((a @ a) * (b @ b)) for a, b in pairs]), 0)
+        return len(rows) * c / (1 + (len(rows) - 1) * c) * sum(rows) / len(rows)
+
+    compare(agree, "model-stock", rewrite, sources=sources)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_slerp(t, agree):
+    """Shoemake's formula on the networks' weights."""
+    ground = Fresh({n: torch.randn(s, generator=torch.Generator().manual_seed(5)) for n, s in SHAPES.items()})
+    sources = [Fresh({n: 10 * v for n, v in s.items()}) for s in tasks(2)]
+
+    def rewrite(name, rows):
+        base = ground[name].double().numpy()
+        a, b = (base + r for r in rows)
+        angle = np.arccos((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
+        return (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle) - base
+
+    compare(agree, f"slerp[t={t}]", rewrite, sources=sources, coef=(1.0, 1.0), ground=ground)
+
+
+def test_slerp_goes_straight_between_neighbours(agree):
+    """Where the two point the same way it is the line between them."""
+    ground = Fresh({n: 1 + torch.rand(s, generator=torch.Generator().manual_seed(5)) for n, s in SHAPES.items()})
+    sources = [Fresh({n: 1e-2 * v for n, v in s.items()}) for s in tasks(2)]
+    got = algorithm(steps("slerp"), Whole(sources, (1.0, 1.0), SHAPES, ground=ground))("blocks.0.a.weight")
+    wanted = (sources[0]["blocks.0.a.weight"] + sources[1]["blocks.0.a.weight"]) / 2
+    agree("slerp", "straight line", 1e-3, merged=float((got - wanted).abs().max() / wanted.abs().max()))
+
+
+def test_karcher_is_where_the_pulls_cancel():
+    """At the mean the weighted logarithms add up to nothing, and its length is the weighted mean length."""
+    coef, sources = (1.0, 2.0, 1.0), tasks()
+    merged = algorithm(steps("karcher[rounds=50,tolerance=1e-7]"), Whole(sources, coef, SHAPES))
+    for name in SHAPES:
+        rows = [s[name].double().numpy().ravel() for s in sources]
+        got = merged(name).double().numpy().ravel()
+        u, lengths = got / np.linalg.norm(got), [np.linalg.norm(r) for r in rows]
+        assert np.linalg.norm(got) == pytest.approx(np.average(lengths, weights=coef), rel=1e-5)
+        pull = 0.0
+        for w, row, length in zip(coef, rows, lengths, strict=True):
+            v = row / length
+            angle = np.arccos(np.clip(u @ v, -1, 1))
+            pull = pull + w / sum(coef) * angle * (v - np.cos(angle) * u) / np.sin(angle)
+        assert np.linalg.norm(pull) < 1e-5
+
+
+def test_karcher_in_one_round(agree):
+    """mergekit's multislerp: one step from the weighted mean direction."""
+
+    def rewrite(_, rows):
+        shares = np.array(COEF) / sum(COEF)
+        plain = [r / w for r, w in zip(rows, COEF, strict=True)]
+        lengths = [np.linalg.norm(r) for r in plain]
+        units = [r / n for r, n in zip(plain, lengths, strict=True)]
+        at = sum(p * u for p, u in zip(shares, units, strict=True))
+        at /= np.linalg.norm(at)
+        step = 0.0
+        for p, u in zip(shares, units, strict=True):
+            angle = np.arccos((at * u).sum())
+            step = step + p * angle * (u - np.cos(angle) * at) / np.sin(angle)
+        size = np.linalg.norm(step)
+        return (np.cos(size) * at + np.sin(size) * step / size) * (shares @ lengths)
+
+    compare(agree, "karcher[rounds=1]", rewrite)
+
+
+def test_karcher_refuses_negative_weights():
+    """A negative weight turns a direction round: there is no middle."""
+    with pytest.raises(UsageError, match="no middle"):
+        checks(steps("karcher"), (1.0, -1.0))
+
+
+def test_consensus(agree):
+    """Wang et al., eq. 4 and 5: what two tasks use of the sum."""
+
+    def rewrite(_, rows):
+        total = sum(rows)
+        users = sum((np.abs(r) >= 0.6 * np.abs(total - r)).astype(int) for r in rows)
+        return 0.3 * total * (users >= 2)
+
+    compare(agree, "consensus[threshold=0.6]", rewrite)
+
+
+def test_lines(agree):
+    """Wang et al., eq. 4: a factor that rises with depth."""
+    compare(
+        agree, "task-arithmetic[scale=1]+lines[first=0.2,last=0.9]",
+        lambda name, rows: (0.2 + 0.7 * DEPTH[name]) * sum(rows),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("ties+dare", r"dare\+ties"),
+        ("ties+linear", "2 merges"),
+        ("svc+ties", r"ties\+svc"),
+        ("slerp", "2 deltas, not 3"),
+    ],
+)
+def test_chains_that_make_no_sense(spec, said):
+    """Steps in the wrong place are refused with the spec to write."""
+    with pytest.raises(UsageError) as caught:
+        checks(steps(spec), (1.0, 1.0, 1.0))
+    assert re.search(said, f"{caught.value} {caught.value.hint}")

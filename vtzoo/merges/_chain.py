@@ -1,0 +1,150 @@
+"""A merge as it is written, `dare[density=0.5]+ties+svc`: what acts on each task vector, the merge, and what follows it.
+
+    before    changes one tensor of one task vector             (vector) -> tensor
+    space     gives coordinates in which the rest happens        (vectors) -> Frame, or None where it leaves a tensor alone
+    merge     makes one tensor of all                            (vectors) -> tensor
+    after     changes the merged tensor, in sight of the tasks'  (merged, vectors) -> tensor
+
+The first two stand in any order, then one merge, then what comes after; a spec without a merge gets the one that its
+last step names (`THEN`), or task arithmetic.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from vtzoo import knobs, registry
+from vtzoo.errors import UsageError
+from vtzoo.merges._whole import Frame, Whole
+
+_RANK = {"before": 0, "space": 0, "merge": 1, "after": 2}
+_FRAMES = 4
+"""How many tensors' coordinates are kept at once: one per worker, and one to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One file of the folder with its knobs decoded."""
+
+    part: knobs.Part
+    module: Any
+    knobs: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """When it acts."""
+        return getattr(self.module, "STAGE", "merge")
+
+    def run(self, *args: Any) -> Any:
+        """Its function."""
+        return getattr(self.module, self.part.name.replace("-", "_"))(*args, **self.knobs)
+
+
+def steps(spec: str) -> tuple[Step, ...]:
+    """Read a spec, refuse what can't be done in that order, and put the merge in where none is named.
+
+    Raises:
+        NotFound: no such merge.
+        UsageError: wrong knobs, two merges, or a step in the wrong place.
+    """
+    found = [_step(p) for p in knobs.parse(spec)]
+    merges = [s.part.name for s in found if s.stage == "merge"]
+    if len(merges) > 1:
+        raise UsageError(f"'{spec}' holds {len(merges)} merges: {', '.join(merges)}", f"keep one, such as {merges[0]}")
+    if not merges:
+        place = sum(s.stage != "after" for s in found)
+        then = getattr(found[place - 1].module, "THEN", "task-arithmetic") if place else "task-arithmetic"
+        found.insert(place, _step(knobs.one(then)))
+    wanted = sorted(found, key=lambda s: _RANK[s.stage])
+    if wanted != found:
+        raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
+    return tuple(found)
+
+
+def written(chain: Sequence[Step]) -> str:
+    """The spec of a chain."""
+    return "+".join(str(s.part) for s in chain)
+
+
+def _step(part: knobs.Part) -> Step:
+    module = registry.load("merges", part.name)
+    decoded: Any = knobs.decode(getattr(module, part.name.replace("-", "_")), part.knobs, part.name)
+    return Step(part, module, decoded)
+
+
+def checks(chain: Sequence[Step], weights: Sequence[float]) -> None:
+    """Refuse a number of tasks, or weights, that a step can't use.
+
+    Raises:
+        UsageError: why.
+    """
+    for step in chain:
+        wanted = getattr(step.module, "TASKS", len(weights))
+        if len(weights) != wanted:
+            raise UsageError(f"{step.part.name} merges {wanted} deltas, not {len(weights)}", "see: vtzoo merges")
+        if (check := getattr(step.module, "check", None)) is not None:
+            check(weights)
+
+
+def algorithm(chain: Sequence[Step], whole: Whole) -> Callable[[str], Tensor]:
+    """A function that gives the merged tensor of a name, in float32."""
+    inner, backs = whole, list[Callable[[str, Tensor], Tensor]]()
+    for step in chain:
+        if step.stage == "before":
+            inner = _changed(inner, step)
+        elif step.stage == "space":
+            inner, back = _moved(inner, step)
+            backs.insert(0, back)
+    merge = next(s for s in chain if s.stage == "merge")
+    after = [s for s in chain if s.stage == "after"]
+
+    def merged(name: str) -> Tensor:
+        value = merge.run(inner.at(name))
+        for back in backs:
+            value = back(name, value)
+        for step in after:
+            value = step.run(value, whole.at(name))
+        return value
+
+    return merged
+
+
+def _changed(whole: Whole, step: Step) -> Whole:
+    return whole.read_as(lambda task, name: step.run(whole.vector(task, name)))
+
+
+def _moved(whole: Whole, step: Step) -> tuple[Whole, Callable[[str, Tensor], Tensor]]:
+    @lru_cache(maxsize=_FRAMES)
+    def frame(name: str) -> Frame | None:
+        return step.run(whole.at(name))
+
+    def into(task: int, name: str) -> Tensor:
+        value, own = whole.read(task, name), frame(name)
+        return own.into(value) if own else value
+
+    def back(name: str, merged: Tensor) -> Tensor:
+        own = frame(name)
+        return own.back(merged) if own else merged
+
+    return whole.read_as(into, _Shapes(whole, frame)), back
+
+
+@dataclass(frozen=True)
+class _Shapes(Mapping[str, tuple[int, ...]]):
+    """Shapes of coordinates: known only when a tensor's frame is."""
+
+    whole: Whole
+    frame: Callable[[str], Frame | None]
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        own = self.frame(name)
+        return own.shape if own else self.whole.shapes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.whole.shapes)
+
+    def __len__(self) -> int:
+        return len(self.whole.shapes)

@@ -1,0 +1,69 @@
+"""What the merges that look at singular values share: which tensors are matrices, their SVD, and whitening.
+
+A linear's weight is a matrix, and so is a dense convolution's kernel, as [out, in * kh * kw]. All else (norms, biases,
+tokens, position embeddings, depthwise kernels) is no map between features: these are averaged, as the papers do with all
+that isn't a linear's weight. Computed in float64. Directions whose singular value is below 1e-5 of the largest are what
+rounding to float32 leaves where a task vector has low rank, and don't count.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vtzoo.merges._whole import Vectors
+
+_ROUNDING = 1e-5
+SVD = tuple[Tensor, Tensor, Tensor]
+
+
+def sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A tensor's height and width as a matrix, [out, in * kh * kw]."""
+    return shape[0] if shape else 1, math.prod(shape[1:])
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape is a map from features to features."""
+    return (len(shape) == 2 or (len(shape) == 4 and shape[1] > 1)) and min(sides(shape)) > 1
+
+
+def matrices(vectors: Vectors) -> Iterator[Tensor]:
+    """weight * D_t [out, in] of every task that touches the tensor, one at a time; what is no matrix is one column."""
+    for vector in vectors:
+        value = vector.value.double().mul_(vector.weight).reshape(sides(vectors.shape))
+        if value.any():
+            yield value
+
+
+def average(vectors: Vectors) -> Tensor:
+    """The mean of weight * D_t over all tasks."""
+    return vectors.sum().div_(len(vectors.weights))
+
+
+def svd(matrix: Tensor, most: int | None = None) -> SVD:
+    """U [out, r], S [r], Vh [r, in] with S falling, of the directions that count; `most` keeps the first ones."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((values > _ROUNDING * values[0]).sum())
+    rank = rank if most is None else min(rank, most)
+    if rank < len(values):  # copies, so that the rest can go
+        return left[:, :rank].clone(), values[:rank].clone(), right[:rank].clone()
+    return left, values, right
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns (or rows, if there are fewer): P Q' of its SVD P S Q'."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def span(gram: Tensor, power: int = 2) -> Tensor:
+    """The directions [n, r] that a sum of D D' or D' D [n, n] reaches, the strongest first; of singular values to any power."""
+    values, directions = torch.linalg.eigh(gram)
+    reached = int((values > _ROUNDING**power * values[-1]).sum())
+    return directions.flip(1)[:, :reached]
+
+
+def shaped(matrix: Tensor, vectors: Vectors) -> Tensor:
+    """A merged matrix in the tensor's own shape, in float32."""
+    return matrix.to(torch.float32).reshape(vectors.shape)
