@@ -23,6 +23,9 @@ def run(
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="GLOB:X,…", help="Weights by tensor name, as blocks.0-5:0.3.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Compare the deltas by pair, too; reads them once more.")
+    ] = False,
 ) -> None:
     """Merge several deltas into one that keeps every head."""
     session = Session.of(ctx)
@@ -31,5 +34,5 @@ def run(
     zoo = session.zoo(*refs)
     from vtzoo.verbs.merge import merge_refs
 
-    result = merge_refs(refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=zoo)
+    result = merge_refs(refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=zoo, explain=explain)
     session.show(result, _results.merged)

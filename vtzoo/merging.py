@@ -8,7 +8,7 @@ runs the algorithm in float32 and gives base + merged. Nothing is kept. Heads tr
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -22,7 +22,7 @@ from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.merges._chain import algorithm, checks, steps, written
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
-from vtzoo.merges._whole import Whole
+from vtzoo.merges._whole import Whole, square_of
 from vtzoo.tensors import Lazy, dtype_of, one_thread, shape_of, working
 from vtzoo.tied import further, tied
 
@@ -45,6 +45,7 @@ class Plan:
         algorithm: gives one tensor of the merged task vector by its name.
         factors: of the tensors whose merged value is scaled.
         statistics: tensors that are running statistics of a norm, not weights.
+        squares: the squared L2 norm of every merged tensor that was computed.
     """
 
     deltas: tuple[Delta, ...]
@@ -56,6 +57,7 @@ class Plan:
     algorithm: Callable[[str], Tensor]
     factors: Mapping[str, float]
     statistics: frozenset[str]
+    squares: dict[str, float] = field(default_factory=dict[str, float])
 
     @torch.no_grad()
     @one_thread()
@@ -77,6 +79,7 @@ class Plan:
             merged = self.algorithm(name)
         if factor != 1:
             merged = merged.mul_(factor)
+        self.squares[name] = square_of(merged)
         base = self.ground[name]
         kind = working(base, merged)
         return base.to(kind) + merged.to(kind)

@@ -1,14 +1,16 @@
 """Tensors by name, read when needed: safetensors files, lazy mappings, and a deterministic streaming writer."""
 
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from vtzoo import files
@@ -22,7 +24,9 @@ CODES = {v: k for k, v in DTYPES.items()}
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file as a mapping; the header is checked at once, each tensor is read when asked for.
+    """A safetensors file as a mapping; the header is checked at once, each tensor is read when asked for, by any thread.
+
+    Read, not mapped: a process that streams through many files keeps no pages of them.
 
     Raises:
         Corrupt: damaged, truncated, or not a safetensors file.
@@ -31,12 +35,15 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header = files.header(path)
-        self._open = safe_open(str(path), "pt")
+        self._source = _Source(path)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.header.tensors:
-            raise KeyError(name)
-        return self._open.get_tensor(name)
+        span = self.header.tensors[name]
+        value = torch.empty(span.shape, dtype=self.dtype(name))
+        if value.numel():
+            place = value.reshape(-1).view(torch.uint8).numpy().data
+            self._source.read_into(place, self.header.data_start + span.start)
+        return value
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self.header.tensors
@@ -57,6 +64,38 @@ class TensorFile(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
         return tuple(self.header.tensors[name].shape)
+
+
+class _Source:
+    """A file open for reading at any place, by several threads at once; closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        with files.reading(path):
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.path, self._lock = path, Lock()
+        weakref.finalize(self, os.close, self._file)
+
+    def read_into(self, place: memoryview, start: int) -> None:
+        """Fill `place` with the bytes from `start` on.
+
+        Raises:
+            Corrupt: the file ends before.
+        """
+        done = 0
+        with files.reading(self.path):
+            while done < len(place) and (count := self._read(place[done:], start + done)):
+                done += count
+        if done < len(place):
+            raise Corrupt(f"{self.path} has become shorter while it was read", "fetch it or make it again")
+
+    def _read(self, place: memoryview, start: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file, [place], start)
+        with self._lock:  # Windows has no call that does both
+            os.lseek(self._file, start, os.SEEK_SET)
+            data = os.read(self._file, len(place))
+        place[: len(data)] = data
+        return len(data)
 
 
 class Lazy(Mapping[str, Tensor]):

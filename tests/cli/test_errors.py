@@ -33,7 +33,7 @@ USAGE = [
 ]
 MISSING = [
     (("methods", "lorra"), "no method is called 'lorra'", "did you mean lora or"),
-    (("merges", "tie"), "no merge is called 'tie'", "did you mean ties?"),
+    (("merges", "tie"), "no merge is called 'tie'", "did you mean ties"),
     (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd?"),
     (
         ("show", "tf_eficientnet_lite0"),

@@ -145,7 +145,7 @@ def test_the_report_compares_task_vectors():
     """Norms are L2, and the agreement of signs counts the entries that both task vectors move."""
     a, b, c = torch.tensor([1.0, -2.0, 0.0, 2.0]), torch.tensor([1.0, 2.0, 5.0, 0.5]), torch.zeros(4)
     whole = Whole([{"x": a.clone()}, {"x": b.clone(), "y": b.clone()}, {"y": c}], [1, 1, 1], {"x": (4,), "y": (4,)})
-    norms, shares = whole.report()
+    norms, shares = whole.norms(), whole.agreement()
     assert norms == pytest.approx([3.0, (2 * (1 + 4 + 25 + 0.25)) ** 0.5, 0.0])
     assert shares == {(0, 1): pytest.approx(2 / 3), (0, 2): None, (1, 2): None}
 
@@ -198,7 +198,7 @@ def everything(zoo):
 def test_refs_merge_into_an_entry(zoo, tmp_path):
     """Names, unique prefixes and paths merge into an entry whose file is what `vtzoo.merge` gives, with a report."""
     refs = ["lora/a", "ssf", str(tmp_path / "norm.safetensors")]
-    result = merge_refs(refs=refs, method="ties[density=0.5]", name="all", coef=(1, 0.5, 1), zoo=zoo)
+    result = merge_refs(refs=refs, method="ties[density=0.5]", name="all", coef=(1, 0.5, 1), zoo=zoo, explain=True)
     entry, opened = zoo.resolve("all", "deltas"), Delta.open(result.path)
     assert (result.ref, entry.facts["tasks"], entry.facts["method"]) == (
         "all",

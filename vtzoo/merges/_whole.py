@@ -146,6 +146,7 @@ class Whole:
         self.labels = tuple(self.labels) or tuple(f"task vector {i + 1}" for i in count)
         self.keys = tuple(self.keys) or tuple(str(i) for i in count)
         self._floors: dict[float, list[float]] = {}
+        self._squares: dict[tuple[int, str], float] = {}
         self._lock = Lock()
 
     @cached_property
@@ -168,10 +169,12 @@ class Whole:
             Corrupt: it holds NaN or infinity.
         """
         value = self.sources[task][name].to(torch.float32)
-        if value.numel() and not all(bool(x.isfinite()) for x in value.aminmax()):
+        square = square_of(value)
+        if not math.isfinite(square) and not bool(value.isfinite().all()):
             raise Corrupt(
                 f"{self.labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
             )
+        self._squares[task, name] = square
         return value
 
     def read_as(self, read: Read, shapes: Mapping[str, tuple[int, ...]] | None = None) -> "Whole":
@@ -193,32 +196,43 @@ class Whole:
                 if name in names:
                     yield task, self.read(task, name)
 
-    def report(self) -> tuple[list[float], dict[tuple[int, int], float | None]]:
-        """Compare the task vectors, in one pass.
+    def norms(self) -> list[float]:
+        """The L2 norm of each task vector; what no merge has read yet is read."""
+        found: list[float] = []
+        for task, names in enumerate(self.names):
+            for name in names:
+                if (task, name) not in self._squares:
+                    self.read(task, name)
+            found.append(math.sqrt(sum(self._squares[task, n] for n in sorted(names))))
+        return found
+
+    def agreement(self) -> dict[tuple[int, int], float | None]:
+        """How far the task vectors point the same way, in a pass of its own.
 
         Returns:
-            The L2 norm of each, and for each pair (i, j), i < j, the share of the entries moved by both that both move
-            the same way; None where no entry is moved by both.
+            For each pair (i, j), i < j, the share of the entries moved by both that both move the same way; None where no entry
+            is moved by both.
         """
         count = len(self.sources)
-        squares, same, both = [0.0] * count, _square(count), _square(count)
+        same, both = _square(count), _square(count)
         for name in sorted(self.shapes):
             tasks = [t for t in range(count) if name in self.names[t]]
             signs: list[Tensor] = []
             for task in tasks:
-                value = self.read(task, name).reshape(-1)
-                squares[task] += float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2
-                signs.append(value.sign_().to(torch.int8))
+                signs.append(self.read(task, name).reshape(-1).sign_().to(torch.int8))
             place = torch.tensor(tasks)
             for chunk in torch.stack(signs).split(CHUNK, dim=1):
                 sign = chunk.to(torch.float32)
                 moved = (sign.abs() @ sign.abs().T).double()
                 both[place[:, None], place] += moved
                 same[place[:, None], place] += (moved + (sign @ sign.T).double()) / 2
-        shares = {
-            (i, j): float(same[i, j] / both[i, j]) if both[i, j] else None for i, j in combinations(range(count), 2)
-        }
-        return [math.sqrt(s) for s in squares], shares
+        pairs = combinations(range(count), 2)
+        return {(i, j): float(same[i, j] / both[i, j]) if both[i, j] else None for i, j in pairs}
+
+
+def square_of(value: Tensor) -> float:
+    """The sum of squares, in pieces that a cache holds, added up in float64."""
+    return sum(float(torch.dot(piece, piece)) for piece in value.reshape(-1).split(CHUNK))
 
 
 def _square(count: int) -> Tensor:

@@ -8,7 +8,7 @@ adapters. Each training step trains a subnet drawn at random. An evolution then 
 held-out images: of each generation a half are mutants and a half children of the best so far, the rest is drawn anew.
 What is left is the spec of a plain stack, which is then trained from scratch and is all that the delta knows.
 Shapes: those of the stack's parts.
-Folds: with tokens=0 and widths=0, where the stacks it finds are lora's; others hold prompts and adapters, which do not.
+Folds: no: the stacks it finds hold prompts and adapters, which do not; with tokens=0 and widths=0 they are lora's, which do.
 Identity at init: no.
 Parameters: the budget at most; n * width + 2 * w * channels + w + channels per block, and r * (in + out) per linear.
 Departs from the paper: LoRA is at every linear of a block, not at qkv alone; there are no prompts before the first block

@@ -2,22 +2,19 @@
 
 import math
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from vtzoo import files, talk
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
-from vtzoo.folding import task_vector
 from vtzoo.merging import WORKERS, Plan, assembled, plan
 from vtzoo.refs import as_path, is_path
 from vtzoo.results import Merged
+from vtzoo.tensors import one_thread
 from vtzoo.zoo import Zoo
 
 
@@ -29,6 +26,7 @@ def merge_refs(
     coef: Sequence[float] | None = None,
     layers: str | None = None,
     zoo: Zoo | None = None,
+    explain: bool = False,
 ) -> Merged:
     """Merge deltas and keep the result in the zoo.
 
@@ -39,10 +37,11 @@ def merge_refs(
         coef: one weight per ref, all 1 by default.
         layers: factors by tensor name, such as "blocks.0-5:0.3".
         zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
+        explain: also compare the deltas by pair, which reads them once more.
 
     Returns:
-        The entry; its report has the parents with their coefficients and norms, the agreement of signs by pair, how
-        many tensors were touched, and the merged norm.
+        The entry; its report has the parents with their coefficients and norms, how many tensors were touched, the merged
+        norm, and if asked for the agreement of signs by pair.
 
     Raises:
         NotFound: a ref or an algorithm that isn't there.
@@ -59,7 +58,7 @@ def merge_refs(
     base = open_base(deltas[0].backbone, zoo) if deltas else {}
     made = plan(deltas, method, base=base, coef=coef, layers=layers)
     talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
-    report, merged = _report(made, refs, digests), assembled(made, digests)
+    merged = assembled(made, digests)
     with _folder(zoo) as folder:
         digest = merged.save(folder / "merged.safetensors", workers=WORKERS)
         size_bytes = (folder / "merged.safetensors").stat().st_size
@@ -74,8 +73,7 @@ def merge_refs(
         "metrics": {},
     }
     entry = zoo.put("deltas", name, facts)
-    path = zoo.object(digest)
-    return Merged(ref=entry.name, path=str(path), report=report | {"merged_norm": _norm(base, Delta.open(path))})
+    return Merged(ref=entry.name, path=str(zoo.object(digest)), report=_report(made, refs, digests, explain=explain))
 
 
 def _open(ref: str, zoo: Zoo) -> tuple[str, Delta]:
@@ -105,8 +103,11 @@ def _folder(zoo: Zoo) -> Generator[Path, None, None]:
         yield Path(path)
 
 
-def _report(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
-    norms, shares = made.whole.report()
+@one_thread()
+def _report(made: Plan, refs: Sequence[str], digests: Sequence[str], *, explain: bool) -> dict[str, Any]:
+    """What the merge was made of; after it, when all tensors have been seen."""
+    shares = made.whole.agreement() if explain else {}
+    pairs = [{"a": refs[i], "b": refs[j], "share": share} for (i, j), share in shares.items()]
     return {
         "spec": made.spec,
         "tensors": len(made.whole.shapes),
@@ -114,14 +115,9 @@ def _report(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str
         "parents": [
             {"ref": ref, "digest": digest[:12], "method": d.method, "coef": c, "norm": norm, "tensors": len(names)}
             for ref, digest, d, c, norm, names in zip(
-                refs, digests, made.deltas, made.coef, norms, made.whole.names, strict=True
+                refs, digests, made.deltas, made.coef, made.whole.norms(), made.whole.names, strict=True
             )
         ],
-        "sign_agreement": [{"a": refs[i], "b": refs[j], "share": share} for (i, j), share in shares.items()],
+        **({"sign_agreement": pairs} if explain else {}),
+        "merged_norm": math.sqrt(sum(made.squares[n] for n in sorted(made.squares))),
     }
-
-
-def _norm(base: Mapping[str, Tensor], merged: Delta) -> float:
-    """The L2 norm of what was written, read back."""
-    vector = task_vector(base, merged)
-    return math.sqrt(sum(float(torch.linalg.vector_norm(vector[n], dtype=torch.float64)) ** 2 for n in vector))
