@@ -36,7 +36,10 @@ def predicted(facts: dict[str, Any]) -> list[Block]:
 
 def merged(facts: dict[str, Any]) -> list[Block]:
     """The report, then what was made."""
-    return [*report(facts["report"]), Line(f"merged into {facts['ref']}"), *_where(facts)]
+    made = (
+        f"merged into {facts['ref']}" if facts["path"] else f"nothing is merged: {facts['ref']} would be made of this"
+    )
+    return [*report(facts["report"]), Line(made), *_where(facts)]
 
 
 def folded(facts: dict[str, Any]) -> list[Block]:

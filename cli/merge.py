@@ -26,6 +26,9 @@ def run(
     explain: Annotated[
         bool, typer.Option("--explain", help="Compare the deltas by pair, too; reads them once more.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, merge nothing.")
+    ] = False,
 ) -> None:
     """Merge several deltas into one that keeps every head."""
     session = Session.of(ctx)
@@ -34,5 +37,7 @@ def run(
     zoo = session.zoo(*refs)
     from vtzoo.verbs.merge import merge_refs
 
-    result = merge_refs(refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=zoo, explain=explain)
+    result = merge_refs(
+        refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=zoo, explain=explain, dry_run=dry_run
+    )
     session.show(result, _results.merged)

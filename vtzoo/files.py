@@ -137,7 +137,7 @@ def atomic_write(
             if guard is not None:
                 guard()
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         with suppress(OSError):  # never in the way of the error that led here
             temporary.unlink()
@@ -171,7 +171,7 @@ def atomic_dir(path: str | Path) -> Generator[Path, None, None]:
             _sync_tree(temporary)
             _refuse_existing(path)
             temporary.rename(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -355,10 +355,11 @@ def _sync_tree(folder: Path) -> None:
     for place, _, names in os.walk(folder):
         for name in names:
             _sync(Path(place, name))
-        _sync_folder(Path(place))
+        sync_folder(Path(place))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, where the system can."""
     try:
         _sync(folder)
     except OSError as error:

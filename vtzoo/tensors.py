@@ -1,5 +1,6 @@
 """Tensors by name, read when needed: safetensors files, lazy mappings, and a deterministic streaming writer."""
 
+import math
 import os
 import weakref
 from collections import deque
@@ -147,6 +148,11 @@ def dtype_of(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
     known = getattr(tensors, "dtype", None)
     found: torch.dtype | None = known(name) if known is not None else None
     return tensors[name].dtype if found is None else found
+
+
+def bytes_of(tensors: Mapping[str, Tensor], name: str) -> int:
+    """How many bytes a tensor takes."""
+    return math.prod(shape_of(tensors, name)) * dtype_of(tensors, name).itemsize
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:

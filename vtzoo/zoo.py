@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
 from vtzoo.errors import SHOWN, Conflict, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading, sha256, sha256_bytes, writing
+from vtzoo.files import atomic_write, header, reading, sha256, sha256_bytes, sync_folder, writing
 from vtzoo.refs import Entry, Section, check_digest, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
 
@@ -161,6 +161,16 @@ class Zoo:
         _copy(source, path, digest)
         self._fresh.add(digest)
         return digest
+
+    def adopt(self, source: Path, digest: str) -> None:
+        """Move a file that was written and synced on the zoo's own disk to its place under its sha256, read-only."""
+        path = self._object_path(digest)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.chmod(0o444)
+            source.replace(path)
+            sync_folder(path.parent)
+        self._fresh.add(digest)
 
     def discard(self, digests: Iterable[str]) -> None:
         """Take back objects that this `Zoo` has just stored and that no entry refers to (when a job fails half-way)."""

@@ -1,6 +1,8 @@
 """Merges against independent rewrites in a few lines, and the parts of the engine."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +220,31 @@ def test_refs_merge_into_an_entry(zoo, tmp_path):
     assert [(p["a"], p["b"]) for p in pairs] == [(refs[0], refs[1]), (refs[0], refs[2]), (refs[1], refs[2])]
     assert all(p["share"] is None or 0 <= p["share"] <= 1 for p in pairs)
     assert result.report["tensors"] == len(opened.tensors) - 6
+    place = zoo.object(entry.digest)
+    assert place.stat().st_mode & 0o222 == 0
+    assert not list(place.parents[4].glob("merge-*"))
+
+
+def test_a_dry_run_merges_nothing(zoo, tmp_path):
+    """The plan has the parents and the size that the file would have; nothing is written and no tensor of a delta is read."""
+    before = {p: p.stat().st_mtime_ns for p in zoo.root.rglob("*")}
+    found = merge_refs(refs=["lora/a", "ssf"], method="dare+ties", name="both", zoo=zoo, dry_run=True)
+    assert {p: p.stat().st_mtime_ns for p in zoo.root.rglob("*")} == before
+    assert (found.path, found.report["spec"]) == ("", "dare+ties")
+    made = merge_refs(refs=["lora/a", "ssf"], method="dare+ties", name="both", zoo=zoo)
+    assert {k: v for k, v in made.report.items() if k in found.report and k != "parents"} == {
+        k: v for k, v in found.report.items() if k in made.report and k != "parents"
+    }
+    size = Path(made.path).stat().st_size
+    assert size * 0.5 < found.report["size_bytes"] < size
+
+
+def test_a_disk_that_is_too_small_is_told_before(zoo, monkeypatch):
+    """The merge is refused before a byte is written, with both sizes."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(Resources, match=r"takes 0 MB|takes \d+ MB"):
+        merge_refs(refs=["lora/a", "ssf"], method="linear", name="both", zoo=zoo)
+    assert not list(zoo.root.glob(".vtzoo/merge-*"))
 
 
 @pytest.mark.parametrize(

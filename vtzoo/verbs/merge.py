@@ -1,6 +1,7 @@
 """Merge deltas of a zoo, or delta files, into one new entry of the zoo; no model is built."""
 
 import math
+import shutil
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,11 @@ from typing import Any
 from vtzoo import files, talk
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
-from vtzoo.errors import UsageError
+from vtzoo.errors import Resources, UsageError
 from vtzoo.merging import WORKERS, Plan, assembled, plan
 from vtzoo.refs import as_path, is_path
 from vtzoo.results import Merged
-from vtzoo.tensors import one_thread
+from vtzoo.tensors import bytes_of, one_thread
 from vtzoo.zoo import Zoo
 
 
@@ -27,6 +28,7 @@ def merge_refs(
     layers: str | None = None,
     zoo: Zoo | None = None,
     explain: bool = False,
+    dry_run: bool = False,
 ) -> Merged:
     """Merge deltas and keep the result in the zoo.
 
@@ -38,6 +40,7 @@ def merge_refs(
         layers: factors by tensor name, such as "blocks.0-5:0.3".
         zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
         explain: also compare the deltas by pair, which reads them once more.
+        dry_run: check all that can be checked without reading tensors, report the plan, and merge nothing.
 
     Returns:
         The entry; its report has the parents with their coefficients and norms, how many tensors were touched, the merged
@@ -59,10 +62,19 @@ def merge_refs(
     made = plan(deltas, method, base=base, coef=coef, layers=layers)
     talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
     merged = assembled(made, digests)
+    wanted, free = sum(bytes_of(merged.tensors, n) for n in merged.tensors), shutil.disk_usage(zoo.root).free
+    if dry_run:
+        return Merged(ref=name, path="", report=_plan(made, refs, digests) | {"size_bytes": wanted, "free_bytes": free})
+    if wanted > free:
+        raise Resources(
+            f"the merge takes {wanted / 1e6:,.0f} MB, and the zoo's disk has {free / 1e6:,.0f}",
+            "free some space (vtzoo rm, or another disk), then repeat the command",
+        )
     with _folder(zoo) as folder:
-        digest = merged.save(folder / "merged.safetensors", workers=WORKERS)
-        size_bytes = (folder / "merged.safetensors").stat().st_size
-        zoo.add_object(folder / "merged.safetensors")
+        path = folder / "merged.safetensors"
+        digest = merged.save(path, workers=WORKERS)
+        size_bytes = path.stat().st_size
+        zoo.adopt(path, digest)
     facts = {
         "digest": digest,
         "size_bytes": size_bytes,
@@ -103,21 +115,26 @@ def _folder(zoo: Zoo) -> Generator[Path, None, None]:
         yield Path(path)
 
 
-@one_thread()
-def _report(made: Plan, refs: Sequence[str], digests: Sequence[str], *, explain: bool) -> dict[str, Any]:
-    """What the merge was made of; after it, when all tensors have been seen."""
-    shares = made.whole.agreement() if explain else {}
-    pairs = [{"a": refs[i], "b": refs[j], "share": share} for (i, j), share in shares.items()]
+def _plan(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
+    """What the merge is made of."""
     return {
         "spec": made.spec,
         "tensors": len(made.whole.shapes),
         "parameters": sum(math.prod(s) for s in made.whole.shapes.values()),
         "parents": [
-            {"ref": ref, "digest": digest[:12], "method": d.method, "coef": c, "norm": norm, "tensors": len(names)}
-            for ref, digest, d, c, norm, names in zip(
-                refs, digests, made.deltas, made.coef, made.whole.norms(), made.whole.names, strict=True
-            )
+            {"ref": ref, "digest": digest[:12], "method": d.method, "coef": c, "tensors": len(names)}
+            for ref, digest, d, c, names in zip(refs, digests, made.deltas, made.coef, made.whole.names, strict=True)
         ],
-        **({"sign_agreement": pairs} if explain else {}),
-        "merged_norm": math.sqrt(sum(made.squares[n] for n in sorted(made.squares))),
     }
+
+
+@one_thread()
+def _report(made: Plan, refs: Sequence[str], digests: Sequence[str], *, explain: bool) -> dict[str, Any]:
+    """The plan, and what was seen of the tensors after they were merged."""
+    found = _plan(made, refs, digests)
+    for parent, norm in zip(found["parents"], made.whole.norms(), strict=True):
+        parent["norm"] = norm
+    if explain:
+        shares = made.whole.agreement()
+        found["sign_agreement"] = [{"a": refs[i], "b": refs[j], "share": s} for (i, j), s in shares.items()]
+    return {**found, "merged_norm": math.sqrt(sum(made.squares[n] for n in sorted(made.squares)))}
