@@ -4,12 +4,12 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtzoo import files
 from vtzoo.errors import Corrupt, ShapeMismatch
 
+T = TypeVar("T")
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -202,20 +203,21 @@ def write(
     kinds = _kinds(tensors, dtype)
     with files.atomic_write(path) as out:
         out.write(files.safetensors_header([(n, *kind) for n, kind in kinds.items()], metadata))
-        for (name, (code, shape)), tensor in zip(kinds.items(), _computed(tensors, list(kinds), workers), strict=True):
+        made = ahead(tensors.__getitem__, list(kinds), workers)
+        for (name, (code, shape)), tensor in zip(kinds.items(), made, strict=True):
             _put(out, name, tensor, code, shape)
     return files.sha256(path)
 
 
-def _computed(tensors: Mapping[str, Tensor], names: Sequence[str], workers: int) -> Iterator[Tensor]:
-    """The tensors in order, each computed when a worker is free, and none before it is nearly its turn."""
+def ahead(make: Callable[[T], Tensor], items: Iterable[T], workers: int) -> Iterator[Tensor]:
+    """`make` of each item in order, by threads that are no further ahead than there are of them."""
     if workers < 2:
-        yield from (tensors[n] for n in names)
+        yield from map(make, items)
         return
     with one_thread(), ThreadPoolExecutor(workers) as pool:
         waiting = deque[Future[Tensor]]()
-        for name in names:
-            waiting.append(pool.submit(tensors.__getitem__, name))
+        for item in items:
+            waiting.append(pool.submit(make, item))
             if len(waiting) == workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -75,7 +75,7 @@ def test_the_floor_keeps_the_share(pieces, density):
     """At least the share of the non-zero entries reaches the floor, and without those that equal it fewer do."""
     magnitudes = torch.cat(pieces).abs()
     magnitudes = magnitudes[magnitudes >= 1e-40]
-    least = floors(lambda: ((0, p) for p in pieces), 1, density)[0]
+    least = floors(lambda: ((0, p.clone) for p in pieces), 1, density)[0]
     wanted = max(1, round(density * len(magnitudes))) if len(magnitudes) else 0
     assert int((magnitudes >= least).sum()) >= wanted
     assert int((magnitudes > least).sum()) < max(wanted, 1)

@@ -123,9 +123,9 @@ def test_the_floor_is_found_without_sorting():
     ordered = magnitudes[magnitudes > 0].sort(descending=True).values
     for density in (1e-6, 0.01, 0.2, 0.5, 0.999):
         count = max(1, round(density * len(ordered)))
-        assert floors(lambda: ((0, p) for p in pieces), 1, density) == [float(ordered[count - 1])]
-    assert floors(lambda: ((0, p) for p in pieces), 1, 1.0) == [0.0]
-    assert floors(lambda: [(0, torch.zeros(3)), (1, torch.ones(3))], 2, 0.5) == [0.0, 1.0]
+        assert floors(lambda: ((0, p.clone) for p in pieces), 1, density) == [float(ordered[count - 1])]
+    assert floors(lambda: ((0, p.clone) for p in pieces), 1, 1.0) == [0.0]
+    assert floors(lambda: [(0, torch.zeros(3).clone), (1, torch.ones(3).clone)], 2, 0.5) == [0.0, 1.0]
 
 
 def test_the_floor_is_found_once():

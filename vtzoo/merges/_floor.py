@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from vtzoo.tensors import ahead
+
 CHUNK = 1 << 18
 _HALF = 16
 _BINS = 1 << _HALF
 _MAGNITUDE = 0x7FFFFFFF
-Scan = Callable[[], Iterable[tuple[int, Tensor]]]
+WORKERS = 2
+Entry = tuple[int, Callable[[], Tensor]]
+Scan = Callable[[], Iterable[Entry]]
 
 
 def floor(value: Tensor, density: float) -> float:
     """The floor of one tensor: see `floors`."""
-    return floors(lambda: [(0, value)], 1, density)[0]
+    return floors(lambda: [(0, lambda: value)], 1, density)[0]
 
 
 def floors(scan: Scan, count: int, density: float) -> list[float]:
@@ -28,7 +32,7 @@ def floors(scan: Scan, count: int, density: float) -> list[float]:
     are stored with it.
 
     Args:
-        scan: gives the float32 entries piece by piece, each with the number of its vector; called once per pass.
+        scan: gives what makes the float32 entries piece by piece, each with the number of its vector; called once per pass.
         count: how many vectors.
         density: the share to keep, at least one entry. Entries equal to the floor are all kept.
 
@@ -49,10 +53,16 @@ def floors(scan: Scan, count: int, density: float) -> list[float]:
 
 def _count(scan: Scan, count: int, digit: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Histograms of one digit of all magnitudes, one a vector, in pieces that fit a cache."""
-    counts = torch.zeros(count, _BINS, dtype=torch.int64)
-    for i, value in scan():
-        for piece in value.reshape(-1).split(CHUNK):
-            counts[i] += torch.bincount(digit(piece.view(torch.int32) & _MAGNITUDE, i), minlength=_BINS)
+    counts, entries = torch.zeros(count, _BINS, dtype=torch.int64), list(scan())
+
+    def one(entry: Entry) -> Tensor:
+        found = torch.zeros(_BINS, dtype=torch.int64)
+        for piece in entry[1]().reshape(-1).split(CHUNK):
+            found += torch.bincount(digit(piece.view(torch.int32) & _MAGNITUDE, entry[0]), minlength=_BINS)
+        return found
+
+    for (i, _), found in zip(entries, ahead(one, entries, min(WORKERS, len(entries))), strict=True):
+        counts[i] += found
     return counts
 
 

@@ -16,7 +16,7 @@ Tensors are computed when a pass comes to them and dropped after it: memory does
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from threading import Lock
 from typing import Protocol
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vtzoo.errors import Corrupt
 from vtzoo.merges._depth import depths
-from vtzoo.merges._floor import CHUNK, floors
+from vtzoo.merges._floor import CHUNK, Entry, floors
 from vtzoo.tensors import Lazy
 
 Read = Callable[[int, str], Tensor]
@@ -189,12 +189,12 @@ class Whole:
                 self._floors[density] = floors(self._entries, len(self.sources), density)
             return self._floors[density][task]
 
-    def _entries(self) -> Iterator[tuple[int, Tensor]]:
+    def _entries(self) -> Iterator[Entry]:
         """Every tensor of every task, by name first: what is computed once for a name then serves all tasks."""
         for name in sorted(set(self.shapes) - self.aside):
             for task, names in enumerate(self.names):
                 if name in names:
-                    yield task, self.read(task, name)
+                    yield task, partial(self.read, task, name)
 
     def norms(self) -> list[float]:
         """The L2 norm of each task vector; what no merge has read yet is read."""
