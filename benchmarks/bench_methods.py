@@ -7,7 +7,8 @@
 with three seeds, on another backbone the tasks given with one. Top-1 is on the test images. Each run is a process of its
 own, forked before anything is computed: its peak memory is what it adds to the bare program's. Step time is the median of a
 training step at batch 32 over that of the linear probe, taken in turns in one process. The fold error is the largest
-difference of folded and attached logits over the largest logit, on test images in float32. Precision is bf16 where the CPU
+difference of folded and attached logits over the largest logit, on test images in float32. A method that the backbone
+refuses has no row. Precision is bf16 where the CPU
 multiplies in it, and float32 elsewhere; each run's is kept with its machine.
 
 A run that is in results/methods.json for the same code of the method is not repeated: stop it and start it again as you
@@ -284,6 +285,8 @@ def row(groups: dict[tuple[str, ...], dict[int, dict[str, Any]]], key: tuple[str
     if method == SWEPT:
         runs = runs[0].get("heads", runs)
     if failed := next((r["failed"] for r in runs if "failed" in r), None):
+        if "Traceback" not in failed:  # the backbone has no place for it
+            return ()
         return (method, backbone, task, "failed: " + failed.strip().splitlines()[-1], *[""] * 8)
     scores, first = [r["test"] for r in runs], runs[0]
     probe = [r["test"] for r in groups.get((how, "linear", backbone, task), {}).values() if "test" in r]
