@@ -30,7 +30,7 @@ from vtzoo.methods._sparse import added, largest
 
 GROUP = "parameter/weight-and-bias"
 PAPER = "arXiv:2312.10136"
-RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}, "maps": {"lr": 2e-3, "weight_decay": 0.0}}
+RECIPE = {"tokens": {"lr": 3e-3, "weight_decay": 0.0}, "maps": {"lr": 2e-3, "weight_decay": 0.0}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
