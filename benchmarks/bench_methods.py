@@ -310,7 +310,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", default="bf16" if bf16_is_fast() else "fp32")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("words", nargs="*", metavar="METHOD or DATA")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     asked.data = [w for w in asked.words if "/" in w or w.startswith("vtzoo:")]
     asked.methods = [w for w in asked.words if w not in asked.data]
     return asked
