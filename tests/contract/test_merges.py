@@ -119,7 +119,7 @@ def test_results_do_not_depend_on_the_process(tmp_path):
     write(tmp_path / "base.safetensors", base, {})
     for i, delta in enumerate(deltas):
         delta.save(tmp_path / f"{i}.safetensors")
-    specs = [*MERGES, *CHAINS]
+    specs = ["linear", "slerp", "iso-cts", "karcher", *CHAINS]
     here = [vtzoo.merge(some(m, deltas), m, base=base).save(tmp_path / "here.safetensors") for m in specs]
     done = subprocess.run(
         [sys.executable, "-c", SAVE, str(tmp_path), *specs], capture_output=True, text=True, check=True,
@@ -252,9 +252,9 @@ class Peak(TorchDispatchMode):
             del self.sizes[key]
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", [pytest.param(m, marks=pytest.mark.slow) if m in SPECTRAL else m for m in MERGES])
 def test_memory_does_not_grow_with_tasks(merge, tmp_path):
-    """Saving a merge of two and of eight deltas has one peak: 16 times the largest tensor (of 320 KiB) at most.
+    """Saving a merge of eight deltas has no higher peak than of two: 16 times the largest tensor (of 320 KiB) at most.
 
     40 times where it computes in float64. Half a MiB for each task comes on top where TIES counts magnitudes.
     """
@@ -267,7 +267,7 @@ def test_memory_does_not_grow_with_tasks(merge, tmp_path):
             merged.save(tmp_path / f"{count}.safetensors")
         counts = count * 2**19 if "ties" in merged.method and "density=1]" not in merged.method else 0
         peaks.append((peak.high - counts) / (320 * 256 * 4))
-    assert peaks[0] == pytest.approx(peaks[1], abs=0.1)
+    assert peaks[1] <= peaks[0] + 0.1
     assert peaks[1] < (40 if merge in SPECTRAL else 16)
 
 

@@ -57,10 +57,10 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return left @ right
 
 
-def span(gram: Tensor, power: int = 2) -> Tensor:
-    """The directions [n, r] that a sum of D D' or D' D [n, n] reaches, the strongest first; of singular values to any power."""
+def span(gram: Tensor) -> Tensor:
+    """The directions [n, r] that a sum of D D' or D' D [n, n] reaches, the strongest first."""
     values, directions = torch.linalg.eigh(gram)
-    reached = int((values > _ROUNDING**power * values[-1]).sum())
+    reached = int((values > _ROUNDING**2 * values[-1]).sum())
     return directions.flip(1)[:, :reached]
 
 

@@ -40,7 +40,7 @@ def core(vectors: Vectors) -> Frame | None:
             right += reads.T * strength @ reads
     if not left.any():
         return None
-    u, v = span(left, 1), span(right, 1)
+    u, v = span(left), span(right)
 
     def into(value: Tensor) -> Tensor:
         return (u.T @ value.flatten(1).double() @ v).to(torch.float32)

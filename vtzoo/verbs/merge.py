@@ -70,6 +70,12 @@ def merge_refs(
             f"the merge takes {wanted / 1e6:,.0f} MB, and the zoo's disk has {free / 1e6:,.0f}",
             "free some space (vtzoo rm, or another disk), then repeat the command",
         )
+    path = _keep(zoo, name, merged)
+    return Merged(ref=name, path=str(path), report=_report(made, refs, digests, explain=explain))
+
+
+def _keep(zoo: Zoo, name: str, merged: Delta) -> Path:
+    """Write the merge into the zoo, and publish it."""
     with _folder(zoo) as folder:
         path = folder / "merged.safetensors"
         digest = merged.save(path, workers=WORKERS)
@@ -84,8 +90,8 @@ def merge_refs(
         "tasks": [t.name for t in merged.tasks],
         "metrics": {},
     }
-    entry = zoo.put("deltas", name, facts)
-    return Merged(ref=entry.name, path=str(zoo.object(digest)), report=_report(made, refs, digests, explain=explain))
+    zoo.put("deltas", name, facts)
+    return zoo.object(digest)
 
 
 def _open(ref: str, zoo: Zoo) -> tuple[str, Delta]:
