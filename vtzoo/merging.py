@@ -23,12 +23,10 @@ from vtzoo.merges._chain import algorithm, checks, steps, written
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._whole import Whole, square_of
-from vtzoo.tensors import Lazy, dtype_of, one_thread, shape_of, working
+from vtzoo.tensors import WORKERS, Lazy, dtype_of, one_thread, shape_of, working
 from vtzoo.tied import further, tied
 
 FULL = "full"
-WORKERS = 2
-"""How many tensors are computed at once when a merge is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ from vtzoo import files
 from vtzoo.errors import Corrupt, ShapeMismatch
 
 T = TypeVar("T")
+WORKERS = 2
+"""How many tensors are computed at once where many lie ahead."""
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,

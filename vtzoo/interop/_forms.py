@@ -162,13 +162,11 @@ class Rotations:
             knobs |= {"eps": config["eps"]} if config["coft"] else {}
             own = {n: {"Q": t["oft_R.weight"][None]} for n, t in found.items()}
         else:
-            there = {
-                len(t["boft_R"]) for t in found.values()
-            }  # PEFT keeps its config's count, and makes one without its CUDA kernel
-            knobs = {
-                "block": config["boft_block_size"],
-                "factors": there.pop() if len(there) == 1 else config["boft_n_butterfly_factor"],
-            }
+            told = config[
+                "boft_n_butterfly_factor"
+            ]  # PEFT leaves it there, and makes one factor without its CUDA kernel
+            there = {len(t["boft_R"]) for t in found.values()}
+            knobs = {"block": config["boft_block_size"], "factors": there.pop() if len(there) == 1 else told}
             own = {n: {"Q": _upper(t["boft_R"]), "s": t["boft_s"].flatten()} for n, t in found.items()}
         sites = {n: (site_of(anatomy, n), t) for n, t in own.items()}
         return [Piece(method=self.method, knobs={**knobs, "targets": words(anatomy, sites)}, sites=sites)]

@@ -84,7 +84,10 @@ def checks(chain: Sequence[Step], weights: Sequence[float]) -> None:
     for step in chain:
         wanted = getattr(step.module, "TASKS", len(weights))
         if len(weights) != wanted:
-            raise UsageError(f"{step.part.name} merges {wanted} deltas, not {len(weights)}", "see: vtzoo merges")
+            raise UsageError(
+                f"{step.part.name} merges {wanted} deltas, not {len(weights)}",
+                f"give {wanted}, or take a merge of any number, such as linear or karcher",
+            )
         if (check := getattr(step.module, "check", None)) is not None:
             check(weights)
 

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from vtzoo.tensors import ahead
+from vtzoo.tensors import WORKERS, ahead
 
 CHUNK = 1 << 18
 _HALF = 16
 _BINS = 1 << _HALF
 _MAGNITUDE = 0x7FFFFFFF
-WORKERS = 2
 Entry = tuple[int, Callable[[], Tensor]]
 Scan = Callable[[], Iterable[Entry]]
 

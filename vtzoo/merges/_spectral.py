@@ -36,6 +36,15 @@ def matrices(vectors: Vectors) -> Iterator[Tensor]:
             yield value
 
 
+def summed(vectors: Vectors) -> tuple[Tensor, int]:
+    """The sum of `matrices`, and of how many."""
+    total, count = torch.zeros(sides(vectors.shape), dtype=torch.float64), 0
+    for matrix in matrices(vectors):
+        total += matrix
+        count += 1
+    return total, count
+
+
 def average(vectors: Vectors) -> Tensor:
     """The mean of weight * D_t over all tasks."""
     return vectors.sum().div_(len(vectors.weights))

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, is_matrix, matrices, shaped, sides, svd
+from vtzoo.merges._spectral import average, is_matrix, shaped, summed, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2502.04959"
@@ -33,9 +33,7 @@ def iso_c(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan
     """
     if not is_matrix(vectors.shape):
         return average(vectors)
-    total = torch.zeros(sides(vectors.shape), dtype=torch.float64)
-    for matrix in matrices(vectors):
-        total += matrix
+    total, _ = summed(vectors)
     if not total.any():
         return torch.zeros(vectors.shape)
     left, values, right = svd(total)

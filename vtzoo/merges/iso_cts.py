@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import SVD, average, is_matrix, matrices, orthogonal, shaped, sides, svd
+from vtzoo.merges._spectral import SVD, average, is_matrix, matrices, orthogonal, shaped, summed, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2502.04959"
@@ -40,10 +40,7 @@ def iso_cts(
     """
     if not is_matrix(vectors.shape):
         return average(vectors)
-    total, count = torch.zeros(sides(vectors.shape), dtype=torch.float64), 0
-    for matrix in matrices(vectors):
-        total += matrix
-        count += 1
+    total, count = summed(vectors)
     if not total.any():
         return torch.zeros(vectors.shape)
     left, values, right = svd(total)

@@ -12,10 +12,10 @@ from vtzoo import files, talk
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, UsageError
-from vtzoo.merging import WORKERS, Plan, assembled, plan
+from vtzoo.merging import Plan, assembled, plan
 from vtzoo.refs import as_path, is_path
 from vtzoo.results import Merged
-from vtzoo.tensors import bytes_of, one_thread
+from vtzoo.tensors import WORKERS, bytes_of, one_thread
 from vtzoo.zoo import Zoo
 
 
