@@ -126,6 +126,7 @@ class Whole:
         keys: one per task, the same whatever the order; what is random depends on them.
         aside: names that don't count when a share of a whole task vector is taken.
         ground: the backbone's tensors, for the merges that need them.
+        together: a pass goes through the tasks name by name, since what it computes for a name serves all of them.
     """
 
     sources: Sequence[Mapping[str, Tensor]]
@@ -136,6 +137,7 @@ class Whole:
     keys: Sequence[str] = ()
     aside: frozenset[str] = frozenset()
     ground: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    together: bool = False
     names: list[frozenset[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,7 +147,7 @@ class Whole:
         self.order = tuple(self.order) or tuple(count)
         self.labels = tuple(self.labels) or tuple(f"task vector {i + 1}" for i in count)
         self.keys = tuple(self.keys) or tuple(str(i) for i in count)
-        self._floors: dict[float, list[float]] = {}
+        self._floors: dict[tuple[int, float], float] = {}
         self._squares: dict[tuple[int, str], float] = {}
         self._lock = Lock()
 
@@ -180,21 +182,24 @@ class Whole:
     def read_as(self, read: Read, shapes: Mapping[str, tuple[int, ...]] | None = None) -> "Whole":
         """The same tasks with other tensors: what `read` gives for a task's number and a name."""
         sources = [Lazy({n: (lambda t=t, n=n: read(t, n)) for n in names}, {}) for t, names in enumerate(self.names)]
-        return replace(self, sources=sources, shapes=self.shapes if shapes is None else shapes)
+        together = self.together or shapes is not None
+        return replace(self, sources=sources, shapes=self.shapes if shapes is None else shapes, together=together)
 
     def floor(self, task: int, density: float) -> float:
-        """The floor (see `floors`) of a whole task vector; all tasks' are found together at the first call."""
+        """The floor (see `floors`) of a whole task vector, found at the first call; in a space, all tasks' together."""
+        tasks = range(len(self.sources)) if self.together else (task,)
         with self._lock:
-            if density not in self._floors:
-                self._floors[density] = floors(self._entries, len(self.sources), density)
-            return self._floors[density][task]
+            if (task, density) not in self._floors:
+                found = floors(lambda: self._entries(tasks), len(tasks), density)
+                self._floors.update({(t, density): f for t, f in zip(tasks, found, strict=True)})
+            return self._floors[task, density]
 
-    def _entries(self) -> Iterator[Entry]:
-        """Every tensor of every task, by name first: what is computed once for a name then serves all tasks."""
+    def _entries(self, tasks: Sequence[int]) -> Iterator[Entry]:
+        """Every tensor of some tasks, by name first: what a space computes once for a name then serves all of them."""
         for name in sorted(set(self.shapes) - self.aside):
-            for task, names in enumerate(self.names):
-                if name in names:
-                    yield task, partial(self.read, task, name)
+            for i, task in enumerate(tasks):
+                if name in self.names[task]:
+                    yield i, partial(self.read, task, name)
 
     def norms(self) -> list[float]:
         """The L2 norm of each task vector; what no merge has read yet is read."""
