@@ -8,7 +8,10 @@ from . import _results
 from ._options import Name, check_spec, numbers
 from ._session import Session
 
-EXAMPLES = ("vtzoo merge fashion/lora emoji/ssf --method 'ties[density=0.2]' --name both",)
+EXAMPLES = (
+    "vtzoo merge fashion/lora emoji/ssf --method 'ties[density=0.2]' --name both",
+    "vtzoo merge fashion/lora emoji/ssf --method regmean --data vtzoo:fashion --data vtzoo:emoji --name both",
+)
 
 
 def run(
@@ -22,6 +25,10 @@ def run(
     ] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="GLOB:X,…", help="Weights by tensor name, as blocks.0-5:0.3.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="DATA", help="Images of each ref's task, in order, for merges that need them."),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Compare the deltas by pair, too; reads them once more.")
@@ -38,6 +45,14 @@ def run(
     from vtzoo.verbs.merge import merge_refs
 
     result = merge_refs(
-        refs=refs, method=method, name=name, coef=weights, layers=layers, zoo=zoo, explain=explain, dry_run=dry_run
+        refs=refs,
+        method=method,
+        name=name,
+        coef=weights,
+        layers=layers,
+        data=data or (),
+        zoo=zoo,
+        explain=explain,
+        dry_run=dry_run,
     )
     session.show(result, _results.merged)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from torch import Tensor
 from vtzoo import __version__
 from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part
-from vtzoo.errors import Conflict, NotFoldable
+from vtzoo.errors import Conflict, NotFoldable, UsageError
 from vtzoo.folding import Folded, check_base, grounded, task_vector
-from vtzoo.merges._chain import algorithm, checks, steps, written
+from vtzoo.merges._chain import Step, algorithm, checks, steps, written
+from vtzoo.merges._chain import evidence as needed
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._whole import Whole, square_of
@@ -90,6 +92,7 @@ def merge(
     base: Mapping[str, Tensor],
     coef: Sequence[float] | None = None,
     layers: str | None = None,
+    evidence: Sequence[Mapping[str, Tensor]] | None = None,
     parents: Sequence[str] = (),
     check: bool = True,
 ) -> Delta:
@@ -101,6 +104,8 @@ def merge(
         base: the backbone's tensors, timm-named; may be lazy.
         coef: one weight per delta, all 1 by default; what they mean is the algorithm's.
         layers: factors on the merged task vector by tensor name, such as "blocks.0-5:0.3" (see `factors_of`).
+        evidence: what each task's images tell, by name of tensor, where the algorithm needs it: what the functions of
+            `vtzoo.evidence` give for each delta, folded.
         parents: digests of the deltas, for the lineage.
         check: compare the base's fingerprint with the deltas', which reads the whole base.
 
@@ -115,7 +120,7 @@ def merge(
         NotFoldable: a delta has no task vector, or heads of different kinds would have to share one delta.
         Conflict: two deltas have different heads for a task of the same name.
     """
-    made = plan(deltas, method, base=base, coef=coef, layers=layers)
+    made = plan(deltas, method, base=base, coef=coef, layers=layers, evidence=evidence)
     if check:
         check_base(base, made.deltas[0])
     return assembled(made, parents)
@@ -128,11 +133,13 @@ def plan(
     base: Mapping[str, Tensor],
     coef: Sequence[float] | None = None,
     layers: str | None = None,
+    evidence: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> Plan:
     """Refuse what `merge` refuses (see there); tensors are read last, and only those that two deltas must share."""
     deltas, chain = tuple(deltas), steps(method)
     weights = weights_of(coef, len(deltas))
     checks(chain, weights)
+    _check_evidence(chain, evidence, len(deltas))
     same_backbone(deltas)
     _head_parts(deltas)
     base, labels = _Latest(base), [label(i, d) for i, d in enumerate(deltas)]
@@ -144,7 +151,7 @@ def plan(
     equal_values(deltas)
     whole = Whole(
         vectors, weights, shapes, labels=labels, keys=_keys(deltas), aside=statistics, ground=ground,
-        order=_order(deltas) if all(s.module.SYMMETRIC for s in chain) else (),
+        evidence=evidence or (), order=_order(deltas) if all(s.module.SYMMETRIC for s in chain) else (),
     )  # fmt: skip
     return Plan(
         deltas=deltas,
@@ -159,8 +166,14 @@ def plan(
     )
 
 
-def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
-    """The merged delta of a plan, lazily: replacement tensors, every head, the resized tensors."""
+def assembled(plan: Plan, parents: Sequence[str] = (), looked_at: Sequence[Mapping[str, Any]] = ()) -> Delta:
+    """The merged delta of a plan, lazily: replacement tensors, every head, the resized tensors.
+
+    Args:
+        plan: of `plan`.
+        parents: digests of the deltas, for the lineage.
+        looked_at: which images of each task, for the lineage.
+    """
     others = {n: more for d in plan.deltas for p in d.parts for n, more in further(p.sites).items()}
     sites = tied(_sites(plan.whole.shapes, plan.statistics), others)
     makers: dict[str, Callable[[], Tensor]] = {}
@@ -187,6 +200,7 @@ def assembled(plan: Plan, parents: Sequence[str] = ()) -> Delta:
             "spec": plan.spec,
             "coef": list(plan.coef),
             "layers": plan.layers,
+            **({"images": [dict(i) for i in looked_at]} if looked_at else {}),
             "versions": {"vtzoo": __version__, "torch": torch.__version__},
         },
     )
@@ -229,6 +243,21 @@ class _Latest(Lazy):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from what lies underneath."""
         return shape_of(self._tensors, name)
+
+
+def _check_evidence(chain: Sequence[Step], evidence: Sequence[Mapping[str, Tensor]] | None, count: int) -> None:
+    """Refuse to start without what the algorithm looks at.
+
+    Raises:
+        UsageError: it is missing, or not one a delta.
+    """
+    wanted = needed(chain)
+    if wanted and (evidence is None or len(evidence) != count):
+        name = next(s.part.name for s in chain if s.evidence)
+        raise UsageError(
+            f"{name} needs images of every task: {len(evidence or ())} given for {count} deltas",
+            "give --data once per delta, in the same order, as: --data vtzoo:fashion --data ./birds",
+        )
 
 
 def _head_parts(deltas: Sequence[Delta]) -> tuple[Part, ...]:

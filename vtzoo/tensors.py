@@ -18,6 +18,7 @@ from vtzoo import files
 from vtzoo.errors import Corrupt, ShapeMismatch
 
 T = TypeVar("T")
+R = TypeVar("R")
 WORKERS = 2
 """How many tensors are computed at once where many lie ahead."""
 DTYPES = {
@@ -211,13 +212,13 @@ def write(
     return files.sha256(path)
 
 
-def ahead(make: Callable[[T], Tensor], items: Iterable[T], workers: int) -> Iterator[Tensor]:
+def ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """`make` of each item in order, by threads that are no further ahead than there are of them."""
     if workers < 2:
         yield from map(make, items)
         return
     with one_thread(), ThreadPoolExecutor(workers) as pool:
-        waiting = deque[Future[Tensor]]()
+        waiting = deque[Future[R]]()
         for item in items:
             waiting.append(pool.submit(make, item))
             if len(waiting) == workers:

@@ -1,10 +1,15 @@
 """What the tests of merges share: real deltas of tiny backbones, made-up ones of any shape, and mappings that watch."""
 
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
+import vtzoo
 from tests import families
 from vtzoo import knobs, registry
 from vtzoo.anatomy import Site
@@ -12,9 +17,9 @@ from vtzoo.delta import Delta, Part
 from vtzoo.fingerprint import base_state, fingerprint
 from vtzoo.graft import tensors_of
 from vtzoo.live import extract, head_state, inject
-from vtzoo.merges._chain import steps
+from vtzoo.merges._chain import evidence, steps
 from vtzoo.spec import BackboneCard, Task
-from vtzoo.tensors import Lazy
+from vtzoo.tensors import Lazy, shape_of
 
 MERGES = registry.names("merges")
 SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
@@ -32,6 +37,28 @@ def neutral(merge: str) -> str:
 def some(merge: str, deltas: list[Delta]) -> list[Delta]:
     """As many of the deltas as the merge takes."""
     return deltas[: getattr(registry.load("merges", knobs.parse(merge)[0].name), "TASKS", len(deltas))]
+
+
+def told(spec: str, deltas: Sequence[Delta], base: Mapping[str, Tensor]) -> list[Lazy] | None:
+    """Made-up evidence of each task's images, where a merge needs it: the same for a task whatever the order."""
+    kind = evidence(steps(spec))
+    return [_told(kind, d.tasks[0].name if d.tasks else "", base) for d in deltas] if kind else None
+
+
+def _told(kind: str, task: str, base: Mapping[str, Tensor]) -> Lazy:
+    def make(name: str) -> Tensor:
+        draw, shape = torch.Generator().manual_seed(crc32(f"{task}/{name}".encode())), shape_of(base, name)
+        if kind == "fisher":
+            return torch.rand(shape, generator=draw)
+        rows = torch.randn(40, math.prod(shape[1:]), generator=draw)
+        return rows.T @ rows
+
+    return Lazy({n: (lambda n=n: make(n)) for n in base}, {})
+
+
+def joined(deltas: Sequence[Delta], spec: str, *, base: Mapping[str, Tensor], **options: Any) -> Delta:
+    """`vtzoo.merge`, with evidence where the merge needs it."""
+    return vtzoo.merge(deltas, spec, base=base, evidence=told(spec, deltas, base), **options)
 
 
 @cache

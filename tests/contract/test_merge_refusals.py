@@ -6,7 +6,7 @@ from torch import Tensor
 
 import vtzoo
 from tests import families
-from tests.contract.merge_cases import MERGES, base_of, random_deltas, real
+from tests.contract.merge_cases import MERGES, base_of, joined, random_deltas, real
 from vtzoo.delta import Delta
 from vtzoo.errors import Conflict, Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.live import attach, head_state
@@ -82,7 +82,7 @@ def test_what_does_not_belong_together_is_refused_unread(merge, change, error, s
     """Other backbones, sizes, resizings, shapes and incomplete deltas are refused from their headers alone."""
     base, deltas = sealed_pair()
     with pytest.raises(error, match=said):
-        plan(change(deltas), merge, base=base)
+        plan(found := change(deltas), merge, base=base, evidence=[{}] * len(found))
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -92,7 +92,7 @@ def test_what_does_not_belong_together_is_refused_unread(merge, change, error, s
 def test_another_base_is_refused_unread(merge, base):
     """A base in which a touched tensor has another shape, or is missing, is refused by name."""
     with pytest.raises(ShapeMismatch, match=r"a\.weight"):
-        plan(sealed_pair()[1], merge, base=sealed(base))
+        plan(sealed_pair()[1], merge, base=sealed(base), evidence=[{}, {}])
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -107,7 +107,7 @@ def test_wrong_coefficients_and_layers_are_refused_unread(merge, facts):
     """A wrong number of weights, weights that are no numbers or all zero, and layers that match nothing are refused."""
     base, deltas = sealed_pair()
     with pytest.raises(UsageError):
-        plan(deltas, merge, base=base, **facts)
+        plan(deltas, merge, base=base, evidence=[{}] * len(deltas), **facts)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_wrong_specs_are_refused_unread(spec, error, said):
 def test_what_has_no_task_vector_is_refused(merge, spec, family):
     """A delta that changes the architecture or doesn't fold is refused with the reason, beside one that folds."""
     with pytest.raises(NotFoldable) as caught:
-        vtzoo.merge([real("lora", family), real(spec, family)], merge, base=base_of(family))
+        joined([real("lora", family), real(spec, family)], merge, base=base_of(family))
     assert spec in str(caught.value)
     assert caught.value.hint
 
@@ -182,5 +182,5 @@ def test_not_a_number_stops_the_merge_and_leaves_no_file(merge, tmp_path):
     base, deltas = random_deltas(2, {"a.weight": (7, 5), "b.weight": (7, 5)})
     deltas[1].tensors["b.full.weight"][3, 2] = float("nan")
     with pytest.raises(Corrupt, match=r"delta 2 \(t1\).*b\.weight"):
-        vtzoo.merge(deltas, merge, base=base).save(tmp_path / "out.safetensors")
+        joined(deltas, merge, base=base).save(tmp_path / "out.safetensors")
     assert not list(tmp_path.iterdir())

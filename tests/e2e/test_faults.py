@@ -52,6 +52,26 @@ FAULTS = {
     ("merge", "one coefficient short"): ("merge fashion/lora emoji/ssf --method linear --name m --coef 1", 2, "coef"),
     ("merge", "unknown algorithm"): ("merge fashion/lora emoji/ssf --method tie --name m", 3, "ties"),
     ("merge", "no form in weights"): ("merge fashion/lora fashion/adapter --method linear --name m", 4, "adapter"),
+    ("merge", "images that nobody looks at"): (
+        "merge fashion/lora emoji/ssf --method ties --name m --data vtzoo:fashion --data vtzoo:emoji",
+        2,
+        "looks at no images",
+    ),
+    ("merge", "images of one task only"): (
+        "merge fashion/lora emoji/ssf --method regmean --name m --data vtzoo:fashion",
+        2,
+        "1 given for 2",
+    ),
+    ("merge", "unknown images"): (
+        "merge fashion/lora emoji/ssf --method fisher --name m --data vtzoo:fashion --data vtzoo:emojis",
+        3,
+        "emoji",
+    ),
+    ("merge", "images and coordinates"): (
+        "merge fashion/lora emoji/ssf --method core+regmean --name m --data vtzoo:fashion --data vtzoo:emoji",
+        2,
+        "core",
+    ),
     ("fold", "not foldable"): ("fold fashion/adapter --out out", 4, "adapter"),
     ("fold", "folder exists"): ("fold fashion/lora --out {in}/empty", 5, "empty"),
     ("fold", "half precision, a tolerance given"): (

@@ -218,6 +218,25 @@ def test_prediction_takes_folders_and_single_paths(zoo: Zoo, tmp_path: Path) -> 
             predict(ref="fashion/lora", images=str(tmp_path / "b.png"), top=top, zoo=zoo)
 
 
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_a_merge_looks_at_each_tasks_images(zoo: Zoo, method: str) -> None:
+    """It depends on whose images are whose, says which they were, and leaves no more than the merge behind."""
+    refs, data = ["fashion/lora", "emoji/ssf"], ["vtzoo:fashion", "vtzoo:emoji"]
+    before = sorted((zoo.root / ".vtzoo").iterdir())
+    made = merge_refs(refs=refs, method=method, name=f"{method}/own", data=data, zoo=zoo)
+    crossed = merge_refs(refs=refs, method=method, name=f"{method}/crossed", data=data[::-1], zoo=zoo)
+    again = merge_refs(refs=refs[::-1], method=method, name=f"{method}/again", data=data[::-1], zoo=zoo)
+    own, other, turned = (Delta.open(m.path) for m in (made, crossed, again))
+    assert any(not torch.equal(own.tensors[n], other.tensors[n]) for n in own.tensors)
+    assert all(torch.equal(own.tensors[n], turned.tensors[n]) for n in own.tensors)
+    images = [D.open_data(d, split="train", labelled=False).limit(256) for d in data]
+    wanted = [(t, f"sha256:{i.digest}", 256) for t, i in zip(("fashion", "emoji"), images, strict=True)]
+    assert [(i["task"], i["data"], i["images"]) for i in own.lineage["images"]] == wanted
+    assert sorted((zoo.root / ".vtzoo").iterdir()) == before
+    dry = merge_refs(refs=refs, method=method, name=f"{method}/dry", data=data, zoo=zoo, dry_run=True)
+    assert dry.report["tensors"] == made.report["tensors"]
+
+
 def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     """`mv --task` renames entry and task, keeps tensors, date and accuracy, and what could not be merged merges."""
     train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="fashion/two", zoo=zoo, recipe=RECIPE)

@@ -411,3 +411,64 @@ def test_chains_that_make_no_sense(spec, said):
     with pytest.raises(UsageError) as caught:
         checks(steps(spec), (1.0, 1.0, 1.0))
     assert re.search(said, f"{caught.value} {caught.value.hint}")
+
+
+def seen(kind, count=3):
+    """Random evidence of each task, in float32; none for the norm."""
+    draw, found = torch.Generator().manual_seed(7), []
+    for _ in range(count):
+        own = {n: torch.rand(s, generator=draw) for n, s in SHAPES.items() if n != "norm.weight"}
+        if kind == "grams":
+            rows = {n: torch.randn(60, math.prod(SHAPES[n][1:]), generator=draw) for n in MATRICES}
+            own = {n: r.T @ r for n, r in rows.items()}
+        found.append(own)
+    return found
+
+
+def without(sources, name, task):
+    """The same task vectors, one of which leaves a tensor alone."""
+    return [Fresh({n: t for n, t in s.items() if (i, n) != (task, name)}) for i, s in enumerate(sources)]
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_regmean(agree, touched):
+    """Each row by least squares over all tasks' inputs and outputs, where the Gram is no rewrite's: X from its Cholesky factor."""
+    name, facts = "blocks.0.a.weight", seen("grams")
+    sources = tasks() if touched else without(tasks(), name, 1)
+
+    def inputs(task, name):
+        gram = facts[task][name].double().numpy()
+        shrunk = 0.9 * gram + 0.1 * np.diag(np.diag(gram)) + 1e-3 * np.diag(gram).mean() * np.eye(len(gram))
+        return math.sqrt(COEF[task]) * np.linalg.cholesky(shrunk).T
+
+    def rewrite(name, _):
+        if name not in MATRICES:
+            return sum(w * s[name].double().numpy() for w, s in zip(COEF, sources, strict=True)) / 3
+        zero, xs, ys = torch.zeros(SHAPES[name]), [], []
+        for task, source in enumerate(sources):
+            matrix = source.get(name, zero).double().flatten(1).numpy()
+            xs.append(inputs(task, name))
+            ys.append(xs[-1] @ matrix.T)
+        return np.linalg.lstsq(np.vstack(xs), np.vstack(ys), rcond=None)[0].T.reshape(SHAPES[name])
+
+    merged = algorithm(steps("regmean[shrink=0.9,ridge=1e-3]"), Whole(sources, COEF, SHAPES, evidence=facts))
+    pairs = [(rewrite(n, None), merged(n).double().numpy()) for n in SHAPES]
+    agree("regmean", "least squares", TOLERANCE, merged=max(np.abs(a - b).max() / np.abs(a).max() for a, b in pairs))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_fisher(agree, normalize):
+    """Each entry's mean, weighted by its information; the plain mean where nothing is known."""
+    facts, sources = seen("fisher"), without(tasks(), "blocks.1.a.weight", 0)
+
+    def rewrite(name, _):
+        values = [s[name].double().numpy() if name in s else np.zeros(SHAPES[name]) for s in sources]
+        if name == "norm.weight":
+            return sum(w * v for w, v in zip(COEF, values, strict=True)) / 3
+        known = [f[name].double().numpy() for f in facts]
+        shares = [w * f / (f.mean() if normalize else 1) for w, f in zip(COEF, known, strict=True)]
+        return sum(f * v for f, v in zip(shares, values, strict=True)) / sum(shares)
+
+    merged = algorithm(steps(f"fisher[normalize={normalize}]"), Whole(sources, COEF, SHAPES, evidence=facts))
+    pairs = [(rewrite(n, None), merged(n).double().numpy()) for n in SHAPES]
+    agree("fisher", "rewrite", TOLERANCE, merged=max(np.abs(a - b).max() / np.abs(a).max() for a, b in pairs))

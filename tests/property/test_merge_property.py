@@ -31,7 +31,8 @@ def run(merge: str, rows: list[Tensor], weights: list[float], **knobs: object) -
     """A merge of one tensor, halves of which lie in two tensors of the task vectors."""
     sources = [Fresh({"a": r[:4], "b": r[4:]}) for r in rows]
     merged = algorithm(
-        steps(str(Part(merge, {k: str(v) for k, v in knobs.items()}))), Whole(sources, weights, {"a": (4,), "b": (2,)})
+        steps(str(Part(merge, {k: str(v) for k, v in knobs.items()}))),
+        Whole(sources, weights, {"a": (4,), "b": (2,)}, evidence=[{}] * len(rows)),
     )
     return torch.cat([merged(n) for n in ("a", "b")])
 

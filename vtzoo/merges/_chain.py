@@ -38,6 +38,11 @@ class Step:
         """When it acts."""
         return getattr(self.module, "STAGE", "merge")
 
+    @property
+    def evidence(self) -> str:
+        """What it needs to know of the tasks' images."""
+        return getattr(self.module, "EVIDENCE", "")
+
     def run(self, *args: Any) -> Any:
         """Its function."""
         return getattr(self.module, self.part.name.replace("-", "_"))(*args, **self.knobs)
@@ -61,7 +66,18 @@ def steps(spec: str) -> tuple[Step, ...]:
     wanted = sorted(found, key=lambda s: _RANK[s.stage])
     if wanted != found:
         raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
+    if spaces := [s.part.name for s in found if s.stage == "space"]:
+        for step in (s for s in found if s.evidence):
+            raise UsageError(
+                f"{step.part.name} looks at what images tell of weights, which {spaces[0]} has replaced by coordinates",
+                f"leave {spaces[0]} out",
+            )
     return tuple(found)
+
+
+def evidence(chain: Sequence[Step]) -> str:
+    """The function of `vtzoo.evidence` that a chain needs of every task; "" where it needs no data."""
+    return next((s.evidence for s in chain if s.evidence), "")
 
 
 def written(chain: Sequence[Step]) -> str:

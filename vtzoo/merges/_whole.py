@@ -7,6 +7,7 @@ knobs. Beside it the file has
     STAGE                 optional: when it acts, "merge" where nothing is said (see `vtzoo.merges._chain`)
     THEN                  optional: the merge that follows where the spec names none
     TASKS                 optional: how many task vectors it takes, where not any number
+    NEEDS, EVIDENCE       optional: what must be given, such as "images", and the function of `vtzoo.evidence` that looks at it
     NEUTRAL               optional: False where one task vector doesn't come back, whatever the knobs
     check(weights)        optional: refuses weights that the algorithm can't use, before anything is read
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from vtzoo.errors import Corrupt
 from vtzoo.merges._depth import depths
-from vtzoo.merges._floor import CHUNK, Entry, floors
+from vtzoo.merges._floor import PIECE, Entry, floors
 from vtzoo.tensors import Lazy
 
 Read = Callable[[int, str], Tensor]
@@ -83,6 +84,10 @@ class Vectors:
         """How deep in the network it lies, from 0 to 1."""
         return self.whole.depths[self.name]
 
+    def evidence(self, task: int) -> Tensor | None:
+        """What a task's images tell of this tensor (see `vtzoo.evidence`); None where they tell nothing."""
+        return self.whole.evidence[task].get(self.name)
+
     def sum(self, weights: Sequence[float] | None = None) -> Tensor:
         """Add up weight * value.
 
@@ -126,6 +131,7 @@ class Whole:
         keys: one per task, the same whatever the order; what is random depends on them.
         aside: names that don't count when a share of a whole task vector is taken.
         ground: the backbone's tensors, for the merges that need them.
+        evidence: one mapping per task by name of tensor, for the merges that need data.
         together: a pass goes through the tasks name by name, since what it computes for a name serves all of them.
     """
 
@@ -137,6 +143,7 @@ class Whole:
     keys: Sequence[str] = ()
     aside: frozenset[str] = frozenset()
     ground: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    evidence: Sequence[Mapping[str, Tensor]] = ()
     together: bool = False
     names: list[frozenset[str]] = field(init=False)
 
@@ -226,7 +233,7 @@ class Whole:
             for task in tasks:
                 signs.append(self.read(task, name).reshape(-1).sign_().to(torch.int8))
             place = torch.tensor(tasks)
-            for chunk in torch.stack(signs).split(CHUNK, dim=1):
+            for chunk in torch.stack(signs).split(PIECE, dim=1):
                 sign = chunk.to(torch.float32)
                 moved = (sign.abs() @ sign.abs().T).double()
                 both[place[:, None], place] += moved
@@ -237,7 +244,7 @@ class Whole:
 
 def square_of(value: Tensor) -> float:
     """The sum of squares, in pieces that a cache holds, added up in float64."""
-    return sum(float(torch.dot(piece, piece)) for piece in value.reshape(-1).split(CHUNK))
+    return sum(float(torch.dot(piece, piece)) for piece in value.reshape(-1).split(PIECE))
 
 
 def _square(count: int) -> Tensor:

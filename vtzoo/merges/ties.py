@@ -12,17 +12,19 @@ in the density, so the result does not depend on untouched tensors being stored;
 are kept too; where the authors' code elects the majority's sign for a sum of zero, this elects none.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._floor import floor
-from vtzoo.merges._whole import Vector, Vectors
+from vtzoo.merges._floor import PIECE, floor
+from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2306.01708"
 SYMMETRIC = True
+_LEAST = 1e-45  # of all float32 above zero
 
 
 def ties(
@@ -42,18 +44,23 @@ def ties(
         scale: factor on the mean.
         scope: what the share is taken of.
     """
-    pull, mass = torch.zeros(2, *vectors.shape), torch.zeros(2, *vectors.shape)
+    (pull, mass), room = torch.zeros(2, 2, math.prod(vectors.shape)), torch.empty(2, PIECE)
     for vector in vectors:
         least = vectors.whole.floor(vector.task, density) if scope == "vector" else floor(vector.value, density)
-        for side, part in enumerate(_sides(vector, least)):
-            mass[side] += (part > 0) * abs(vector.weight)
-            pull[side] += part.mul_(abs(vector.weight))
+        pieces = (t.split(PIECE, dim=-1) for t in (vector.value.reshape(-1), pull, mass))
+        for value, pulls, masses in zip(*pieces, strict=True):
+            _add(value, vector.weight, max(least, _LEAST), pulls, masses, room)
     up, down = pull / mass
-    return torch.where(pull[0] > pull[1], up, torch.where(pull[0] < pull[1], -down, 0.0)).mul_(scale)
+    merged = torch.where(pull[0] > pull[1], up, torch.where(pull[0] < pull[1], -down, 0.0))
+    return merged.mul_(scale).reshape(vectors.shape)
 
 
-def _sides(vector: Vector, least: float) -> tuple[Tensor, Tensor]:
-    """What is left after trimming, as magnitudes: of the entries that go up, and of those that go down."""
-    value = vector.value.masked_fill_(vector.value.abs() < least, 0.0)
-    ups, downs = value.clamp(min=0), value.clamp(max=0).neg_()
-    return (ups, downs) if vector.weight > 0 else (downs, ups)
+def _add(value: Tensor, weight: float, least: float, pulls: Tensor, masses: Tensor, room: Tensor) -> None:
+    """Add what is left of a piece after trimming, as magnitudes: of the entries that go up, and of those that go down."""
+    room = room[:, : len(value)]
+    torch.ge(value, least, out=room[0])
+    torch.le(value, -least, out=room[1])
+    value = value if abs(weight) == 1 else value.mul_(abs(weight))
+    for side, left, sign in zip((0, 1) if weight > 0 else (1, 0), room, (1, -1), strict=True):
+        masses[side].add_(left, alpha=abs(weight))
+        pulls[side].addcmul_(left, value, value=sign)

@@ -3,20 +3,28 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtzoo import files, talk
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, UsageError
+from vtzoo.merges._chain import evidence, steps
 from vtzoo.merging import Plan, assembled, plan
 from vtzoo.refs import as_path, is_path
 from vtzoo.results import Merged
-from vtzoo.tensors import WORKERS, bytes_of, one_thread
+from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
 from vtzoo.zoo import Zoo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vtzoo.data import Images
+
+BATCH = 32
 
 
 def merge_refs(
@@ -26,6 +34,7 @@ def merge_refs(
     name: str,
     coef: Sequence[float] | None = None,
     layers: str | None = None,
+    data: Sequence[str] = (),
     zoo: Zoo | None = None,
     explain: bool = False,
     dry_run: bool = False,
@@ -38,6 +47,8 @@ def merge_refs(
         name: of the new delta.
         coef: one weight per ref, all 1 by default.
         layers: factors by tensor name, such as "blocks.0-5:0.3".
+        data: for a merge that needs images, one task's per ref (see `vtzoo.data.open_data`): up to 256 of its train split, whose
+            labels aren't used. The merge's lineage says which.
         zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
         explain: also compare the deltas by pair, which reads them once more.
         dry_run: check all that can be checked without reading tensors, report the plan, and merge nothing.
@@ -47,8 +58,8 @@ def merge_refs(
         norm, and if asked for the agreement of signs by pair.
 
     Raises:
-        NotFound: a ref or an algorithm that isn't there.
-        UsageError: a delta given twice, or what `vtzoo.merge` refuses.
+        NotFound: a ref, an algorithm or data that isn't there.
+        UsageError: a delta given twice, images that are missing or too many, or what `vtzoo.merge` refuses.
         Mismatch: deltas that can't be merged (see `vtzoo.merge`).
         Conflict: the name exists.
         Resources: the disk is full.
@@ -59,28 +70,87 @@ def merge_refs(
     digests, deltas = [d for d, _ in found], [d for _, d in found]
     _refuse_twice(refs, digests)
     base = open_base(deltas[0].backbone, zoo) if deltas else {}
-    made = plan(deltas, method, base=base, coef=coef, layers=layers)
+    looks = evidence(steps(method))
+    images = _images(refs, deltas, data, method, looks)
+    seen: list[Mapping[str, Tensor]] = [{} for _ in images]  # filled when all else is checked
+    made = plan(deltas, method, base=base, coef=coef, layers=layers, evidence=seen)
     talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
-    merged = assembled(made, digests)
-    wanted, free = sum(bytes_of(merged.tensors, n) for n in merged.tensors), shutil.disk_usage(zoo.root).free
+    sizes = _sizes(assembled(made), zoo)
     if dry_run:
-        return Merged(ref=name, path="", report=_plan(made, refs, digests) | {"size_bytes": wanted, "free_bytes": free})
-    if wanted > free:
+        return Merged(ref=name, path="", report=_plan(made, refs, digests) | sizes)
+    _refuse_full(sizes)
+    with _folder(zoo) as folder:
+        facts: list[dict[str, Any]] = []
+        for i, own in enumerate(images):
+            path = folder / f"{i}.safetensors"
+            facts.append(_look(looks, deltas[i], own, zoo, path))
+            seen[i] = TensorFile(path)
+        path = _keep(zoo, name, assembled(made, digests, facts), folder)
+        return Merged(ref=name, path=str(path), report=_report(made, refs, digests, explain=explain))
+
+
+def _sizes(merged: Delta, zoo: Zoo) -> dict[str, int]:
+    """What the file will take, and what the zoo's disk has."""
+    size = sum(bytes_of(merged.tensors, n) for n in merged.tensors)
+    return {"size_bytes": size, "free_bytes": shutil.disk_usage(zoo.root).free}
+
+
+def _refuse_full(sizes: Mapping[str, int]) -> None:
+    if sizes["size_bytes"] > sizes["free_bytes"]:
         raise Resources(
-            f"the merge takes {wanted / 1e6:,.0f} MB, and the zoo's disk has {free / 1e6:,.0f}",
+            f"the merge takes {sizes['size_bytes'] / 1e6:,.0f} MB, and the zoo's disk has {sizes['free_bytes'] / 1e6:,.0f}",
             "free some space (vtzoo rm, or another disk), then repeat the command",
         )
-    path = _keep(zoo, name, merged)
-    return Merged(ref=name, path=str(path), report=_report(made, refs, digests, explain=explain))
 
 
-def _keep(zoo: Zoo, name: str, merged: Delta) -> Path:
+def _images(
+    refs: Sequence[str], deltas: Sequence[Delta], data: Sequence[str], method: str, looks: str
+) -> "list[Images]":
+    """Open each task's images; refuse those that nobody looks at, and deltas for which it is unclear whose are meant.
+
+    Raises:
+        UsageError: why.
+    """
+    if not looks and data:
+        raise UsageError(
+            f"{method} looks at no images", "leave --data out, or choose a merge that needs them (vtzoo merges)"
+        )
+    for ref, delta in zip(refs, deltas, strict=True):
+        if looks and len(delta.tasks) != 1:
+            raise UsageError(
+                f"{ref} has {len(delta.tasks)} tasks, and {method} looks at the images of one for each delta",
+                "merge deltas of one task each, such as those it was made of",
+            )
+    if not data:
+        return []
+    from vtzoo.data import open_data
+    from vtzoo.evidence import IMAGES
+
+    return [open_data(d, split="train", labelled=False).limit(IMAGES) for d in data]
+
+
+def _look(kind: str, delta: Delta, images: "Images", zoo: Zoo, path: Path) -> dict[str, Any]:
+    """Write down what a task's images tell about its own network; which images these were."""
+    from vtzoo import data as D
+    from vtzoo import evidence as E
+    from vtzoo.artifact import fold_artifact, plain_model
+    from vtzoo.fit import accelerator
+    from vtzoo.recipe import Recipe
+
+    task = delta.task()
+    model = plain_model(delta, fold_artifact(delta, zoo, task.name), len(task.classes))
+    batches = D.loader(images, D.transforms(task.preprocess, train=False), batch_size=BATCH)
+    found = getattr(E, kind)(model.to(accelerator(Recipe()).device), talk.track(batches, task.name, len(batches)))
+    write(path, found, {})
+    return {"task": task.name, "data": f"sha256:{images.digest}", "images": len(images)}
+
+
+def _keep(zoo: Zoo, name: str, merged: Delta, folder: Path) -> Path:
     """Write the merge into the zoo, and publish it."""
-    with _folder(zoo) as folder:
-        path = folder / "merged.safetensors"
-        digest = merged.save(path, workers=WORKERS)
-        size_bytes = path.stat().st_size
-        zoo.adopt(path, digest)
+    path = folder / "merged.safetensors"
+    digest = merged.save(path, workers=WORKERS)
+    size_bytes = path.stat().st_size
+    zoo.adopt(path, digest)
     facts = {
         "digest": digest,
         "size_bytes": size_bytes,

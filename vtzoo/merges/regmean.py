@@ -1,0 +1,63 @@
+"""RegMean: the matrix whose outputs are nearest to every task's own, on that task's inputs (Jin et al. 2022, arXiv:2212.09849).
+
+    G_t = X_t' X_t                          X_t: what reaches the matrix when task t's network sees task t's images
+    G_t with its off-diagonal times `shrink`, plus `ridge` of its mean diagonal
+    D   = (sum_t w_t D_t G_t) (sum_t w_t G_t)^-1                                     W = W0 + D
+
+This minimises sum_t w_t |X_t (W - W_t)'|^2 in closed form. Matrices are weights of linears and kernels of dense
+convolutions; the rest is averaged.
+Symmetric: yes.  Neutral: one delta comes back.
+Departs from the paper: kernels, which it averages, are matrices here; a small ridge, so that inputs that no image uses are
+averaged.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vtzoo.merges._spectral import average, is_matrix, shaped, sides
+from vtzoo.merges._whole import Vectors
+
+PAPER = "arXiv:2212.09849"
+SYMMETRIC = True
+NEEDS = "images"
+EVIDENCE = "grams"
+
+
+def regmean(
+    vectors: Vectors,
+    *,
+    shrink: Annotated[float, Field(ge=0, le=1)] = 0.95,
+    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-6,
+) -> Tensor:
+    """Solve the regression.
+
+    Args:
+        vectors: of one tensor.
+        shrink: factor on what different inputs have in common.
+        ridge: added to every input's energy, as a share of their mean.
+    """
+    known = [vectors.evidence(t) is not None for t, w in enumerate(vectors.weights) if w]
+    if not is_matrix(vectors.shape) or not all(known):
+        return average(vectors)
+    height, width = sides(vectors.shape)
+    wanted, total = (torch.zeros(n, width, dtype=torch.float64) for n in (height, width))
+    for vector in vectors:
+        wanted += vector.value.flatten(1).double() @ _energy(vectors, vector.task, shrink, ridge)
+    for task in vectors.whole.order:  # a task that leaves the matrix as it is wants it to stay
+        if vectors.weights[task]:
+            total += _energy(vectors, task, shrink, ridge)
+    return shaped(torch.linalg.solve(total, wanted, left=False), vectors)
+
+
+def _energy(vectors: Vectors, task: int, shrink: float, ridge: float) -> Tensor:
+    """One task's weighted Gram [in, in]."""
+    seen = vectors.evidence(task)
+    assert seen is not None
+    gram = seen.double()
+    diagonal = gram.diagonal() + ridge * gram.diagonal().mean().clamp(min=1e-30)
+    gram = gram.mul_(shrink)
+    gram.diagonal().copy_(diagonal)
+    return gram.mul_(vectors.weights[task])
