@@ -1,6 +1,6 @@
 """Break each method on purpose, one way at a time, and see that a test notices.
 
-    python scripts/mutate.py [METHOD …] [--kinds sign,scale,dead,lost,moved,swap] [--part 0/2]
+    python scripts/mutate.py [METHOD …] [--kinds sign,scale,dead,lost,moved,swap] [--most 1] [--part 0/2]
 
 Of every method's file up to six mutants are made, in a copy of the checkout:
 
@@ -224,6 +224,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument(
+        "--most", type=int, default=len(KINDS), metavar="N", help="mutants of each file, the first N kinds it has"
+    )
     parser.add_argument("--part", default="0/1")
     asked = parser.parse_args()
     part, _, parts = asked.part.partition("/")
@@ -236,9 +239,8 @@ def main() -> int:
             copy(ROOT / item, folder / item)
         for method in names:
             text = Path(registry.card("methods", method).path).read_text(encoding="utf-8")
-            for kind, told, mutant in mutants(text):
-                if kind not in asked.kinds.split(","):
-                    continue
+            chosen = [m for m in mutants(text) if m[0] in asked.kinds.split(",")]
+            for kind, told, mutant in chosen[: asked.most]:
                 lives = survives(folder, method, mutant)
                 alive, count = alive + lives, count + 1
                 print(f"{method} | {kind} | {told} | {'SURVIVES' if lives else 'killed'}", flush=True)

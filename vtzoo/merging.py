@@ -6,6 +6,7 @@ runs the algorithm in float32 and gives base + merged. Nothing is kept. Heads tr
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,9 @@ class Plan:
             merged = self.algorithm(name)
         if factor != 1:
             merged = merged.mul_(factor)
-        self.squares[name] = square_of(merged)
+        square = self.squares[name] = square_of(merged)
+        if not math.isfinite(square) and not bool(merged.isfinite().all()):
+            raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
         base = self.ground[name]
         kind = working(base, merged)
         return base.to(kind) + merged.to(kind)

@@ -96,9 +96,10 @@ def stored(vectors: dict[str, Tensor], base: dict[str, Tensor], task: str = "t")
 
 
 def random_deltas(count: int, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], list[Delta]]:
-    """A random base and random `full` deltas of it."""
+    """A random base, of two blocks at least, and random `full` deltas of it."""
     draw = torch.Generator().manual_seed(0)
     base, *rows = [{n: torch.randn(s, generator=draw) for n, s in shapes.items()} for _ in range(count + 1)]
+    base |= {f"blocks.{i}.own": torch.zeros(1) for i in range(2)}
     return base, [stored({n: 0.1 * v for n, v in row.items()}, base, f"t{i}") for i, row in enumerate(rows)]
 
 

@@ -145,6 +145,16 @@ def test_deltas_of_different_methods_add_up(family):
     assert any(not torch.equal(merged[n], base[n]) for n in base)
 
 
+@pytest.mark.parametrize("merge", [*(m for m in MERGES if m != "slerp"), *CHAINS])
+def test_a_task_without_weight_takes_no_part(merge):
+    """With the coefficient 0 a delta changes no tensor; its head still travels."""
+    base, deltas = base_of("vit"), [real(s, "vit") for s in ("lora", "bitfit", "full")]
+    two, three = joined(deltas[:2], merge, base=base), joined(deltas, merge, base=base, coef=(1, 1, 0))
+    assert {t.name for t in three.tasks} == {"lora", "bitfit", "full"}
+    few, many = fold(base, two, task=""), fold(base, three, task="")
+    assert all(torch.equal(few[n], many[n]) for n in base)
+
+
 @pytest.mark.parametrize("merge", [*MERGES, *CHAINS])
 def test_absent_tensors_count_as_zero(merge):
     """A delta that leaves a tensor out and one that stores the backbone's own value there merge to the same."""

@@ -220,7 +220,7 @@ def test_dare(agree):
     def rewrite(name, _):
         rows = []
         for i, (w, t) in enumerate(zip(COEF, tasks(), strict=True)):
-            mask = (uniform(7, f"k{i}/{name}", SHAPES[name]) < 0.6).numpy()
+            mask = (uniform(7, f"k{i}/{name}#0", SHAPES[name]) < 0.6).numpy()
             rows.append(w * mask * t[name].double().numpy() / 0.6)
         return 0.3 * sum(rows)
 
@@ -260,7 +260,7 @@ def test_della(agree):
             chance = np.empty_like(table)
             for row, out in zip(table, chance, strict=True):
                 out[np.argsort(np.abs(row))] = np.linspace(0.4, 0.8, len(row))
-            mask = uniform(0, f"{i}/{name}", table.shape).double().numpy() < chance
+            mask = uniform(0, f"{i}/{name}#0", table.shape).double().numpy() < chance
             rows.append(w * (mask * table / chance).reshape(value.shape))
         return sum(rows)
 

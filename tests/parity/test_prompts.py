@@ -368,6 +368,20 @@ def test_e2vpt_starts_as_in_the_papers_code() -> None:
     assert (tensors["e2vpt.segment_mask"] == 1).all()
 
 
+def test_pruned_masks_of_e2vpt_learn_as_if_they_were_kept() -> None:
+    """A pruned entry's gradient is what it would be if nothing were pruned, its sign with it (straight through)."""
+    pull = torch.randn(4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for pruned in (0.5, 0.0):
+        model = fresh(f"e2vpt[tokens=4,prune_tokens={pruned},segments=4]", "vit")
+        with torch.no_grad():
+            model.e2vpt.token_mask.copy_(torch.tensor([1.0, -0.9, 0.2, -0.1]))
+        (model.e2vpt.mask(32) * pull).sum().backward()
+        grads.append(model.e2vpt.token_mask.grad)
+    assert torch.equal(*grads)
+    assert torch.allclose(grads[0], pull.sum(1))
+
+
 def test_what_is_pruned_goes_on_learning() -> None:
     """A pruned prompt has no effect, yet its mask has a gradient and it comes back when it has outgrown another."""
     model, x = fresh("e2vpt[tokens=4,prune_tokens=0.5,segments=4]", "vit"), families.batch("vit")

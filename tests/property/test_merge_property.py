@@ -17,6 +17,7 @@ ENTRY = st.floats(-1e3, 1e3, width=32, allow_subnormal=False) | st.sampled_from(
 ROW = st.lists(ENTRY, min_size=6, max_size=6).map(torch.tensor)
 PIECES = st.lists(st.lists(ENTRY, min_size=1, max_size=9).map(torch.tensor), min_size=1, max_size=5)
 ROWS = st.lists(ROW, min_size=1, max_size=4)
+BLOCKS = {f"blocks.{i}.x": torch.zeros(1) for i in range(2)}
 WEIGHTS = st.floats(0.125, 2.0, width=32)
 
 
@@ -32,7 +33,7 @@ def run(merge: str, rows: list[Tensor], weights: list[float], **knobs: object) -
     sources = [Fresh({"a": r[:4], "b": r[4:]}) for r in rows]
     merged = algorithm(
         steps(str(Part(merge, {k: str(v) for k, v in knobs.items()}))),
-        Whole(sources, weights, {"a": (4,), "b": (2,)}, evidence=[{}] * len(rows)),
+        Whole(sources, weights, {"a": (4,), "b": (2,)}, evidence=[{}] * len(rows), ground=BLOCKS),
     )
     return torch.cat([merged(n) for n in ("a", "b")])
 

@@ -10,7 +10,7 @@ last step names (`THEN`), or task arithmetic.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -60,18 +60,19 @@ def steps(spec: str) -> tuple[Step, ...]:
     if len(merges) > 1:
         raise UsageError(f"'{spec}' holds {len(merges)} merges: {', '.join(merges)}", f"keep one, such as {merges[0]}")
     if not merges:
-        place = sum(s.stage != "after" for s in found)
-        then = getattr(found[place - 1].module, "THEN", "task-arithmetic") if place else "task-arithmetic"
-        found.insert(place, _step(knobs.one(then)))
+        earlier = [s for s in found if s.stage != "after"]
+        then = getattr(earlier[-1].module, "THEN", "task-arithmetic") if earlier else "task-arithmetic"
+        found.insert(len(earlier), _step(knobs.one(then)))
     wanted = sorted(found, key=lambda s: _RANK[s.stage])
     if wanted != found:
         raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
-    if spaces := [s.part.name for s in found if s.stage == "space"]:
-        for step in (s for s in found if s.evidence):
-            raise UsageError(
-                f"{step.part.name} looks at what images tell of weights, which {spaces[0]} has replaced by coordinates",
-                f"leave {spaces[0]} out",
-            )
+    spaces = [s.part.name for s in found if s.stage == "space"]
+    for step in (s for s in found if spaces and (s.evidence or getattr(s.module, "GROUND", False))):
+        what = "what images tell of the weights" if step.evidence else "the backbone's own weights"
+        raise UsageError(
+            f"{step.part.name} looks at {what}, and {spaces[0]} replaces weights by coordinates",
+            f"leave {spaces[0]} out",
+        )
     return tuple(found)
 
 
@@ -109,11 +110,21 @@ def checks(chain: Sequence[Step], weights: Sequence[float]) -> None:
 
 
 def algorithm(chain: Sequence[Step], whole: Whole) -> Callable[[str], Tensor]:
-    """A function that gives the merged tensor of a name, in float32."""
-    inner, backs = whole, list[Callable[[str, Tensor], Tensor]]()
+    """A function that gives the merged tensor of a name, in float32.
+
+    Raises:
+        UsageError: a step asks for depths, and the tensors' names tell of no blocks.
+    """
     for step in chain:
+        if getattr(step.module, "DEPTH", False) and not whole.depths:
+            raise UsageError(
+                f"{step.part.name} goes by depth, and the backbone's tensors have no numbers of blocks in their names",
+                f"leave {step.part.name} out, and give factors with --layers",
+            )
+    inner, backs = whole, list[Callable[[str, Tensor], Tensor]]()
+    for place, step in enumerate(chain):
         if step.stage == "before":
-            inner = _changed(inner, step)
+            inner = _changed(inner, step, place)
         elif step.stage == "space":
             inner, back = _moved(inner, step)
             backs.insert(0, back)
@@ -131,8 +142,12 @@ def algorithm(chain: Sequence[Step], whole: Whole) -> Callable[[str], Tensor]:
     return merged
 
 
-def _changed(whole: Whole, step: Step) -> Whole:
-    return whole.read_as(lambda task, name: step.run(whole.vector(task, name)))
+def _changed(whole: Whole, step: Step, place: int) -> Whole:
+    def read(task: int, name: str) -> Tensor:
+        vector = whole.vector(task, name)
+        return step.run(replace(vector, key=f"{vector.key}#{place}"))  # each step draws numbers of its own
+
+    return whole.read_as(read)
 
 
 def _moved(whole: Whole, step: Step) -> tuple[Whole, Callable[[str, Tensor], Tensor]]:

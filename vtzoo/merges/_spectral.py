@@ -1,8 +1,9 @@
 """What the merges that look at singular values share: which tensors are matrices, their SVD, and whitening.
 
-A linear's weight is a matrix, and so is a dense convolution's kernel, as [out, in * kh * kw]. All else (norms, biases,
-tokens, position embeddings, depthwise kernels) is no map between features: these are averaged, as the papers do with all
-that isn't a linear's weight. Computed in float64. Directions whose singular value is below 1e-5 of the largest are what
+A linear's weight is a matrix, and so is a convolution's kernel, as [out, in * kh * kw]; a grouped one too, since no shape tells
+it from a dense one (its groups read other channels, so that their directions are mixed up). All else (norms, biases, tokens,
+position tables, depthwise kernels) is no map between features: these are averaged, as the papers do with all that isn't a
+linear's weight. Computed in float64. Directions whose singular value is below 1e-5 of the largest are what
 rounding to float32 leaves where a task vector has low rank, and don't count.
 """
 
@@ -23,11 +24,6 @@ def sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0] if shape else 1, math.prod(shape[1:])
 
 
-def is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of this shape is a map from features to features."""
-    return (len(shape) == 2 or (len(shape) == 4 and shape[1] > 1)) and min(sides(shape)) > 1
-
-
 def matrices(vectors: Vectors) -> Iterator[Tensor]:
     """weight * D_t [out, in] of every task that touches the tensor, one at a time; what is no matrix is one column."""
     for vector in vectors:
@@ -46,8 +42,8 @@ def summed(vectors: Vectors) -> tuple[Tensor, int]:
 
 
 def average(vectors: Vectors) -> Tensor:
-    """The mean of weight * D_t over all tasks."""
-    return vectors.sum().div_(len(vectors.weights))
+    """The mean of weight * D_t over all tasks that take part."""
+    return vectors.sum().div_(vectors.count)
 
 
 def svd(matrix: Tensor, most: int | None = None) -> SVD:
@@ -61,8 +57,8 @@ def svd(matrix: Tensor, most: int | None = None) -> SVD:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns (or rows, if there are fewer): P Q' of its SVD P S Q'."""
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    """P Q' of its SVD P S Q', in the directions that count: the nearest matrix with orthonormal columns (or rows, if there are fewer)."""
+    left, _, right = svd(matrix)
     return left @ right
 
 

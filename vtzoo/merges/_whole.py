@@ -8,6 +8,8 @@ knobs. Beside it the file has
     THEN                  optional: the merge that follows where the spec names none
     TASKS                 optional: how many task vectors it takes, where not any number
     NEEDS, EVIDENCE       optional: what must be given, such as "images", and the function of `vtzoo.evidence` that looks at it
+    DEPTH                 optional: True where it asks how deep a tensor lies
+    GROUND                optional: True where it looks at the backbone's own tensors, which no space has coordinates of
     NEUTRAL               optional: False where one task vector doesn't come back, whatever the knobs
     check(weights)        optional: refuses weights that the algorithm can't use, before anything is read
 
@@ -44,7 +46,7 @@ class Merge(Protocol):
 class Vector:
     """One tensor of one task vector; `value` (float32) is the receiver's own, to change in place.
 
-    `key` names the task and the tensor, whatever the order of the tasks: random numbers are drawn by it.
+    `key` names the task, the tensor and the step, whatever the order of the tasks: random numbers are drawn by it.
     """
 
     task: int
@@ -73,6 +75,16 @@ class Vectors:
         for task in self.whole.order:
             if self.weights[task] and self.name in self.whole.names[task]:
                 yield self.whole.vector(task, self.name)
+
+    @property
+    def count(self) -> int:
+        """How many tasks take part: those whose weight isn't zero."""
+        return sum(bool(w) for w in self.weights)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the tensor is a map from features to features: see `is_matrix`; its coordinates are one if it is."""
+        return is_matrix(self.name, self.whole.outer[self.name])
 
     @property
     def base(self) -> Tensor:
@@ -132,6 +144,7 @@ class Whole:
         aside: names that don't count when a share of a whole task vector is taken.
         ground: the backbone's tensors, for the merges that need them.
         evidence: one mapping per task by name of tensor, for the merges that need data.
+        outer: the shapes outside of any space.
         together: a pass goes through the tasks name by name, since what it computes for a name serves all of them.
     """
 
@@ -145,6 +158,7 @@ class Whole:
     ground: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     evidence: Sequence[Mapping[str, Tensor]] = ()
     together: bool = False
+    outer: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     names: list[frozenset[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +168,7 @@ class Whole:
         self.order = tuple(self.order) or tuple(count)
         self.labels = tuple(self.labels) or tuple(f"task vector {i + 1}" for i in count)
         self.keys = tuple(self.keys) or tuple(str(i) for i in count)
+        self.outer = self.outer or self.shapes
         self._floors: dict[tuple[int, float], float] = {}
         self._squares: dict[tuple[int, str], float] = {}
         self._lock = Lock()
@@ -244,7 +259,14 @@ class Whole:
 
 def square_of(value: Tensor) -> float:
     """The sum of squares, in pieces that a cache holds, added up in float64."""
-    return sum(float(torch.dot(piece, piece)) for piece in value.reshape(-1).split(PIECE))
+    found = sum(float(torch.dot(piece, piece)) for piece in value.reshape(-1).split(PIECE))
+    return found if math.isfinite(found) else float(value.double().square_().sum())
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a linear's weight or a dense convolution's kernel, and no table, token, norm or bias."""
+    matrix = len(shape) == 2 or (len(shape) == 4 and shape[1] > 1)
+    return matrix and name.endswith("weight") and min(shape[0], math.prod(shape[1:])) > 1
 
 
 def _square(count: int) -> Tensor:

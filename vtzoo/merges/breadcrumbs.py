@@ -9,6 +9,7 @@ Departs from the paper: shares are given as what is kept (its beta is 1 - densit
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -31,11 +32,14 @@ def breadcrumbs(
     Args:
         vector: one tensor of one task.
         density: share of the tensor's entries that is kept.
-        outliers: share of its largest entries that is left out; less where the density leaves no room.
+        outliers: share of its largest entries that is left out, never all; less where the density leaves no room, or where
+            several are equal.
     """
     value, top = vector.value, min(outliers, 1 - density)
-    size = value.abs()
+    size, count = value.abs(), int(torch.count_nonzero(value))
     left_out = size < floor(value, min(density + top, 1.0))
-    if top and (ceiling := floor(value, top)):
-        left_out |= size >= ceiling
+    if most := min(round(top * count), max(1, round((density + top) * count)) - 1):
+        ceiling = floor(value, most / count)
+        largest = size >= ceiling
+        left_out |= largest if int(largest.sum()) <= most else size > ceiling
     return value.masked_fill_(left_out, 0.0)

@@ -41,4 +41,4 @@ def consensus(
     for vector in vectors:
         own = vector.value.mul_(vector.weight)
         used += (own != 0) & (own.abs() >= threshold * (total - own).abs())
-    return total.mul_(scale).masked_fill_(used < min(users, len(vectors.weights)), 0.0)
+    return total.mul_(scale).masked_fill_(used < min(users, vectors.count), 0.0)

@@ -13,7 +13,7 @@ vector, not on how a LoRA halves it, and any task vector takes part; a weight do
 import torch
 from torch import Tensor
 
-from vtzoo.merges._spectral import is_matrix, sides, span, svd
+from vtzoo.merges._spectral import sides, span, svd
 from vtzoo.merges._whole import Frame, Vectors
 
 PAPER = "arXiv:2509.17786"
@@ -28,7 +28,7 @@ def core(vectors: Vectors) -> Frame | None:
     Args:
         vectors: of one tensor.
     """
-    if not is_matrix(vectors.shape):
+    if not vectors.is_matrix:
         return None
     height, width = sides(vectors.shape)
     left, right = (torch.zeros(n, n, dtype=torch.float64) for n in (height, width))

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, is_matrix, shaped, summed, svd
+from vtzoo.merges._spectral import average, shaped, summed, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2502.04959"
@@ -31,7 +31,7 @@ def iso_c(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan
         vectors: of one tensor.
         scale: factor on the merged matrix.
     """
-    if not is_matrix(vectors.shape):
+    if not vectors.is_matrix:
         return average(vectors)
     total, _ = summed(vectors)
     if not total.any():

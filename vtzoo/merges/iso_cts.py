@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import SVD, average, is_matrix, matrices, orthogonal, shaped, summed, svd
+from vtzoo.merges._spectral import SVD, average, matrices, orthogonal, shaped, summed, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2502.04959"
@@ -38,7 +38,7 @@ def iso_cts(
         common: share of the directions that the sum gives.
         scale: factor on the merged matrix.
     """
-    if not is_matrix(vectors.shape):
+    if not vectors.is_matrix:
         return average(vectors)
     total, count = summed(vectors)
     if not total.any():

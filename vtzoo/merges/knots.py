@@ -14,7 +14,7 @@ directions; a weight does not change them.
 import torch
 from torch import Tensor
 
-from vtzoo.merges._spectral import is_matrix, sides, span
+from vtzoo.merges._spectral import sides, span
 from vtzoo.merges._whole import Frame, Vectors
 
 PAPER = "arXiv:2410.19735"
@@ -29,7 +29,7 @@ def knots(vectors: Vectors) -> Frame | None:
     Args:
         vectors: of one tensor.
     """
-    if not is_matrix(vectors.shape):
+    if not vectors.is_matrix:
         return None
     height, width = sides(vectors.shape)
     gram = torch.zeros(height, height, dtype=torch.float64)

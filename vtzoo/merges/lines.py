@@ -19,6 +19,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2410.17146"
 SYMMETRIC = True
 STAGE = "after"
+DEPTH = True
 
 
 def lines(
@@ -36,5 +37,5 @@ def lines(
         first: factor of the first block; 1 / T unless said.
         last: factor of the last block.
     """
-    start = 1 / len(vectors.weights) if first is None else first
+    start = 1 / vectors.count if first is None else first
     return merged.mul_(start + (last - start) * vectors.depth)

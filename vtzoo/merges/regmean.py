@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, is_matrix, shaped, sides
+from vtzoo.merges._spectral import average, shaped, sides
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2212.09849"
@@ -40,7 +40,7 @@ def regmean(
         ridge: added to every input's energy, as a share of their mean.
     """
     known = [vectors.evidence(t) is not None for t, w in enumerate(vectors.weights) if w]
-    if not is_matrix(vectors.shape) or not all(known):
+    if not vectors.is_matrix or not all(known):
         return average(vectors)
     height, width = sides(vectors.shape)
     wanted, total = (torch.zeros(n, width, dtype=torch.float64) for n in (height, width))

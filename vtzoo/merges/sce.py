@@ -35,12 +35,17 @@ def sce(
         density: share of the entries that is selected.
         scale: factor on the mean.
     """
-    total, squares, count = torch.zeros(vectors.shape), torch.zeros(vectors.shape), len(vectors.weights)
+    total, mean, spread = torch.zeros(3, *vectors.shape)
+    seen = 0
     for vector in vectors:
         value = vector.value.mul_(vector.weight)
+        seen += 1
         total += value
-        squares += value.square()
-    variance = (squares / count - (total / count).square()).clamp_(min=0)
+        away = value - mean
+        mean += away / seen
+        spread += away.mul_(value - mean)
+    absent = vectors.count - seen  # they are all zeros
+    variance = spread + mean.square_().mul_(seen * absent / vectors.count)
     chosen = variance >= floor(variance, density)
     merged, mass = torch.zeros(vectors.shape), torch.zeros(vectors.shape)
     for vector in vectors:

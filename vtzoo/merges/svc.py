@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import is_matrix, matrices, sides, svd
+from vtzoo.merges._spectral import matrices, sides, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2602.05536"
@@ -35,7 +35,7 @@ def svc(merged: Tensor, vectors: Vectors, *, least: Annotated[float, Field(gt=0,
     """
     if not merged.any():
         return merged
-    matrix = merged.double().reshape(sides(vectors.shape) if is_matrix(vectors.shape) else (-1, 1))
+    matrix = merged.double().reshape(sides(vectors.shape) if vectors.is_matrix else (-1, 1))
     left, values, right = svd(matrix)
     counted = torch.zeros(0, len(values), dtype=torch.float64)
     for own in matrices(vectors):

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, is_matrix, matrices, orthogonal, shaped, sides, svd
+from vtzoo.merges._spectral import average, matrices, orthogonal, shaped, sides, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2412.00081"
@@ -30,7 +30,7 @@ def tsv(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan=F
         vectors: of one tensor.
         scale: factor on the merged matrix.
     """
-    if not is_matrix(vectors.shape):
+    if not vectors.is_matrix:
         return average(vectors)
     count = sum(1 for _ in matrices(vectors))
     if not count:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, is_matrix, matrices, shaped, sides
+from vtzoo.merges._spectral import average, matrices, shaped, sides
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2503.08099"
@@ -37,7 +37,7 @@ def wudi(
         steps: of Adam; the published results stop early on purpose.
         lr: of Adam.
     """
-    if not is_matrix(vectors.shape):
+    if not vectors.is_matrix:
         return average(vectors)
     height, width = sides(vectors.shape)
     merged, wanted = torch.zeros(2, height, width, dtype=torch.float64)

@@ -86,13 +86,21 @@ def merge_refs(
             facts.append(_look(looks, deltas[i], own, zoo, path))
             seen[i] = TensorFile(path)
         path = _keep(zoo, name, assembled(made, digests, facts), folder)
-        return Merged(ref=name, path=str(path), report=_report(made, refs, digests, explain=explain))
+        report = _report(made, refs, digests, explain=explain)
+    if not report["merged_norm"]:
+        talk.say(f"{made.spec} leaves the backbone as it is: nothing of these deltas is in {name} but their heads")
+    return Merged(ref=name, path=str(path), report=report)
 
 
 def _sizes(merged: Delta, zoo: Zoo) -> dict[str, int]:
     """What the file will take, and what the zoo's disk has."""
     size = sum(bytes_of(merged.tensors, n) for n in merged.tensors)
-    return {"size_bytes": size, "free_bytes": shutil.disk_usage(zoo.root).free}
+    return {"size_bytes": size, "free_bytes": shutil.disk_usage(_there(zoo.root)).free}
+
+
+def _there(path: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def _refuse_full(sizes: Mapping[str, int]) -> None:
