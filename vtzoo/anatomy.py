@@ -236,7 +236,7 @@ class Anatomy:
 
         Roles: auto (the blocks' linears; without any, their dense convolutions; without blocks, all past the stem), linear, conv,
         norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample; what computes relative positions in an attention
-        has the role position, and beside it blocks alone.
+        has the role position, and beside it blocks and its kind.
 
         Raises:
             UsageError: a target names nothing here.

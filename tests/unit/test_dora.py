@@ -10,6 +10,24 @@ from vtzoo.graft import tensors_of
 from vtzoo.live import extract, inject
 
 
+def test_an_empty_row_stays_undivided_in_a_stack() -> None:
+    """What an earlier part adds to a row of zeros, however little, is not stretched to length 1; the fold agrees."""
+    model, x = families.build("vit"), families.batch("vit")
+    model.blocks[0].mlp.fc1.weight.data[3:8] = 0
+    base = {n: t.clone() for n, t in model.state_dict().items()}
+    inject(model, "lora[rank=2,targets=fc1]+lora[rank=2,dora=true,targets=fc1]").eval()
+    tensors = tensors_of(model)
+    with torch.no_grad():
+        before = model(x)
+        tensors["blocks.0.mlp.fc1.lora.B"].add_(1e-9)
+        assert 0 < relative(before, model(x)) < 1e-6
+    families.perturb(tensors)
+    plain = families.build("vit")
+    plain.load_state_dict(dict(fold(base, extract(model), task="task", check=False)))
+    with torch.no_grad():
+        assert relative(model(x), plain.eval()(x)) < 1e-12
+
+
 @pytest.mark.parametrize("init", ["kaiming", "pissa"])
 @pytest.mark.parametrize("row", [0.0, 1e-25])
 def test_rows_of_zeros(init: str, row: float) -> None:

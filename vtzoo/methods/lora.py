@@ -105,7 +105,7 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
 
 
 def _empty(rows: Tensor) -> Tensor:
-    """Which rows are zero, or next to it, and have no direction, [..., out]: DoRA leaves them undivided."""
+    """Which of the backbone's rows are zero, or next to it, and have no direction, [..., out]: DoRA leaves them undivided."""
     return torch.linalg.vector_norm(rows, dim=-1) < EMPTY
 
 
@@ -173,7 +173,7 @@ class Graft(graft.Graft):
         rows = self._rows(weight) + self._product().to(weight.dtype)
         if self.m is not None:
             length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).detach()
-            length = torch.where(_empty(self._rows(weight))[..., None], 1.0, length)
+            length = torch.where(_empty(self._rows(before.base(name)))[..., None], 1.0, length)
             rows = self.m[..., None].to(weight.dtype) * rows / length
         if not self.slices:
             return rows.reshape(self.shape)

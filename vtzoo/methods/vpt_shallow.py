@@ -30,7 +30,7 @@ GROUP = "prompt/vision-driven"
 PAPER = "arXiv:2203.12119"
 FAMILIES = ("tokens",)
 INTERMEDIATES = False
-RECIPE = {"tokens": {"lr": 3e-2, "weight_decay": 1e-4}}
+RECIPE = {"tokens": {"lr": 1e-1, "weight_decay": 1e-4}}
 BEFORE, AFTER = "norm_pre", "norm"
 
 
