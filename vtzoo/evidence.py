@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from vtzoo.probing import evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+HEADED = ("fisher",)
+"""Those that look at what the task's head predicts."""
 IMAGES = 256
 """How many images of each task are looked at, as RegMean and Fisher merging do."""
 

@@ -155,7 +155,9 @@ def test_svc(least, agree):
     """Li et al., eq. 8: each direction of the sum is divided by how often it counts the tasks."""
 
     def rewrite(name, rows):
-        rows = flat(rows) if name in MATRICES else [r.reshape(-1, 1) for r in rows]
+        if name not in MATRICES:
+            return 0.3 * sum(rows)
+        rows = flat(rows)
         u, s, vt = svd(0.3 * sum(rows))
         for i in range(len(s)):
             counts = []

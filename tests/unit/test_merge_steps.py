@@ -138,3 +138,32 @@ def test_no_depth_without_blocks():
     """LiNeS refuses where names tell nothing."""
     with pytest.raises(UsageError, match="goes by depth"):
         stepped("lines", [{"a.weight": torch.ones(3, 4)}])
+
+
+@pytest.mark.parametrize("spec", ["regmean", "fisher", "karcher"])
+def test_no_mean_over_a_negative_share(spec):
+    """Negative weights are refused before anything is read."""
+    base, deltas = random_deltas(2, SHAPES)
+    with pytest.raises(UsageError, match=r"coefficients 1, -1"):
+        vtzoo.merge(deltas, spec, base=base, coef=(1, -1), evidence=[{}, {}])
+
+
+def test_inputs_without_energy_are_averaged():
+    """RegMean's weights of inputs that hardly occur stay of the tasks' own size."""
+    draw = torch.Generator().manual_seed(0)
+    vectors, grams = [], []
+    for _ in range(2):
+        vectors.append({"a.weight": torch.randn(20, 16, generator=draw)})
+        rows = torch.randn(50, 16, generator=draw) * torch.logspace(0, -8, 16)
+        grams.append({"a.weight": rows.T @ rows})
+    whole = Whole([copies(v) for v in vectors], (1.0, 1.0), {"a.weight": (20, 16)}, evidence=grams)
+    usual, bare = (algorithm(steps(s), whole)("a.weight") for s in ("regmean", "regmean[ridge=1e-6]"))
+    mean = (vectors[0]["a.weight"] + vectors[1]["a.weight"]) / 2
+    assert torch.allclose(usual[:, -8:], mean[:, -8:], atol=0.5)
+    assert usual.abs().max() < 0.1 * bare.abs().max()
+
+
+def test_della_keeps_its_share_of_rows_of_one():
+    """A row of one entry is kept with the mean probability."""
+    out = stepped("della+task-arithmetic[scale=1]", [{"a.weight": torch.ones(20000, 1)}])["a.weight"]
+    assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=0.02)

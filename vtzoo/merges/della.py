@@ -42,7 +42,9 @@ def della(
     value = vector.value
     rows = value.flatten(1) if value.ndim in (2, 4) else value.reshape(1, -1)
     half = min(window / 2, 1 - density, density * 0.999)
-    steps = torch.linspace(density - half, density + half, rows.shape[1])
+    steps = (
+        torch.linspace(density - half, density + half, rows.shape[1]) if rows.shape[1] > 1 else torch.tensor([density])
+    )
     kept = torch.empty_like(rows).scatter_(1, rows.abs().argsort(dim=1, stable=True), steps.expand_as(rows))
     drawn = uniform(seed, vector.key, tuple(rows.shape)) < kept
     return (rows * drawn / kept).reshape(value.shape)

@@ -6,12 +6,15 @@
 Entries on which no task's prediction depends are averaged.
 Symmetric: yes.  Neutral: one delta comes back.
 Departs from the paper: one label is drawn for each image, not all are gone through; each F_t is divided by its own mean over the
-tensor when `normalize` is on, so that a task whose loss is steep does not rule.
+tensor when `normalize` is on, so that a task whose loss is steep does not rule; weights are positive.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vtzoo.errors import UsageError
 from vtzoo.merges._spectral import average
 from vtzoo.merges._whole import Vectors
 
@@ -48,3 +51,14 @@ def _information(vectors: Vectors, task: int, *, normalize: bool) -> Tensor | No
         return None
     own = seen.double()
     return own.mul_(vectors.weights[task] / max(float(own.mean()), _LEAST) if normalize else vectors.weights[task])
+
+
+def check(weights: Sequence[float]) -> None:
+    """Refuse weights that take a task's information away.
+
+    Raises:
+        UsageError: one is negative.
+    """
+    if min(weights) < 0:
+        said = ", ".join(f"{w:g}" for w in weights)
+        raise UsageError(f"the coefficients {said} leave no mean to take", "use positive ones, or task-arithmetic")

@@ -7,16 +7,18 @@
 This minimises sum_t w_t |X_t (W - W_t)'|^2 in closed form. Matrices are weights of linears and kernels of dense
 convolutions; the rest is averaged.
 Symmetric: yes.  Neutral: one delta comes back.
-Departs from the paper: kernels, which it averages, are matrices here; a small ridge, so that inputs that no image uses are
-averaged.
+Departs from the paper: kernels, which it averages, are matrices here; a ridge, without which the weights of inputs that hardly any
+image uses become a hundred times what any task has, and with which they are averaged; weights are positive.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from vtzoo.errors import UsageError
 from vtzoo.merges._spectral import average, shaped, sides
 from vtzoo.merges._whole import Vectors
 
@@ -30,7 +32,7 @@ def regmean(
     vectors: Vectors,
     *,
     shrink: Annotated[float, Field(ge=0, le=1)] = 0.95,
-    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-6,
+    ridge: Annotated[float, Field(gt=0, le=1)] = 1e-3,
 ) -> Tensor:
     """Solve the regression.
 
@@ -61,3 +63,16 @@ def _energy(vectors: Vectors, task: int, shrink: float, ridge: float) -> Tensor:
     gram = gram.mul_(shrink)
     gram.diagonal().copy_(diagonal)
     return gram.mul_(vectors.weights[task])
+
+
+def check(weights: Sequence[float]) -> None:
+    """Refuse weights that take a task's inputs away.
+
+    Raises:
+        UsageError: one is negative.
+    """
+    if min(weights) < 0:
+        said = ", ".join(f"{w:g}" for w in weights)
+        raise UsageError(
+            f"the coefficients {said} leave no regression to solve", "use positive ones, or task-arithmetic"
+        )

@@ -5,9 +5,10 @@
     S_r  <- S_r * T / sum_t max(least, s_t^r)
 
 After any merge: `ties+svc`; `svc` alone comes after task arithmetic. Matrices are weights of linears and kernels of dense
-convolutions; any other tensor is one direction.
+convolutions; the rest stays as it was merged, as in the authors' code.
 Symmetric: yes.  Neutral: one delta comes back, if the merge gives it back.
-Departs from the paper: kernels are matrices too; T counts the tasks that touch the tensor; a weight multiplies its task vector.
+Departs from the paper: kernels are matrices too; where the authors' code leaves a direction alone unless every task's s is
+positive, this is the paper's formula everywhere; T counts the tasks that touch the tensor; a weight multiplies its task vector.
 """
 
 from typing import Annotated
@@ -33,9 +34,9 @@ def svc(merged: Tensor, vectors: Vectors, *, least: Annotated[float, Field(gt=0,
         least: of what a task counts in a direction, so that one which the merge lost is not raised without end; 1 / T
             unless said, and 1 only ever lowers.
     """
-    if not merged.any():
+    if not vectors.is_matrix or not merged.any():
         return merged
-    matrix = merged.double().reshape(sides(vectors.shape) if vectors.is_matrix else (-1, 1))
+    matrix = merged.double().reshape(sides(vectors.shape))
     left, values, right = svd(matrix)
     counted = torch.zeros(0, len(values), dtype=torch.float64)
     for own in matrices(vectors):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vtzoo import files, talk
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
-from vtzoo.errors import Resources, UsageError
+from vtzoo.errors import NotFoldable, Resources, UsageError
+from vtzoo.evidence import HEADED, IMAGES
 from vtzoo.merges._chain import evidence, steps
 from vtzoo.merging import Plan, assembled, plan
 from vtzoo.refs import as_path, is_path
@@ -86,10 +87,7 @@ def merge_refs(
             facts.append(_look(looks, deltas[i], own, zoo, path))
             seen[i] = TensorFile(path)
         path = _keep(zoo, name, assembled(made, digests, facts), folder)
-        report = _report(made, refs, digests, explain=explain)
-    if not report["merged_norm"]:
-        talk.say(f"{made.spec} leaves the backbone as it is: nothing of these deltas is in {name} but their heads")
-    return Merged(ref=name, path=str(path), report=report)
+        return Merged(ref=name, path=str(path), report=_report(made, refs, digests, explain=explain))
 
 
 def _sizes(merged: Delta, zoo: Zoo) -> dict[str, int]:
@@ -129,10 +127,14 @@ def _images(
                 f"{ref} has {len(delta.tasks)} tasks, and {method} looks at the images of one for each delta",
                 "merge deltas of one task each, such as those it was made of",
             )
+        if looks in HEADED and any(hasattr(p.module, "head") for p in delta.parts):
+            raise NotFoldable(
+                f"{ref} has a head that is not linear, and {method} looks at what a folded network predicts",
+                "take a merge that looks at features alone, such as regmean",
+            )
     if not data:
         return []
     from vtzoo.data import open_data
-    from vtzoo.evidence import IMAGES
 
     return [open_data(d, split="train", labelled=False).limit(IMAGES) for d in data]
 
@@ -146,7 +148,9 @@ def _look(kind: str, delta: Delta, images: "Images", zoo: Zoo, path: Path) -> di
     from vtzoo.recipe import Recipe
 
     task = delta.task()
-    model = plain_model(delta, fold_artifact(delta, zoo, task.name), len(task.classes))
+    head = kind in HEADED
+    folded = fold_artifact(delta, zoo, task.name if head else "")
+    model = plain_model(delta, folded, len(task.classes) if head else 0)
     batches = D.loader(images, D.transforms(task.preprocess, train=False), batch_size=BATCH)
     found = getattr(E, kind)(model.to(accelerator(Recipe()).device), talk.track(batches, task.name, len(batches)))
     write(path, found, {})
@@ -221,4 +225,7 @@ def _report(made: Plan, refs: Sequence[str], digests: Sequence[str], *, explain:
     if explain:
         shares = made.whole.agreement()
         found["sign_agreement"] = [{"a": refs[i], "b": refs[j], "share": s} for (i, j), s in shares.items()]
-    return {**found, "merged_norm": math.sqrt(sum(made.squares[n] for n in sorted(made.squares)))}
+    norm = math.sqrt(sum(made.squares[n] for n in sorted(made.squares)))
+    if not norm:
+        talk.say(f"{made.spec} leaves the backbone as it is: nothing of these deltas is in the merge but their heads")
+    return {**found, "merged_norm": norm}
