@@ -101,14 +101,27 @@ def check_spec(kind: Literal["methods", "merges", "losses"], spec: str) -> None:
         registry.card(kind, part.name)
 
 
+def text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        NotFound: no such file.
+        Corrupt: it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"there is no file {path}", "write one, and give it as --config FILE.yaml") from None
+    except UnicodeDecodeError as error:
+        raise Corrupt(f"{path} is not text: {error}", "write YAML") from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"no recipe file {path}", "write --config FILE.yaml with lines such as epochs: 10") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text(path))
+    except yaml.YAMLError as error:
         raise Corrupt(f"{path} is not YAML: {error}", "write lines such as epochs: 10") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no knobs by name", "write lines such as epochs: 10")

@@ -1,15 +1,19 @@
 """`vtzoo merge`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from vtzoo.errors import UsageError
+
 from . import _results
-from ._options import Name, check_spec, numbers
+from ._options import check_spec, numbers, text
 from ._session import Session
 
 EXAMPLES = (
     "vtzoo merge fashion/lora emoji/ssf --method 'ties[density=0.2]' --name both",
+    "vtzoo merge --config merge.yaml --name both",
     "vtzoo merge fashion/lora emoji/ssf --method regmean --data vtzoo:fashion --data vtzoo:emoji --name both",
 )
 
@@ -17,9 +21,17 @@ EXAMPLES = (
 def run(
     ctx: typer.Context,
     *,
-    refs: Annotated[list[str], typer.Argument(metavar="REF REF...", help="Deltas of one backbone.")],
-    method: Annotated[str, typer.Option("--method", metavar="SPEC", help="The algorithm (see vtzoo merges).")],
-    name: Name,
+    refs: Annotated[list[str] | None, typer.Argument(metavar="REF REF...", help="Deltas of one backbone.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="SPEC", help="The algorithm (see vtzoo merges).")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What to call the result in the zoo.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE.yaml", help="All of it in a file, also mergekit's; options win."),
+    ] = None,
     coef: Annotated[
         str | None, typer.Option("--coef", metavar="1,0.5,…", help="One weight per ref, in order (default: all 1).")
     ] = None,
@@ -39,20 +51,38 @@ def run(
 ) -> None:
     """Merge several deltas into one that keeps every head."""
     session = Session.of(ctx)
-    weights = numbers(coef, "--coef")
-    check_spec("merges", method)
-    zoo = session.zoo(*refs)
+    given = {"method": method, "coef": numbers(coef, "--coef"), "layers": layers, "data": data, "name": name}
+    asked = _asked(refs, config, {k: v for k, v in given.items() if v is not None})
+    check_spec("merges", asked["method"])
+    zoo = session.zoo(*asked["refs"])
     from vtzoo.verbs.merge import merge_refs
 
-    result = merge_refs(
-        refs=refs,
-        method=method,
-        name=name,
-        coef=weights,
-        layers=layers,
-        data=data or (),
-        zoo=zoo,
-        explain=explain,
-        dry_run=dry_run,
-    )
-    session.show(result, _results.merged)
+    session.show(merge_refs(**asked, zoo=zoo, explain=explain, dry_run=dry_run), _results.merged)
+
+
+def _asked(refs: list[str] | None, config: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What the file says, and over it what stands on the command line.
+
+    Raises:
+        NotFound: no such file.
+        UsageError: deltas in both or in neither, or no method or name in either.
+    """
+    asked: dict[str, Any] = {"refs": refs or [], "coef": None, "layers": None, "data": ()}
+    if config is not None:
+        from dataclasses import asdict
+
+        from vtzoo.merge_file import read
+
+        found = {k: v for k, v in asdict(read(text(config), str(config))).items() if v}
+        if refs and "refs" in found:
+            raise UsageError(f"{config} names deltas, and so does the command line", "leave them out of one")
+        asked |= found
+    asked |= given
+    for what, how in (
+        ("refs", "name deltas: vtzoo merge REF REF …"),
+        ("method", "--method ties"),
+        ("name", "--name both"),
+    ):
+        if not asked.get(what):
+            raise UsageError(f"no {'deltas' if what == 'refs' else what} given", f"{how}, or a file with --config")
+    return asked

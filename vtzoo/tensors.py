@@ -1,5 +1,6 @@
 """Tensors by name, read when needed: safetensors files, lazy mappings, and a deterministic streaming writer."""
 
+import hashlib
 import math
 import os
 import weakref
@@ -9,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -203,13 +204,18 @@ def write(
         Corrupt: a tensor holds NaN or infinity, or does in the new dtype.
         Resources: the disk is full.
     """
-    kinds = _kinds(tensors, dtype)
+    kinds, digest = _kinds(tensors, dtype), hashlib.sha256()
     with files.atomic_write(path) as out:
-        out.write(files.safetensors_header([(n, *kind) for n, kind in kinds.items()], metadata))
+
+        def put(data: bytes | memoryview) -> None:
+            out.write(data)
+            digest.update(data)  # while the workers compute
+
+        put(files.safetensors_header([(n, *kind) for n, kind in kinds.items()], metadata))
         made = ahead(tensors.__getitem__, list(kinds), workers)
         for (name, (code, shape)), tensor in zip(kinds.items(), made, strict=True):
-            _put(out, name, tensor, code, shape)
-    return files.sha256(path)
+            _put(put, name, tensor, code, shape)
+    return digest.hexdigest()
 
 
 def ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -239,7 +245,7 @@ def _kinds(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str
     return dict(sorted(found.items(), key=lambda item: -DTYPES[item[1][0]].itemsize))  # stable: by name within a width
 
 
-def _put(out: BinaryIO, name: str, tensor: Tensor, code: str, shape: tuple[int, ...]) -> None:
+def _put(put: Callable[[memoryview], None], name: str, tensor: Tensor, code: str, shape: tuple[int, ...]) -> None:
     wanted = DTYPES[code]
     if tuple(tensor.shape) != shape:
         raise Corrupt(f"tensor {name} came out as {tuple(tensor.shape)} instead of {shape}", "report this as a bug")
@@ -249,7 +255,7 @@ def _put(out: BinaryIO, name: str, tensor: Tensor, code: str, shape: tuple[int, 
             raise Corrupt(f"tensor {name} holds numbers too large for {code}", "keep float32, or use bfloat16")
         raise Corrupt(f"tensor {name} holds NaN or infinity", "train again with a lower --lr, or check the source file")
     if flat.numel():
-        out.write(flat.view(torch.uint8).numpy().data)
+        put(flat.view(torch.uint8).numpy().data)
 
 
 def working(*tensors: Tensor) -> torch.dtype:

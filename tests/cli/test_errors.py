@@ -46,7 +46,7 @@ MISSING = [
     (("ls", "--zoo", "nowhere"), "nowhere has no zoo_index.yaml", "vtzoo init"),
     (("train", "--backbone", "b", "--data", "d", "--name", "n", "--method", "lorra"), "no method is called", "lora"),
     (("distill", "--teacher", "t", "--student", "s", "--data", "d", "--name", "n", "--loss", "kdd"), "no loss", "kd"),
-    (("train", "--backbone", "b", "--data", "d", "--name", "n", "--config", "no.yaml"), "no recipe file no.yaml", ""),
+    (("train", "--backbone", "b", "--data", "d", "--name", "n", "--config", "no.yaml"), "there is no file no.yaml", ""),
 ]
 
 

@@ -237,6 +237,37 @@ def test_a_merge_looks_at_each_tasks_images(zoo: Zoo, method: str) -> None:
     assert dry.report["tensors"] == made.report["tensors"]
 
 
+def test_a_merge_from_a_file_is_the_same_merge(zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours and mergekit's words give the bytes that options give; what stands on the command line wins."""
+    files = {
+        "ours": "{method: 'ties[scope=tensor,density=0.3]', name: file/ours, deltas: [fashion/lora, {ref: emoji/ssf, coef: 0.5}]}",
+        "theirs": """
+            merge_method: ties
+            models: [{model: fashion/lora}, {model: emoji/ssf, parameters: {weight: 0.5}}]
+            parameters: {density: 0.3}
+        """,
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    end = ["--zoo", str(zoo.root), "--quiet"]
+    assert main(["merge", "--config", str(tmp_path / "ours.yaml"), *end]) == 0
+    assert main(["merge", "-c", str(tmp_path / "theirs.yaml"), "--name", "file/theirs", *end]) == 0
+    assert main(["merge", "-c", str(tmp_path / "theirs.yaml"), "--method", "linear", "--name", "file/linear", *end]) == 0
+    wanted = [
+        merge_refs(refs=["fashion/lora", "emoji/ssf"], method=m, coef=(1, 0.5), name=f"file/{i}", zoo=zoo)
+        for i, m in enumerate(("ties[scope=tensor,density=0.3]", "linear"))
+    ]
+    made = [Delta.open(zoo.object(zoo.resolve(f"file/{n}").facts["digest"])) for n in ("ours", "theirs", "linear")]
+    for delta, like in zip(made, (0, 0, 1), strict=True):
+        same = Delta.open(wanted[like].path)
+        assert all(torch.equal(delta.tensors[n], same.tensors[n]) for n in same.tensors)
+    capsys.readouterr()
+    assert main(["merge", "fashion/lora", "-c", str(tmp_path / "ours.yaml"), *end]) == 2
+    assert "names deltas, and so does the command line" in capsys.readouterr().err
+    assert main(["merge", "fashion/lora", "emoji/ssf", "--name", "x", *end]) == 2
+    assert "no method given" in capsys.readouterr().err
+
+
 def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     """`mv --task` renames entry and task, keeps tensors, date and accuracy, and what could not be merged merges."""
     train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="fashion/two", zoo=zoo, recipe=RECIPE)
