@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_threads(merge, tmp_path):
         torch.set_num_threads(before)
 
 
-SPECTRAL = ("core", "iso-c", "iso-cts", "knots", "svc", "tsv", "wudi")
+SPECTRAL = ("cart", "core", "iso-c", "iso-cts", "knots", "svc", "svd", "tsv", "wudi")
 WIDE = (*SPECTRAL, "fisher", "regmean")
 """They compute in float64."""
 SAVE = """

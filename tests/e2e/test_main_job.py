@@ -252,7 +252,9 @@ def test_a_merge_from_a_file_is_the_same_merge(zoo: Zoo, tmp_path: Path, capsys:
     end = ["--zoo", str(zoo.root), "--quiet"]
     assert main(["merge", "--config", str(tmp_path / "ours.yaml"), *end]) == 0
     assert main(["merge", "-c", str(tmp_path / "theirs.yaml"), "--name", "file/theirs", *end]) == 0
-    assert main(["merge", "-c", str(tmp_path / "theirs.yaml"), "--method", "linear", "--name", "file/linear", *end]) == 0
+    assert (
+        main(["merge", "-c", str(tmp_path / "theirs.yaml"), "--method", "linear", "--name", "file/linear", *end]) == 0
+    )
     wanted = [
         merge_refs(refs=["fashion/lora", "emoji/ssf"], method=m, coef=(1, 0.5), name=f"file/{i}", zoo=zoo)
         for i, m in enumerate(("ties[scope=tensor,density=0.3]", "linear"))

@@ -415,6 +415,43 @@ def test_chains_that_make_no_sense(spec, said):
     assert re.search(said, f"{caught.value} {caught.value.hint}")
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_cart(missing, agree):
+    """Choi et al.: low-rank parts of what is centred on the mean, through the eigenvectors of the Gram matrix."""
+    sources = without(tasks(), "blocks.0.a.weight", 2) if missing else tasks()
+
+    def rewrite(name):
+        rows = [
+            w * s[name].double().numpy() if name in s else np.zeros(SHAPES[name])
+            for w, s in zip(COEF, sources, strict=True)
+        ]
+        mean = sum(rows) / 3
+        if name not in MATRICES:
+            return mean
+        merged = flat([mean])[0].copy()
+        for away in flat([r - mean for r in rows]):
+            first = np.linalg.eigh(away @ away.T)[1][:, ::-1][:, : max(1, round(0.3 * min(away.shape)))]
+            merged += 0.7 * first @ first.T @ away
+        return merged.reshape(SHAPES[name])
+
+    merged = algorithm(steps("cart[share=0.3,scale=0.7]"), Whole(sources, COEF, SHAPES))
+    pairs = [(rewrite(n), merged(n).double().numpy()) for n in SHAPES]
+    agree("cart", "rewrite", TOLERANCE, merged=max(np.abs(a - b).max() / np.abs(a).max() for a, b in pairs))
+
+
+def test_svd(agree):
+    """Eckart & Young: the sum, projected onto its first right singular vectors."""
+
+    def rewrite(name, rows):
+        if name not in MATRICES:
+            return 0.3 * sum(rows)
+        total = 0.3 * sum(flat(rows))
+        first = np.linalg.eigh(total.T @ total)[1][:, ::-1][:, :2]
+        return (total @ first @ first.T).reshape(SHAPES[name])
+
+    compare(agree, "svd[rank=2]", rewrite)
+
+
 def seen(kind, count=3):
     """Random evidence of each task, in float32; none for the norm."""
     draw, found = torch.Generator().manual_seed(7), []
