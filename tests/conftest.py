@@ -2,12 +2,17 @@
 
 import os
 import random
+import signal
 import sys
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as a shell starts jobs in the background; ours get Ctrl-C all the same
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 NETWORK = "VTZOO_TEST_NET"
 if not os.environ.get(NETWORK):
     os.environ["HF_HUB_OFFLINE"] = "1"

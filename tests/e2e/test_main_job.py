@@ -219,8 +219,9 @@ def test_prediction_takes_folders_and_single_paths(zoo: Zoo, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
-def test_a_merge_looks_at_each_tasks_images(zoo: Zoo, method: str) -> None:
+def test_a_merge_looks_at_each_tasks_images(zoo: Zoo, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It depends on whose images are whose, says which they were, and leaves no more than the merge behind."""
+    monkeypatch.setattr("vtzoo.verbs.merge.IMAGES", 24)
     refs, data = ["fashion/lora", "emoji/ssf"], ["vtzoo:fashion", "vtzoo:emoji"]
     before = sorted((zoo.root / ".vtzoo").iterdir())
     made = merge_refs(refs=refs, method=method, name=f"{method}/own", data=data, zoo=zoo)
@@ -229,8 +230,8 @@ def test_a_merge_looks_at_each_tasks_images(zoo: Zoo, method: str) -> None:
     own, other, turned = (Delta.open(m.path) for m in (made, crossed, again))
     assert any(not torch.equal(own.tensors[n], other.tensors[n]) for n in own.tensors)
     assert all(torch.equal(own.tensors[n], turned.tensors[n]) for n in own.tensors)
-    images = [D.open_data(d, split="train", labelled=False).limit(256) for d in data]
-    wanted = [(t, f"sha256:{i.digest}", 256) for t, i in zip(("fashion", "emoji"), images, strict=True)]
+    images = [D.open_data(d, split="train", labelled=False).limit(24) for d in data]
+    wanted = [(t, f"sha256:{i.digest}", 24) for t, i in zip(("fashion", "emoji"), images, strict=True)]
     assert [(i["task"], i["data"], i["images"]) for i in own.lineage["images"]] == wanted
     assert sorted((zoo.root / ".vtzoo").iterdir()) == before
     dry = merge_refs(refs=refs, method=method, name=f"{method}/dry", data=data, zoo=zoo, dry_run=True)
