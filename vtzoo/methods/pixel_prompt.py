@@ -33,7 +33,7 @@ from vtzoo.tensors import working
 
 GROUP = "prompt/vision-driven"
 PAPER = "arXiv:2203.17274"
-RECIPE = {"tokens": {"lr": 2e-2, "weight_decay": 0.0}, "maps": {"lr": 1e-2, "weight_decay": 0.0}}
+RECIPE = {"tokens": {"lr": 5e-3, "weight_decay": 0.0}, "maps": {"lr": 1e-2, "weight_decay": 0.0}}
 HOW = ("stride", "padding", "dilation", "groups")
 AXES = 3  # of position embeddings: batch, tokens, width
 
