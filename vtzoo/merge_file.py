@@ -95,7 +95,12 @@ def _mergekits(content: Mapping[str, Any], where: str) -> Asked:
         )
     if odd := sorted(set(content) - {"merge_method", "models", "parameters", *IGNORED}):
         raise UsageError(f"{where}: '{odd[0]}' has no meaning for deltas of a vision backbone", "leave it out")
-    models = [m for m in content.get("models") or () if m["model"] != content.get("base_model")]
+    models = content.get("models")
+    if not isinstance(models, list) or not all(
+        isinstance(m, Mapping) and isinstance(m.get("model"), str) for m in models
+    ):
+        raise UsageError(f"{where}: models is no list of models", "write - model: NAME for each delta")
+    models = [m for m in models if m["model"] != content.get("base_model")]
     own = [{**(content.get("parameters") or {}), **(m.get("parameters") or {})} for m in models]
     spec, words = MERGEKIT[method]
     for name, value in (item for p in own for item in p.items()):

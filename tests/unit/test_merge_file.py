@@ -64,6 +64,8 @@ def test_mergekits() -> None:
         ("{method: ties, deltas: [1]}", "is no delta"),
         ("{method: ties, deltas: [{ref: a, weight: 1}]}", "no knob 'weight'"),
         (THEIRS.replace("ties", "dare_ties"), "mergekit's 'dare_ties' is not the same here"),
+        ("{merge_method: ties}", "no list of models"),
+        ("{merge_method: ties, models: [a, {model: b}]}", "no list of models"),
         (THEIRS.replace("dtype", "tokenizer_source"), "'tokenizer_source' has no meaning"),
         (THEIRS.replace("weight: 0.5", "weight: [0.1, 0.5]"), "weight is given by layer"),
         (THEIRS.replace("weight: 0.5", "density: 0.5"), "density differs"),

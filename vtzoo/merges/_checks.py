@@ -35,6 +35,17 @@ def weights_of(coef: Sequence[float] | None, count: int) -> tuple[float, ...]:
     return weights
 
 
+def refuse_negative(weights: Sequence[float], why: str) -> None:
+    """Refuse weights below zero.
+
+    Raises:
+        UsageError: one is; `why` says what they would do.
+    """
+    if min(weights) < 0:
+        said = ", ".join(f"{w:g}" for w in weights)
+        raise UsageError(f"the coefficients {said} {why}", "use positive ones, or task-arithmetic")
+
+
 def same_backbone(deltas: Sequence[Delta]) -> None:
     """Same weights, same input size, same names and shapes of resized tensors.
 

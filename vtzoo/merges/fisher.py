@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vtzoo.errors import UsageError
+from vtzoo.merges._checks import refuse_negative
 from vtzoo.merges._spectral import average
 from vtzoo.merges._whole import Vectors
 
@@ -59,6 +59,4 @@ def check(weights: Sequence[float]) -> None:
     Raises:
         UsageError: one is negative.
     """
-    if min(weights) < 0:
-        said = ", ".join(f"{w:g}" for w in weights)
-        raise UsageError(f"the coefficients {said} leave no mean to take", "use positive ones, or task-arithmetic")
+    refuse_negative(weights, "leave no mean to take")

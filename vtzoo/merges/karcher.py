@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.errors import UsageError
+from vtzoo.merges._checks import refuse_negative
 from vtzoo.merges._whole import Vectors
 
 PAPER = "doi:10.1002/cpa.3160300502"
@@ -81,8 +81,4 @@ def check(weights: Sequence[float]) -> None:
     Raises:
         UsageError: one is negative.
     """
-    if min(weights) < 0:
-        said = ", ".join(f"{w:g}" for w in weights)
-        raise UsageError(
-            f"the coefficients {said} give no middle of directions", "use positive ones, or task-arithmetic"
-        )
+    refuse_negative(weights, "give no middle of directions")

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.errors import UsageError
+from vtzoo.merges._checks import refuse_negative
 from vtzoo.merges._spectral import average, shaped, sides
 from vtzoo.merges._whole import Vectors
 
@@ -71,8 +71,4 @@ def check(weights: Sequence[float]) -> None:
     Raises:
         UsageError: one is negative.
     """
-    if min(weights) < 0:
-        said = ", ".join(f"{w:g}" for w in weights)
-        raise UsageError(
-            f"the coefficients {said} leave no regression to solve", "use positive ones, or task-arithmetic"
-        )
+    refuse_negative(weights, "leave no regression to solve")
