@@ -39,6 +39,7 @@ def facts(card: "Card", kind: "Kind") -> dict[str, Any]:
             "stage": own.get("STAGE", "merge"),
             "symmetric": own["SYMMETRIC"],
             "needs": own.get("NEEDS", "nothing"),
+            "low_rank": own["LOW_RANK"],
         }
     if kind != "methods":
         return common
@@ -91,9 +92,17 @@ def table(found: list[dict[str, Any]]) -> list[Block]:
     """All of a kind, one a row."""
     if found and "stage" in found[0]:
         rows = [
-            (c["name"], c["stage"], c["needs"], "yes" if c["symmetric"] else "no", c["paper"], what(c)) for c in found
+            (
+                c["name"],
+                c["stage"],
+                c["needs"],
+                *("yes" if c[k] else "no" for k in ("low_rank", "symmetric")),
+                c["paper"],
+                what(c),
+            )
+            for c in found
         ]
-        return [Table(("name", "stage", "needs", "symmetric", "paper", "what it is"), rows)]
+        return [Table(("name", "stage", "needs", "stays low-rank", "symmetric", "paper", "what it is"), rows)]
     if not found or "group" not in found[0]:
         return [Table(("name", "paper", "what it is"), [(c["name"], c["paper"], what(c)) for c in found])]
     rows = [(c["name"], c["group"], c["folds"], c["paper"], what(c)) for c in found]

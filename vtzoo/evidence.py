@@ -14,10 +14,6 @@ from torch.overrides import TorchFunctionMode
 from vtzoo.probing import evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-HEADED = ("fisher",)
-"""Those that look at what the task's head predicts."""
-IMAGES = 256
-"""How many images of each task are looked at, as RegMean and Fisher merging do."""
 
 
 @torch.no_grad()
@@ -32,21 +28,31 @@ def grams(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
         batches: (images [n, 3, h, w], anything).
     """
     found: dict[str, Tensor] = {}
-    names = {id(p): n for n, p in model.named_parameters()}
     like, count = next(model.parameters()), 0
-    with evaluating(model), _Products(names, found):
+
+    def add(name: str, seen: Tensor) -> None:
+        rows = seen.reshape(-1, seen.shape[-1]).float()
+        gram = rows.mT @ rows
+        found[name] = found[name] + gram if name in found else gram
+
+    with evaluating(model), Products({id(p): n for n, p in model.named_parameters()}, add):
         for images, _ in batches:
             model(images.to(like.device, like.dtype))
             count += len(images)
     return {n: g.div_(max(count, 1)).cpu() for n, g in found.items()}
 
 
-class _Products(TorchFunctionMode):
-    """While active, every linear map and convolution by one of the weights adds its inputs' Gram."""
+class Products(TorchFunctionMode):
+    """While active, what every linear map and convolution by one of some weights is about to multiply is shown first.
 
-    def __init__(self, names: Mapping[int, str], found: dict[str, Tensor]) -> None:
+    Args:
+        names: of the weights, by `id`.
+        show: gets a weight's name and its inputs as rows, [images, ..., in * kh * kw].
+    """
+
+    def __init__(self, names: Mapping[int, str], show: Callable[[str, Tensor], None]) -> None:
         super().__init__()
-        self._names, self._found = names, found
+        self._names, self._show = names, show
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -56,9 +62,7 @@ class _Products(TorchFunctionMode):
         if (look := _ROWS.get(function)) is not None:
             name, seen = look(self._names, *args, **given)
             if seen is not None:
-                rows = seen.float()
-                gram = rows.mT @ rows
-                self._found[name] = self._found[name] + gram if name in self._found else gram
+                self._show(name, seen)
         return function(*args, **given)
 
 
@@ -67,7 +71,7 @@ Seen = tuple[str, Tensor | None]
 
 def _linear(names: Mapping[int, str], input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Seen:  # noqa: A002 - torch's word
     name = names.get(id(weight), "")
-    return name, input.reshape(-1, input.shape[-1]) if name else None
+    return name, input if name else None
 
 
 def _conv(
@@ -78,7 +82,7 @@ def _conv(
     if not name or groups > 1 or isinstance(padding, str):
         return name, None
     columns = F.unfold(input, weight.shape[2:], dilation=dilation, padding=padding, stride=stride)
-    return name, columns.mT.reshape(-1, columns.shape[1])
+    return name, columns.mT
 
 
 _ROWS: dict[Callable[..., Any], Callable[..., Seen]] = {F.linear: _linear, F.conv2d: _conv}

@@ -19,6 +19,7 @@ from vtzoo.delta import Delta, Part
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
+from vtzoo.masks import is_masked, of_task
 from vtzoo.tensors import Lazy, dtype_of, prefixed, shape_of, working
 from vtzoo.tied import further
 
@@ -94,10 +95,12 @@ def fold(
         NotFoldable: a part has no exact form in plain weights, and why.
         ShapeMismatch: the base is another architecture.
         WrongBackbone: the base holds other weights.
+        UsageError: each task has a network of its own, and none is named.
     """
     if check:
         check_base(base, delta)
     ground = grounded(base, delta)
+    delta = of_task(delta, ground, task)
     folded = _fold_parts(ground, delta)
     if factor != 1.0:
         folded = _between(ground, folded, factor, delta.method)
@@ -256,6 +259,11 @@ def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
     Raises:
         NotFoldable: a part does not fold, or its fold changes the architecture, so that there is no difference to take.
     """
+    if is_masked(delta):
+        raise NotFoldable(
+            f"{delta.method} keeps a network of its own for each task, so it has no one task vector",
+            "merge the deltas that it was made of",
+        )
     ground = grounded(base, delta)
     folded = _fold_parts(ground, delta)
     if folded.all_args:

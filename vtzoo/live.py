@@ -28,6 +28,7 @@ from vtzoo.graft import (
 )
 from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
 from vtzoo.limits import free, limit
+from vtzoo.masks import is_masked, of_task
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import head as build_head
 from vtzoo.probing import forget, probe
@@ -125,11 +126,13 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
         WrongBackbone: other weights.
         ShapeMismatch: another depth, width or input size.
         DeadTarget: a site is neither called nor read in this version of the model.
+        UsageError: each task has a network of its own, and none is named.
     """
     _refuse_second(model)
     delta = delta if isinstance(delta, Delta) else Delta.open(delta)
     if check:
         check_backbone(model, delta)
+    delta = of_task(delta, base_state(model), task)
     anatomy = survey(model)
     check_places(model, delta, anatomy)
     record = _begin(model, delta.method)
@@ -237,10 +240,16 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
 
     Raises:
         ShapeMismatch: the head does not fit the backbone's features.
+        UsageError: no delta is attached, or each task has a network of its own.
     """
     record = installed(model)
     if record is None:
         raise UsageError("attach the delta before choosing its head", "vtzoo.attach(model, delta)")
+    if is_masked(delta):
+        raise UsageError(
+            f"{delta.method} keeps a network of its own for each task, not only a head",
+            f"detach, then vtzoo.attach(model, delta, task={task!r})",
+        )
     _keep_heads(model, record)
     model.reset_classifier(len(delta.task(task).classes))  # type: ignore[operator] - a method of timm models
     for part in delta.parts:

@@ -41,6 +41,10 @@ class Asked:
     layers: str = ""
     data: tuple[str, ...] = ()
     name: str = ""
+    search: str = ""
+    by: str = ""
+    refit_heads: str = ""
+    keep: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +53,10 @@ class _File:
     deltas: tuple[Any, ...]
     name: str = ""
     layers: str = ""
+    search: str = ""
+    by: str = ""
+    refit_heads: str = ""
+    keep: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +90,8 @@ def _own(content: Mapping[str, Any], where: str) -> Asked:
     sources: list[Any] = [knobs.decode(_Source, s, f"{where}, delta {i + 1}") for i, s in enumerate(plain)]
     return Asked(
         refs=tuple(s.ref for s in sources), method=file.method, coef=tuple(s.coef for s in sources), layers=file.layers,
-        data=tuple(s.data for s in sources) if any(s.data for s in sources) else (), name=file.name,
+        data=tuple(s.data for s in sources) if any(s.data for s in sources) else (), name=file.name, search=file.search,
+        by=file.by, refit_heads=file.refit_heads, keep=file.keep,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,12 +20,14 @@ from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import Conflict, NotFoldable, UsageError
 from vtzoo.folding import Folded, check_base, grounded, task_vector
-from vtzoo.merges._chain import Step, algorithm, checks, steps, written
-from vtzoo.merges._chain import evidence as needed
+from vtzoo.keeping import Kept
+from vtzoo.masks import MASK, SCALE, packed
+from vtzoo.merges._chain import Step, algorithm, checks, curious, steps, written
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
+from vtzoo.merges._scene import Scene
 from vtzoo.merges._whole import Whole, square_of
-from vtzoo.tensors import WORKERS, Lazy, dtype_of, one_thread, shape_of, working
+from vtzoo.tensors import Latest, Lazy, dtype_of, one_thread, shape_of, working
 from vtzoo.tied import further, tied
 
 FULL = "full"
@@ -38,7 +39,7 @@ class Plan:
 
     Attributes:
         deltas: in the user's order.
-        spec: the algorithm as written, or with the merge that it implies.
+        chain: the algorithm's steps, the merge that they imply among them.
         coef: one weight per delta.
         layers: factors by tensor name, as written.
         whole: the task vectors.
@@ -47,10 +48,11 @@ class Plan:
         factors: of the tensors whose merged value is scaled.
         statistics: tensors that are running statistics of a norm, not weights.
         squares: the squared L2 norm of every merged tensor that was computed.
+        searched: how coefficients were found, for the lineage.
     """
 
     deltas: tuple[Delta, ...]
-    spec: str
+    chain: tuple[Step, ...]
     coef: tuple[float, ...]
     layers: str
     whole: Whole
@@ -59,6 +61,17 @@ class Plan:
     factors: Mapping[str, float]
     statistics: frozenset[str]
     squares: dict[str, float] = field(default_factory=dict[str, float])
+    searched: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def spec(self) -> str:
+        """The algorithm as written, with the merge that it implies."""
+        return written(self.chain)
+
+    @property
+    def masking(self) -> Step | None:
+        """The step that gives each task a mask, where one does."""
+        return next((s for s in self.chain if hasattr(s.module, "mask")), None)
 
     @torch.no_grad()
     @one_thread()
@@ -71,6 +84,16 @@ class Plan:
         Computed in one thread, since more would round matrix products differently; `Delta.save` computes several tensors
         at once.
         """
+        merged = self.vector(name)
+        square = self.squares[name] = square_of(merged)
+        if not math.isfinite(square) and not bool(merged.isfinite().all()):
+            raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
+        base = self.ground[name]
+        kind = working(base, merged)
+        return base.to(kind) + merged.to(kind)
+
+    def vector(self, name: str) -> Tensor:
+        """One tensor of the merged task vector, scaled as `--layers` says, in float32."""
         factor = self.factors.get(name, 1.0)
         if name in self.statistics:
             total = sum(abs(w) for w in self.coef)
@@ -78,14 +101,40 @@ class Plan:
             factor = min(max(factor, 0.0), 1.0)
         else:
             merged = self.algorithm(name)
-        if factor != 1:
-            merged = merged.mul_(factor)
-        square = self.squares[name] = square_of(merged)
-        if not math.isfinite(square) and not bool(merged.isfinite().all()):
-            raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
-        base = self.ground[name]
-        kind = working(base, merged)
-        return base.to(kind) + merged.to(kind)
+        return merged if factor == 1 else merged.mul_(factor)
+
+    @torch.no_grad()
+    @one_thread()
+    def masks(self, name: str) -> Tensor:
+        """Each task's bits for one tensor, packed: see `vtzoo.masks`."""
+        step, merged = self.masking, self.algorithm(name)
+        assert step is not None
+        rows = torch.zeros(len(self.deltas), -(-merged.numel() // 8), dtype=torch.uint8)
+        for vector in self.whole.at(name):
+            rows[vector.task] = packed(step.module.mask(vector, merged, **step.knobs))
+        return rows
+
+    @torch.no_grad()
+    @one_thread()
+    def scales(self) -> Tensor:
+        """What each task's own network multiplies the merged task vector with, [tasks]."""
+        step, own, kept = self.masking, *torch.zeros(2, len(self.deltas), dtype=torch.float64)
+        assert step is not None
+        if not getattr(step.module, "RESCALES", False):
+            return torch.ones(len(self.deltas))
+        for name in self.maskable:
+            merged = self.algorithm(name)
+            for vector in self.whole.at(name):
+                own[vector.task] += (vector.value * vector.weight).abs().sum(dtype=torch.float64)
+                kept[vector.task] += (
+                    (merged * step.module.mask(vector, merged, **step.knobs)).abs().sum(dtype=torch.float64)
+                )
+        return torch.where(kept > 0, own / kept, 1.0).float()
+
+    @property
+    def maskable(self) -> list[str]:
+        """The tensors that have masks: all but running statistics."""
+        return sorted(set(self.whole.shapes) - self.statistics)
 
 
 def merge(
@@ -142,10 +191,11 @@ def plan(
     deltas, chain = tuple(deltas), steps(method)
     weights = weights_of(coef, len(deltas))
     checks(chain, weights)
+    _check_masks(chain, deltas)
     _check_evidence(chain, evidence, len(deltas))
     same_backbone(deltas)
     _head_parts(deltas)
-    base, labels = _Latest(base), [label(i, d) for i, d in enumerate(deltas)]
+    base, labels = Latest(base), [label(i, d) for i, d in enumerate(deltas)]
     for delta, who in zip(deltas, labels, strict=True):
         complete(delta, who, grounded(base, delta))
     vectors, ground = [task_vector(base, d) for d in deltas], grounded(base, deltas[0])
@@ -158,7 +208,7 @@ def plan(
     )  # fmt: skip
     return Plan(
         deltas=deltas,
-        spec=written(chain),
+        chain=chain,
         coef=weights,
         layers=layers or "",
         whole=whole,
@@ -169,31 +219,41 @@ def plan(
     )
 
 
-def assembled(plan: Plan, parents: Sequence[str] = (), looked_at: Sequence[Mapping[str, Any]] = ()) -> Delta:
+def assembled(
+    plan: Plan, parents: Sequence[str] = (), looked_at: Sequence[Mapping[str, Any]] = (), kept: Kept | None = None
+) -> Delta:
     """The merged delta of a plan, lazily: replacement tensors, every head, the resized tensors.
 
     Args:
         plan: of `plan`.
         parents: digests of the deltas, for the lineage.
         looked_at: which images of each task, for the lineage.
+        kept: the matrices as thin ones, instead of replacement tensors (see `vtzoo.keeping`).
     """
     others = {n: more for d in plan.deltas for p in d.parts for n, more in further(p.sites).items()}
-    sites = tied(_sites(plan.whole.shapes, plan.statistics), others)
-    makers: dict[str, Callable[[], Tensor]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, torch.dtype] = {}
+    thin = {s.key("weight") for s in kept.part.sites} if kept else set[str]()
+    sites = tied(_sites({n: s for n, s in plan.whole.shapes.items() if n not in thin}, plan.statistics), others)
+    makers: dict[str, Callable[[], Tensor]] = dict(kept.makers) if kept else {}
+    shapes: dict[str, tuple[int, ...]] = dict(kept.shapes) if kept else {}
+    dtypes: dict[str, torch.dtype] = dict.fromkeys(makers, torch.float32)
     for site in sites:
         for param in (*site.facts["params"], *site.facts.get("buffers", ())):
             place, name = f"{site.key(FULL)}.{param}", site.key(param)
             makers[place], shapes[place] = (lambda n=name: plan.tensor(n)), plan.whole.shapes[name]
             dtypes[place] = torch.float64 if dtype_of(plan.ground, name) == torch.float64 else torch.float32
+    if plan.masking:
+        for name in plan.maskable:
+            place = f"{MASK}{name}"
+            makers[place], dtypes[place] = (lambda n=name: plan.masks(n)), torch.uint8
+            shapes[place] = (len(plan.deltas), -(-math.prod(plan.whole.shapes[name]) // 8))
+        makers[SCALE], shapes[SCALE], dtypes[SCALE] = plan.scales, (len(plan.deltas),), torch.float32
     for delta in plan.deltas:
         for name in delta.tensors:
             if name.startswith((HEAD, BASE)) and name not in makers:
                 makers[name], shapes[name] = (lambda d=delta, n=name: d.tensors[n]), shape_of(delta.tensors, name)
     return Delta(
         method=plan.spec,
-        parts=(Part(method=FULL, graft=FULL, sites=sites), *_head_parts(plan.deltas)),
+        parts=(*([kept.part] if kept else []), Part(method=FULL, graft=FULL, sites=sites), *_head_parts(plan.deltas)),
         backbone=plan.deltas[0].backbone,
         tensors=Lazy(makers, shapes, dtypes),
         tasks=tuple({t.name: t for d in plan.deltas for t in d.tasks}.values()),
@@ -204,9 +264,28 @@ def assembled(plan: Plan, parents: Sequence[str] = (), looked_at: Sequence[Mappi
             "coef": list(plan.coef),
             "layers": plan.layers,
             **({"images": [dict(i) for i in looked_at]} if looked_at else {}),
+            **({"searched": dict(plan.searched)} if plan.searched else {}),
             "versions": {"vtzoo": __version__, "torch": torch.__version__},
         },
     )
+
+
+def scaled(plan: Plan, factors: Mapping[str, float]) -> Plan:
+    """The same merge with further factors on what is merged, by tensor name."""
+    return replace(plan, factors={n: plan.factors.get(n, 1.0) * factors.get(n, 1.0) for n in plan.whole.shapes})
+
+
+def leveled(plan: Plan, factors: Sequence[float]) -> Plan:
+    """The same merge with further factors by depth, the first for what lies before the first block, too; one is for all."""
+    levels = sorted(set(plan.whole.depths.values()))
+    place = {n: min(levels.index(d), len(factors) - 1) for n, d in plan.whole.depths.items()}
+    return scaled(plan, {n: factors[place.get(n, 0)] for n in plan.whole.shapes})
+
+
+def look(plan: Plan, scene: Scene) -> None:
+    """Let the step that must see the merged network do so; what it finds becomes the plan's evidence."""
+    step = next(s for s in plan.chain if s.looks)
+    step.module.look(scene, **step.knobs)
 
 
 def renamed(delta: Delta, old: str, new: str) -> Delta:
@@ -226,26 +305,19 @@ def renamed(delta: Delta, old: str, new: str) -> Delta:
     return delta.with_(tensors=tensors, tasks=tasks)
 
 
-class _Latest(Lazy):
-    """A mapping that remembers the last tensors it gave, one per worker: all task vectors of one name start from it."""
+def _check_masks(chain: Sequence[Step], deltas: Sequence[Delta]) -> None:
+    """Refuse masks where it is unclear whose they are.
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__({n: (lambda n=n: tensors[n]) for n in tensors}, {})
-        self._tensors, self._get = tensors, lru_cache(maxsize=WORKERS)(tensors.__getitem__)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._get(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    def dtype(self, name: str) -> torch.dtype:
-        """A tensor's dtype, likewise."""
-        return dtype_of(self._tensors, name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from what lies underneath."""
-        return shape_of(self._tensors, name)
+    Raises:
+        UsageError: a delta has not one task, or two have the same.
+    """
+    step = next((s for s in chain if hasattr(s.module, "mask")), None)
+    names = [t.name for d in deltas for t in d.tasks]
+    if step and (len(set(names)) != len(deltas) or any(len(d.tasks) != 1 for d in deltas)):
+        raise UsageError(
+            f"{step.part.name} keeps a mask for each task, and these {len(deltas)} deltas have the tasks {', '.join(names) or 'none'}",
+            "give deltas of one task each, no two of the same (vtzoo mv REF NEW --task OLD=NEW renames one)",
+        )
 
 
 def _check_evidence(chain: Sequence[Step], evidence: Sequence[Mapping[str, Tensor]] | None, count: int) -> None:
@@ -254,11 +326,10 @@ def _check_evidence(chain: Sequence[Step], evidence: Sequence[Mapping[str, Tenso
     Raises:
         UsageError: it is missing, or not one a delta.
     """
-    wanted = needed(chain)
-    if wanted and (evidence is None or len(evidence) != count):
-        name = next(s.part.name for s in chain if s.evidence)
+    step = curious(chain)
+    if step and (evidence is None or len(evidence) != count):
         raise UsageError(
-            f"{name} needs images of every task: {len(evidence or ())} given for {count} deltas",
+            f"{step.part.name} needs {step.needs if step.needs != 'labels' else 'labelled images'} of every task: {len(evidence or ())} given for {count} deltas",
             "give --data once per delta, in the same order, as: --data vtzoo:fashion --data ./birds",
         )
 

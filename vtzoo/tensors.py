@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -140,6 +141,28 @@ class Lazy(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without computing it."""
         return self._shapes[name]
+
+
+class Latest(Lazy):
+    """A mapping that remembers the last tensors it gave, one per worker: all task vectors of one name start from it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__({n: (lambda n=n: tensors[n]) for n in tensors}, {})
+        self._tensors, self._get = tensors, lru_cache(maxsize=WORKERS)(tensors.__getitem__)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype, likewise."""
+        return dtype_of(self._tensors, name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from what lies underneath."""
+        return shape_of(self._tensors, name)
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

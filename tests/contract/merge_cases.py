@@ -17,13 +17,15 @@ from vtzoo.delta import Delta, Part
 from vtzoo.fingerprint import base_state, fingerprint
 from vtzoo.graft import tensors_of
 from vtzoo.live import extract, head_state, inject
-from vtzoo.merges._chain import evidence, steps
+from vtzoo.merges._chain import curious, steps
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import Lazy, shape_of
 
 MERGES = registry.names("merges")
 SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
 NEUTRAL = [m for m in MERGES if getattr(registry.load("merges", m), "NEUTRAL", True)]
+MASKED = [m for m in MERGES if hasattr(registry.load("merges", m), "mask")]
+"""They keep a network of its own for each task."""
 CHAINS = ("dare+ties", "knots+dare+ties", "core+ties", "ties+svc", "task-arithmetic+svc+lines", "della+knots+sce+lines")
 """Specs of several steps, beside the registry's own."""
 
@@ -41,15 +43,17 @@ def some(merge: str, deltas: list[Delta]) -> list[Delta]:
 
 def told(spec: str, deltas: Sequence[Delta], base: Mapping[str, Tensor]) -> list[Lazy] | None:
     """Made-up evidence of each task's images, where a merge needs it: the same for a task whatever the order."""
-    kind = evidence(steps(spec))
-    return [_told(kind, d.tasks[0].name if d.tasks else "", base) for d in deltas] if kind else None
+    step = curious(steps(spec))
+    return [_told(step.module, d.tasks[0].name if d.tasks else "", base) for d in deltas] if step else None
 
 
-def _told(kind: str, task: str, base: Mapping[str, Tensor]) -> Lazy:
+def _told(module: Any, task: str, base: Mapping[str, Tensor]) -> Lazy:
     def make(name: str) -> Tensor:
         draw, shape = torch.Generator().manual_seed(crc32(f"{task}/{name}".encode())), shape_of(base, name)
-        if kind == "fisher":
+        if getattr(module, "EVIDENCE", "") == "fisher":
             return torch.rand(shape, generator=draw)
+        if module.__name__.endswith(("adamerging", "greedy_soup")):
+            return torch.tensor(1.0)
         rows = torch.randn(40, math.prod(shape[1:]), generator=draw)
         return rows.T @ rows
 
@@ -103,9 +107,10 @@ def random_deltas(count: int, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[
     return base, [stored({n: 0.1 * v for n, v in row.items()}, base, f"t{i}") for i, row in enumerate(rows)]
 
 
-def same(a: Delta, b: Delta) -> bool:
-    """Whether two deltas hold the same bits under the same names."""
-    return sorted(a.tensors) == sorted(b.tensors) and all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
+def same(a: Delta, b: Delta, besides: Sequence[str] = ()) -> bool:
+    """Whether two deltas hold the same bits under the same names, some left out."""
+    names = [n for n in a.tensors if n not in besides]
+    return sorted(a.tensors) == sorted(b.tensors) and all(torch.equal(a.tensors[n], b.tensors[n]) for n in names)
 
 
 def copies(tensors: dict[str, Tensor]) -> Lazy:

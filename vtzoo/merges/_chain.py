@@ -21,6 +21,8 @@ from vtzoo.errors import UsageError
 from vtzoo.merges._whole import Frame, Whole
 
 _RANK = {"before": 0, "space": 0, "merge": 1, "after": 2}
+IMAGES = 256
+"""How many images of each task are looked at where a merge says nothing, as RegMean and Fisher merging do."""
 _FRAMES = 4
 """How many tensors' coordinates are kept at once: one per worker, and one to spare."""
 
@@ -40,8 +42,28 @@ class Step:
 
     @property
     def evidence(self) -> str:
-        """What it needs to know of the tasks' images."""
+        """The function of `vtzoo.evidence` that tells it of the tasks' images."""
         return getattr(self.module, "EVIDENCE", "")
+
+    @property
+    def needs(self) -> str:
+        """What it needs of every task, images or labels."""
+        return getattr(self.module, "NEEDS", "")
+
+    @property
+    def looks(self) -> bool:
+        """Whether it must see the merged network at work."""
+        return hasattr(self.module, "look")
+
+    @property
+    def images(self) -> int:
+        """How many images of each task it looks at."""
+        return getattr(self.module, "IMAGES", IMAGES)
+
+    @property
+    def heads(self) -> bool:
+        """Whether it looks at what the tasks' classifiers predict."""
+        return getattr(self.module, "HEADS", False)
 
     def run(self, *args: Any) -> Any:
         """Its function."""
@@ -67,8 +89,8 @@ def steps(spec: str) -> tuple[Step, ...]:
     if wanted != found:
         raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
     spaces = [s.part.name for s in found if s.stage == "space"]
-    for step in (s for s in found if spaces and (s.evidence or getattr(s.module, "GROUND", False))):
-        what = "what images tell of the weights" if step.evidence else "the backbone's own weights"
+    for step in (s for s in found if spaces and (s.needs or getattr(s.module, "GROUND", False))):
+        what = "what images tell of the weights" if step.needs else "the backbone's own weights"
         raise UsageError(
             f"{step.part.name} looks at {what}, and {spaces[0]} replaces weights by coordinates",
             f"leave {spaces[0]} out",
@@ -76,9 +98,9 @@ def steps(spec: str) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def evidence(chain: Sequence[Step]) -> str:
-    """The function of `vtzoo.evidence` that a chain needs of every task; "" where it needs no data."""
-    return next((s.evidence for s in chain if s.evidence), "")
+def curious(chain: Sequence[Step]) -> Step | None:
+    """The step that needs images of every task, where one does."""
+    return next((s for s in chain if s.needs), None)
 
 
 def written(chain: Sequence[Step]) -> str:

@@ -4,10 +4,17 @@ A file of this folder is one step of a merge, a plain function named like the fi
 knobs. Beside it the file has
 
     PAPER, SYMMETRIC      the source; whether the order of the tasks is without meaning
+    LOW_RANK              whether what it makes of low-rank matrices has at most the sum of their ranks, so that it can stay a LoRA
     STAGE                 optional: when it acts, "merge" where nothing is said (see `vtzoo.merges._chain`)
     THEN                  optional: the merge that follows where the spec names none
     TASKS                 optional: how many task vectors it takes, where not any number
-    NEEDS, EVIDENCE       optional: what must be given, such as "images", and the function of `vtzoo.evidence` that looks at it
+    NEEDS                 optional: what must be given, "images" or "labels" (of every task)
+    EVIDENCE              optional: the function of `vtzoo.evidence` that looks at each task's own network on them
+    look(scene, **knobs)  optional, in its stead: looks at the merged network (see `vtzoo.merges._scene`)
+    IMAGES, HEADS         optional: how many images of each task; True where it looks at what heads predict
+    KEEP                  optional: what the result is kept as where nothing is said (see `vtzoo.keeping`)
+    mask(vector, merged)  optional: the entries that one task uses of what was merged; each task keeps a network of its own
+    RESCALES              optional: True where that network is scaled, too (see `vtzoo.masks`)
     DEPTH                 optional: True where it asks how deep a tensor lies
     GROUND                optional: True where it looks at the backbone's own tensors, which no space has coordinates of
     NEUTRAL               optional: False where one task vector doesn't come back, whatever the knobs
@@ -17,12 +24,12 @@ Tensors are computed when a pass comes to them and dropped after it: memory does
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import combinations
-from threading import Lock
-from typing import Protocol
+from threading import RLock
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +40,7 @@ from vtzoo.merges._floor import PIECE, Entry, floors
 from vtzoo.tensors import Lazy
 
 Read = Callable[[int, str], Tensor]
+T = TypeVar("T")
 
 
 class Merge(Protocol):
@@ -40,6 +48,7 @@ class Merge(Protocol):
 
     PAPER: str
     SYMMETRIC: bool
+    LOW_RANK: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +180,8 @@ class Whole:
         self.outer = self.outer or self.shapes
         self._floors: dict[tuple[int, float], float] = {}
         self._squares: dict[tuple[int, str], float] = {}
-        self._lock = Lock()
+        self._facts: dict[Hashable, Any] = {}
+        self._lock = RLock()
 
     @cached_property
     def depths(self) -> dict[str, float]:
@@ -203,11 +213,20 @@ class Whole:
         self._squares[task, name] = square
         return value
 
-    def read_as(self, read: Read, shapes: Mapping[str, tuple[int, ...]] | None = None) -> "Whole":
+    def read_as(
+        self, read: Read, shapes: Mapping[str, tuple[int, ...]] | None = None, *, together: bool = False
+    ) -> "Whole":
         """The same tasks with other tensors: what `read` gives for a task's number and a name."""
         sources = [Lazy({n: (lambda t=t, n=n: read(t, n)) for n in names}, {}) for t, names in enumerate(self.names)]
-        together = self.together or shapes is not None
+        together = together or self.together or shapes is not None
         return replace(self, sources=sources, shapes=self.shapes if shapes is None else shapes, together=together)
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """A fact about all task vectors, found at the first call."""
+        with self._lock:
+            if what not in self._facts:
+                self._facts[what] = make()
+            return self._facts[what]
 
     def floor(self, task: int, density: float) -> float:
         """The floor (see `floors`) of a whole task vector, found at the first call; in a space, all tasks' together."""

@@ -20,6 +20,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2412.12153"
 SYMMETRIC = True
+LOW_RANK = True
 
 
 def cart(

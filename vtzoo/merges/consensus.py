@@ -20,6 +20,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2405.07813"
 SYMMETRIC = True
+LOW_RANK = False
 
 
 def consensus(

@@ -18,6 +18,7 @@ from vtzoo.merges._whole import Frame, Vectors
 
 PAPER = "arXiv:2509.17786"
 SYMMETRIC = True
+LOW_RANK = True
 STAGE = "space"
 THEN = "tsv"
 

@@ -18,6 +18,7 @@ from vtzoo.merges._whole import Vector
 
 PAPER = "arXiv:2311.03099"
 SYMMETRIC = True
+LOW_RANK = False
 STAGE = "before"
 
 

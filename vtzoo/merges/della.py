@@ -20,6 +20,7 @@ from vtzoo.merges._whole import Vector
 
 PAPER = "arXiv:2406.11617"
 SYMMETRIC = True
+LOW_RANK = False
 STAGE = "before"
 THEN = "ties[density=1]"
 

@@ -20,7 +20,9 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2111.09832"
 SYMMETRIC = True
+LOW_RANK = False
 NEEDS = "images"
+HEADS = True
 EVIDENCE = "fisher"
 _LEAST = 1e-30
 

@@ -22,6 +22,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2502.04959"
 SYMMETRIC = True
+LOW_RANK = True
 NEUTRAL = False
 
 

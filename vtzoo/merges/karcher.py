@@ -25,6 +25,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "doi:10.1002/cpa.3160300502"
 SYMMETRIC = True
+LOW_RANK = True
 _NOWHERE = 1e-6
 
 

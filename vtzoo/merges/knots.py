@@ -19,6 +19,7 @@ from vtzoo.merges._whole import Frame, Vectors
 
 PAPER = "arXiv:2410.19735"
 SYMMETRIC = True
+LOW_RANK = True
 STAGE = "space"
 THEN = "ties"
 

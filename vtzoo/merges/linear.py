@@ -16,6 +16,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2203.05482"
 SYMMETRIC = True
+LOW_RANK = True
 
 
 def linear(vectors: Vectors) -> Tensor:

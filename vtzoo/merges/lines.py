@@ -18,6 +18,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2410.17146"
 SYMMETRIC = True
+LOW_RANK = True
 STAGE = "after"
 DEPTH = True
 

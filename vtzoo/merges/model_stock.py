@@ -16,6 +16,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2403.19522"
 SYMMETRIC = True
+LOW_RANK = True
 
 
 def model_stock(vectors: Vectors) -> Tensor:

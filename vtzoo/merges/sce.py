@@ -20,6 +20,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2408.07990"
 SYMMETRIC = True
+LOW_RANK = False
 
 
 def sce(

@@ -19,6 +19,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "doi:10.1145/325334.325242"
 SYMMETRIC = False
+LOW_RANK = False
 TASKS = 2
 NEUTRAL = False
 GROUND = True

@@ -22,6 +22,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2602.05536"
 SYMMETRIC = True
+LOW_RANK = True
 STAGE = "after"
 
 

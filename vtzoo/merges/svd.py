@@ -18,6 +18,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "doi:10.1007/BF02288367"
 SYMMETRIC = True
+LOW_RANK = True
 STAGE = "after"
 NEUTRAL = False
 

@@ -17,6 +17,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2212.04089"
 SYMMETRIC = True
+LOW_RANK = True
 
 
 def task_arithmetic(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3) -> Tensor:

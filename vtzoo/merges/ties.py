@@ -24,6 +24,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2306.01708"
 SYMMETRIC = True
+LOW_RANK = False
 _LEAST = 1e-45  # of all float32 above zero
 
 

@@ -21,6 +21,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2412.00081"
 SYMMETRIC = True
+LOW_RANK = True
 
 
 def tsv(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0) -> Tensor:

@@ -21,6 +21,7 @@ from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2503.08099"
 SYMMETRIC = True
+LOW_RANK = False
 _FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8  # Adam's
 
 

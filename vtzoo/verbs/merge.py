@@ -1,31 +1,39 @@
-"""Merge deltas of a zoo, or delta files, into one new entry of the zoo; no model is built."""
+"""Merge deltas of a zoo, or delta files, into one new entry of the zoo; or take a task out of a merge."""
 
-import math
-import shutil
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from vtzoo import files, talk
+from vtzoo import talk
+from vtzoo.artifact import as_delta, open_ref
 from vtzoo.bases import open_base
-from vtzoo.delta import Delta
-from vtzoo.errors import NotFoldable, Resources, UsageError
-from vtzoo.evidence import HEADED, IMAGES
-from vtzoo.merges._chain import evidence, steps
-from vtzoo.merging import Plan, assembled, plan
-from vtzoo.refs import as_path, is_path
+from vtzoo.delta import HEAD, Delta
+from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.merge_job import (
+    PAGE,
+    By,
+    Job,
+    Made,
+    Refit,
+    Search,
+    Wanted,
+    check_wanted,
+    folder_of,
+    job_of,
+    kept_as,
+    outline,
+    peak_bytes,
+    publish,
+    refuse_full,
+    room,
+    run,
+)
+from vtzoo.merges._chain import steps
+from vtzoo.merging import assembled, plan
 from vtzoo.results import Merged
-from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
+from vtzoo.tensors import WORKERS, Lazy, dtype_of, shape_of
 from vtzoo.zoo import Zoo
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vtzoo.data import Images
-
-BATCH = 32
 
 
 def merge_refs(
@@ -36,6 +44,11 @@ def merge_refs(
     coef: Sequence[float] | None = None,
     layers: str | None = None,
     data: Sequence[str] = (),
+    search: Search = "",
+    by: By = "agreement",
+    refit_heads: Refit = "",
+    keep: str = "",
+    report: str | Path | None = None,
     zoo: Zoo | None = None,
     explain: bool = False,
     dry_run: bool = False,
@@ -48,184 +61,176 @@ def merge_refs(
         name: of the new delta.
         coef: one weight per ref, all 1 by default.
         layers: factors by tensor name, such as "blocks.0-5:0.3".
-        data: for a merge that needs images, one task's per ref (see `vtzoo.data.open_data`): up to 256 of its train split, whose
-            labels aren't used. The merge's lineage says which.
+        data: one task's images per ref (see `vtzoo.data.open_data`), for merges that need them, for a search, for heads and for
+            a report; of the train split where nothing else is said. The merge's lineage says which were looked at.
+        search: what is to be found on images: `scale` (one factor on all that is merged, by a grid), `layers` (one for each depth)
+            or `coef` (one weight per ref; both by CMA-ES).
+        by: what a search compares, on 64 images of each task: `agreement` with each task's own delta and `entropy` need no labels;
+            `accuracy` takes labelled images of the val split.
+        refit_heads: fit each task's classifier to the merged features, on 256 images: to what the task's own delta says (`expert`)
+            or to `labels`.
+        keep: "lora" or "lora[rank=16]" keeps each merged matrix as a pair of thin ones.
+        report: write a page of what was merged and how the tasks interfere; with `data`, also of what each is worth, on up to
+            500 images of each test split.
         zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
         explain: also compare the deltas by pair, which reads them once more.
         dry_run: check all that can be checked without reading tensors, report the plan, and merge nothing.
 
     Returns:
         The entry; its report has the parents with their coefficients and norms, how many tensors were touched, the merged
-        norm, and if asked for the agreement of signs by pair.
+        norm, and what was asked for beside.
 
     Raises:
         NotFound: a ref, an algorithm or data that isn't there.
         UsageError: a delta given twice, images that are missing or too many, or what `vtzoo.merge` refuses.
-        Mismatch: deltas that can't be merged (see `vtzoo.merge`).
-        Conflict: the name exists.
+        Mismatch: deltas that can't be merged (see `vtzoo.merge`), or images of other classes than the task's.
+        Conflict: the name, or the report's file, exists.
         Resources: the disk is full.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
-    found = [_open(ref, zoo) for ref in refs]
-    digests, deltas = [d for d, _ in found], [d for _, d in found]
-    _refuse_twice(refs, digests)
-    base = open_base(deltas[0].backbone, zoo) if deltas else {}
-    looks = evidence(steps(method))
-    images = _images(refs, deltas, data, method, looks)
-    seen: list[Mapping[str, Tensor]] = [{} for _ in images]  # filled when all else is checked
-    made = plan(deltas, method, base=base, coef=coef, layers=layers, evidence=seen)
-    talk.say(f"merging {len(deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
-    sizes = _sizes(assembled(made), zoo)
+    place = Path(report) if report is not None else None
+    wanted = Wanted(search=search, by=by, refit_heads=refit_heads, keep=keep, report=place, explain=explain)
+    check_wanted(wanted)
+    return _done(job_of(zoo, refs, method, coef, layers, data, wanted), name, dry_run=dry_run)
+
+
+def _done(job: Job, name: str, *, dry_run: bool = False) -> Merged:
+    """Plan, merge, publish, and write the page."""
+    started, made, page = time.monotonic(), job.plan(), job.wanted.report
+    talk.say(f"merging {len(job.deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
+    sizes = room(assembled(made, kept=kept_as(job, made)), job.zoo)
     if dry_run:
-        return Merged(ref=name, path="", report=_plan(made, refs, digests) | sizes)
-    _refuse_full(sizes)
-    with _folder(zoo) as folder:
-        facts: list[dict[str, Any]] = []
-        for i, own in enumerate(images):
-            path = folder / f"{i}.safetensors"
-            facts.append(_look(looks, deltas[i], own, zoo, path))
-            seen[i] = TensorFile(path)
-        path = _keep(zoo, name, assembled(made, digests, facts), folder)
-        return Merged(ref=name, path=str(path), report=_report(made, refs, digests, explain=explain))
+        return Merged(ref=name, path="", report=outline(made, job.refs, job.digests) | sizes)
+    refuse_full(sizes)
+    with folder_of(job.zoo) as folder:
+        found = run(job, made, folder)
+        path = publish(job.zoo, name, found)
+    told = found.report | {"seconds": round(time.monotonic() - started, 1)}
+    if page is not None:
+        from vtzoo.merge_report import save
+
+        save(page, name, told | {"peak_bytes": peak_bytes()})
+        told["page"] = str(page)
+    return Merged(ref=name, path=str(path), report={k: v for k, v in told.items() if k not in PAGE})
 
 
-def _sizes(merged: Delta, zoo: Zoo) -> dict[str, int]:
-    """What the file will take, and what the zoo's disk has."""
-    size = sum(bytes_of(merged.tensors, n) for n in merged.tensors)
-    return {"size_bytes": size, "free_bytes": shutil.disk_usage(_there(zoo.root)).free}
+def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = (), zoo: Zoo | None = None) -> Merged:
+    """Take tasks out of a merge: what the rest of its deltas would have made.
 
+    Where all of the rest are in the zoo they are merged anew, by the recipe in the merge's lineage; else, where the merge is a sum or a
+    mean, the deltas that leave are subtracted.
 
-def _there(path: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def _refuse_full(sizes: Mapping[str, int]) -> None:
-    if sizes["size_bytes"] > sizes["free_bytes"]:
-        raise Resources(
-            f"the merge takes {sizes['size_bytes'] / 1e6:,.0f} MB, and the zoo's disk has {sizes['free_bytes'] / 1e6:,.0f}",
-            "free some space (vtzoo rm, or another disk), then repeat the command",
-        )
-
-
-def _images(
-    refs: Sequence[str], deltas: Sequence[Delta], data: Sequence[str], method: str, looks: str
-) -> "list[Images]":
-    """Open each task's images; refuse those that nobody looks at, and deltas for which it is unclear whose are meant.
+    Args:
+        ref: a merge.
+        tasks: those that leave, with the deltas that brought them.
+        name: of the new delta.
+        data: images of each delta that stays, for merges that need them.
+        zoo: the zoo to read and to write.
 
     Raises:
-        UsageError: why.
+        UsageError: no merge, nothing would stay, or it can't be undone.
+        NotFound: no such task, or deltas are gone.
+        Conflict: the name exists.
     """
-    if not looks and data:
-        raise UsageError(
-            f"{method} looks at no images", "leave --data out, or choose a merge that needs them (vtzoo merges)"
+    zoo = zoo or Zoo.find()
+    zoo.check_free("deltas", name)
+    merged = as_delta(open_ref(ref, zoo))
+    lineage = merged.lineage
+    if lineage.get("verb") != "merge":
+        raise UsageError(f"'{ref}' is no merge", "vtzoo show REF tells what an entry was made of")
+    known = [t.name for t in merged.tasks]
+    for task in tasks:
+        if task not in known:
+            raise NotFound(f"'{ref}' has no task '{task}'", did_you_mean(task, known))
+    entries = {e.digest: e.name for e in zoo.entries("deltas")}
+    parents = {d: entries.get(d, "") for d in lineage["parents"]}
+    brought = {d: [t.name for t in Delta.open(zoo.object(d)).tasks] for d, n in parents.items() if n}
+    leaving = [d for d, own in brought.items() if set(own) & set(tasks)]
+    if missing := sorted(set(tasks) - {t for d in leaving for t in brought[d]}):
+        stays_known = all(parents[d] for d in parents if d not in leaving)
+        raise NotFound(
+            f"the delta that brought '{missing[0]}' is no longer in the zoo",
+            "add it again" if stays_known else "add the deltas again",
         )
-    for ref, delta in zip(refs, deltas, strict=True):
-        if looks and len(delta.tasks) != 1:
-            raise UsageError(
-                f"{ref} has {len(delta.tasks)} tasks, and {method} looks at the images of one for each delta",
-                "merge deltas of one task each, such as those it was made of",
-            )
-        if looks in HEADED and any(hasattr(p.module, "head") for p in delta.parts):
-            raise NotFoldable(
-                f"{ref} has a head that is not linear, and {method} looks at what a folded network predicts",
-                "take a merge that looks at features alone, such as regmean",
-            )
-    if not data:
-        return []
-    from vtzoo.data import open_data
-
-    return [open_data(d, split="train", labelled=False).limit(IMAGES) for d in data]
+    if spare := sorted({t for d in leaving for t in brought[d]} - set(tasks)):
+        raise UsageError(
+            f"'{spare[0]}' came with '{tasks[0]}' in one delta",
+            f"take both out: --without {tasks[0]} --without {spare[0]}",
+        )
+    staying = [d for d in parents if d not in leaving]
+    if not staying:
+        raise UsageError("nothing would stay", "leave at least one task")
+    coef = dict(zip(lineage["parents"], lineage["coef"], strict=True))
+    if all(parents[d] for d in staying):
+        return _again(merged, [parents[d] for d in staying], [coef[d] for d in staying], name, data, zoo)
+    return _subtracted(merged, {d: coef[d] for d in leaving}, {d: coef[d] for d in staying}, tasks, name, zoo)
 
 
-def _look(kind: str, delta: Delta, images: "Images", zoo: Zoo, path: Path) -> dict[str, Any]:
-    """Write down what a task's images tell about its own network; which images these were."""
-    from vtzoo import data as D
-    from vtzoo import evidence as E
-    from vtzoo.artifact import fold_artifact, plain_model
-    from vtzoo.fit import accelerator
-    from vtzoo.recipe import Recipe
-
-    task = delta.task()
-    head = kind in HEADED
-    folded = fold_artifact(delta, zoo, task.name if head else "")
-    model = plain_model(delta, folded, len(task.classes) if head else 0)
-    batches = D.loader(images, D.transforms(task.preprocess, train=False), batch_size=BATCH)
-    found = getattr(E, kind)(model.to(accelerator(Recipe()).device), talk.track(batches, task.name, len(batches)))
-    write(path, found, {})
-    return {"task": task.name, "data": f"sha256:{images.digest}", "images": len(images)}
+def _again(
+    merged: Delta, refs: Sequence[str], coef: Sequence[float], name: str, data: Sequence[str], zoo: Zoo
+) -> Merged:
+    """Merge the rest by the recipe of the whole."""
+    lineage = merged.lineage
+    searched = lineage.get("searched", {})
+    keep = f"lora[rank={merged.parts[0].knobs['rank']}]" if merged.parts[0].method == "lora" else ""
+    if lineage.get("heads"):
+        talk.say("the heads are the deltas' own again: they were refitted to the merge as it was")
+    job = job_of(zoo, refs, lineage["spec"], coef, lineage["layers"] or None, data, Wanted(keep=keep))
+    levels = searched["found"] if searched.get("what") in ("scale", "layers") else ()
+    return _done(replace(job, levels=levels, searched=searched), name)
 
 
-def _keep(zoo: Zoo, name: str, merged: Delta, folder: Path) -> Path:
-    """Write the merge into the zoo, and publish it."""
-    path = folder / "merged.safetensors"
-    digest = merged.save(path, workers=WORKERS)
-    size_bytes = path.stat().st_size
-    zoo.adopt(path, digest)
-    facts = {
-        "digest": digest,
-        "size_bytes": size_bytes,
-        "method": merged.method,
-        "backbone": merged.backbone.name,
-        "fingerprint": merged.backbone.fingerprint,
-        "tasks": [t.name for t in merged.tasks],
-        "metrics": {},
-    }
-    zoo.put("deltas", name, facts)
-    return zoo.object(digest)
+def _subtracted(
+    merged: Delta, leaving: dict[str, float], staying: dict[str, float], tasks: Sequence[str], name: str, zoo: Zoo
+) -> Merged:
+    """Take deltas out of a sum or a mean, without the others."""
+    lineage, chain = merged.lineage, list(steps(merged.lineage["spec"]))
+    kind = chain[0].part.name
+    if (
+        len(chain) > 1
+        or kind not in ("linear", "task-arithmetic", "cat")
+        or lineage["layers"]
+        or lineage.get("searched")
+    ):
+        raise UsageError(
+            f"{lineage['spec']} can't be undone without the deltas that stay, and some are no longer in the zoo",
+            "add them again",
+        )
+    rest = sum(staying.values())
+    if kind == "linear":
+        whole = (rest + sum(leaving.values())) / rest
+        coef = [whole, *(-c / rest for c in leaving.values())]
+    else:
+        coef = [1.0, *(-c * chain[0].knobs.get("scale", 1.0) for c in leaving.values())]
+    gone = [_headless(Delta.open(zoo.object(d)), None) for d in leaving]
+    made = plan(
+        [_headless(merged, tasks), *gone], "task-arithmetic[scale=1]", base=open_base(merged.backbone, zoo), coef=coef
+    )
+    if made.statistics:
+        raise UsageError(
+            "running statistics of batch norms are no sum, and can't be subtracted", "add the other deltas again"
+        )
+    own = assembled(made)
+    own = own.with_(
+        method=merged.method,
+        lineage={**lineage, "parents": list(staying), "coef": list(staying.values()), "without": list(leaving)},
+    )
+    with folder_of(zoo) as folder:
+        path = folder / "merged.safetensors"
+        digest = own.save(path, workers=WORKERS)
+        found = Made(delta=Delta.open(path), path=path, digest=digest, report=outline(made, [], []))
+        return Merged(ref=name, path=str(publish(zoo, name, found)), report=found.report)
 
 
-def _open(ref: str, zoo: Zoo) -> tuple[str, Delta]:
-    """A delta and its file's digest."""
-    if is_path(ref):
-        path = as_path(ref)
-        return files.sha256(path), Delta.open(path)
-    digest = zoo.resolve(ref, "deltas").digest
-    return digest, Delta.open(zoo.object(digest))
-
-
-def _refuse_twice(refs: Sequence[str], digests: Sequence[str]) -> None:
-    for i, digest in enumerate(digests):
-        if digest in digests[:i]:
-            said = f"{refs[digests.index(digest)]} and {refs[i]} are one delta"
-            raise UsageError(said, "give it once, and its weight with --coef")
-
-
-@contextmanager
-def _folder(zoo: Zoo) -> Generator[Path, None, None]:
-    """A folder on the zoo's own disk that is gone afterwards."""
-    home = zoo.root / ".vtzoo"
-    with files.writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=home, prefix="merge-")
-    with folder as path:
-        yield Path(path)
-
-
-def _plan(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
-    """What the merge is made of."""
-    return {
-        "spec": made.spec,
-        "tensors": len(made.whole.shapes),
-        "parameters": sum(math.prod(s) for s in made.whole.shapes.values()),
-        "parents": [
-            {"ref": ref, "digest": digest[:12], "method": d.method, "coef": c, "tensors": len(names)}
-            for ref, digest, d, c, names in zip(refs, digests, made.deltas, made.coef, made.whole.names, strict=True)
-        ],
-    }
-
-
-@one_thread()
-def _report(made: Plan, refs: Sequence[str], digests: Sequence[str], *, explain: bool) -> dict[str, Any]:
-    """The plan, and what was seen of the tensors after they were merged."""
-    found = _plan(made, refs, digests)
-    for parent, norm in zip(found["parents"], made.whole.norms(), strict=True):
-        parent["norm"] = norm
-    if explain:
-        shares = made.whole.agreement()
-        found["sign_agreement"] = [{"a": refs[i], "b": refs[j], "share": s} for (i, j), s in shares.items()]
-    norm = math.sqrt(sum(made.squares[n] for n in sorted(made.squares)))
-    if not norm:
-        talk.say(f"{made.spec} leaves the backbone as it is: nothing of these deltas is in the merge but their heads")
-    return {**found, "merged_norm": norm}
+def _headless(delta: Delta, tasks: Sequence[str] | None) -> Delta:
+    """A delta without some tasks and their heads; without all where none are named."""
+    lost = [t.name for t in delta.tasks if tasks is None or t.name in tasks]
+    own = delta.tensors
+    names = [n for n in own if not n.startswith(tuple(f"{HEAD}{t}/" for t in lost))]
+    tensors = Lazy(
+        {n: (lambda n=n: own[n]) for n in names},
+        {n: shape_of(own, n) for n in names},
+        {n: dtype_of(own, n) for n in names},
+    )
+    return delta.with_(tensors=tensors, tasks=tuple(t for t in delta.tasks if t.name not in lost))

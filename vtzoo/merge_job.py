@@ -1,0 +1,393 @@
+"""The work of merging: what is found and checked first, what is looked at, and what comes out, still outside the zoo."""
+
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vtzoo import files, talk
+from vtzoo.bases import open_base
+from vtzoo.delta import Delta
+from vtzoo.errors import NotFoldable, Resources, UsageError, did_you_mean
+from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
+from vtzoo.merges._chain import Step, curious, steps
+from vtzoo.merging import Plan, assembled, leveled, look, plan
+from vtzoo.refs import as_path, is_path
+from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
+from vtzoo.zoo import Zoo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vtzoo._images import Images
+    from vtzoo.merges._scene import Scene
+
+BATCH = 32
+SEARCH_IMAGES = 64
+"""How many images of each task a search looks at."""
+REFIT_IMAGES = 256
+TEST_IMAGES = 500
+Search = Literal["scale", "layers", "coef", ""]
+Refit = Literal["", "expert", "labels"]
+By = Literal["agreement", "entropy", "accuracy"]
+CHOICES = {
+    "search": ("scale", "layers", "coef"),
+    "by": ("agreement", "entropy", "accuracy"),
+    "refit_heads": ("expert", "labels"),
+}
+
+
+PAGE = ("interference", "backbone", "versions")
+"""What only a report's page has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is wanted beside the merge itself."""
+
+    search: Search = ""
+    by: By = "agreement"
+    refit_heads: Refit = ""
+    keep: str = ""
+    report: Path | None = None
+    explain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that was found and checked, nothing computed yet; `levels` are factors by depth that an earlier search found, `searched` what it said."""
+
+    zoo: Zoo
+    refs: Sequence[str]
+    digests: Sequence[str]
+    deltas: Sequence[Delta]
+    base: Mapping[str, "Tensor"]
+    method: str
+    coef: Sequence[float] | None
+    layers: str | None
+    step: Step | None
+    told: list[Mapping[str, "Tensor"]]
+    images: "Mapping[str, list[Images]]"
+    wanted: Wanted
+    levels: Sequence[float] = ()
+    searched: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def plan(self, coef: Sequence[float] | None = None) -> Plan:
+        """The merge, with other coefficients where they are given."""
+        own = self.coef if coef is None else coef
+        evidence = self.told if self.step else None
+        made = plan(self.deltas, self.method, base=self.base, coef=own, layers=self.layers, evidence=evidence)
+        made = leveled(made, self.levels) if self.levels else made
+        return replace(made, searched=self.searched) if self.searched else made
+
+
+def check_wanted(wanted: Wanted) -> None:
+    """Refuse what is no choice, before anything is opened.
+
+    Raises:
+        UsageError: which, and what there is.
+        Conflict: the report's file exists.
+    """
+    for what, known in CHOICES.items():
+        if (value := getattr(wanted, what)) and value not in known:
+            raise UsageError(f"--{what.replace('_', '-')} {value} is not known", did_you_mean(value, known))
+    if wanted.keep:
+        rank_asked(wanted.keep)
+    if wanted.report is not None:
+        from vtzoo.merge_report import ready
+
+        ready(wanted.report)
+
+
+def job_of(
+    zoo: Zoo, refs: Sequence[str], method: str, coef: Sequence[float] | None, layers: str | None, data: Sequence[str],
+    wanted: Wanted,
+) -> Job:  # fmt: skip
+    """Find and check everything that isn't tensors."""
+    found = [open_delta(ref, zoo) for ref in refs]
+    digests, deltas = [d for d, _ in found], [d for _, d in found]
+    _refuse_twice(refs, digests)
+    chain = steps(method)
+    step = curious(chain)
+    images = _images(refs, deltas, data, step, method, wanted)
+    return Job(
+        zoo=zoo, refs=refs, digests=digests, deltas=deltas, base=open_base(deltas[0].backbone, zoo) if deltas else {},
+        method=method, coef=coef, layers=layers, step=step, told=[{} for _ in images.get("merge", [])], images=images, wanted=wanted,
+    )  # fmt: skip
+
+
+def _images(
+    refs: Sequence[str], deltas: Sequence[Delta], data: Sequence[str], step: Step | None, method: str, wanted: Wanted
+) -> "dict[str, list[Images]]":
+    """Open each task's images for each use of them; refuse those that nobody looks at.
+
+    Raises:
+        UsageError: why.
+    """
+    asked = {"search": bool(wanted.search), "refit-heads": bool(wanted.refit_heads)}
+    users = [f"--{u}" for u, is_asked in asked.items() if is_asked]
+    if step:
+        _refuse_unclear(refs, deltas, step)
+    if data and not (step or users or wanted.report):
+        raise UsageError(
+            f"{method} looks at no images", "leave --data out, or choose a merge that needs them (vtzoo merges)"
+        )
+    if not data:
+        if users:
+            raise UsageError(
+                f"{users[0]} needs images of every task",
+                "give --data once per delta, in the same order, as: --data vtzoo:fashion --data ./birds",
+            )
+        return {}
+    from vtzoo.stage import opened
+
+    found: dict[str, list[Images]] = {}
+    if step:
+        labelled = step.needs == "labels"
+        found["merge"] = opened(
+            data, deltas, split="val" if labelled else "train", labelled=labelled, limit=step.images
+        )
+    if wanted.search:
+        labelled = wanted.by == "accuracy"
+        found["search"] = opened(
+            data, deltas, split="val" if labelled else "train", labelled=labelled, limit=SEARCH_IMAGES
+        )
+    if wanted.refit_heads:
+        found["refit"] = opened(
+            data, deltas, split="train", labelled=wanted.refit_heads == "labels", limit=REFIT_IMAGES
+        )
+    if wanted.report:
+        found["test"] = opened(data, deltas, split="test", labelled=True, limit=TEST_IMAGES)
+    return found
+
+
+def _refuse_unclear(refs: Sequence[str], deltas: Sequence[Delta], step: Step) -> None:
+    """Refuse deltas for which it is unclear whose images are meant, or whose predictions can't be looked at."""
+    for ref, delta in zip(refs, deltas, strict=True):
+        if len(delta.tasks) != 1:
+            raise UsageError(
+                f"{ref} has {len(delta.tasks)} tasks, and {step.part.name} looks at the images of one for each delta",
+                "merge deltas of one task each, such as those it was made of",
+            )
+        if step.heads and any(hasattr(p.module, "head") for p in delta.parts):
+            raise NotFoldable(
+                f"{ref} has a head that is not linear, and {step.part.name} looks at what a folded network predicts",
+                "take a merge that looks at features alone, such as regmean",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What came out: the delta, its file (still outside the zoo) and that file's digest, and the report."""
+
+    delta: Delta
+    path: Path
+    digest: str
+    report: dict[str, Any]
+
+
+def run(job: Job, made: Plan, folder: Path) -> Made:
+    """Look, search, merge, refit and measure, as far as each is wanted."""
+    stage: Scene | None = None
+
+    def on(use: str, *, heads: bool = True) -> "Scene":
+        from vtzoo.stage import scene
+
+        nonlocal stage
+        stage = scene(made, job.images[use], heads=heads, model=stage.model if stage else None)
+        return stage
+
+    if job.step and job.step.looks:
+        look(made, on("merge", heads=job.step.heads))
+    elif job.step:
+        _tell(job, folder)
+    if job.wanted.search:
+        made = _searched(job, made, on("search"))
+    kept = kept_as(job, made)
+    facts = [_fact(d, own) for d, own in zip(job.deltas, job.images.get("merge", []), strict=False)]
+    merged = assembled(made, job.digests, facts, kept)
+    path = folder / "merged.safetensors"
+    digest = merged.save(path, workers=WORKERS)
+    found: dict[str, Any] = {}
+    if job.wanted.refit_heads:
+        from vtzoo.stage import refit
+
+        again = refit(on("refit"), made, Delta.open(path), job.wanted.refit_heads)
+        path = folder / "refitted.safetensors"
+        digest = again.save(path, workers=WORKERS)
+    if "test" in job.images:
+        from vtzoo.stage import accuracies
+
+        found["accuracy"] = accuracies(on("test"), made, Delta.open(path))
+    if job.wanted.report:
+        from vtzoo.interference import interference
+
+        found["interference"] = interference(made.whole)
+        found["backbone"] = made.deltas[0].backbone.name
+        found["versions"] = ", ".join(f"{k} {v}" for k, v in merged.lineage["versions"].items())
+    if kept:
+        found["kept"] = {"as": str(job.wanted.keep or LORA), "cut_off": kept.error}
+    return Made(delta=Delta.open(path), path=path, digest=digest, report=_report(job, made) | found)
+
+
+def kept_as(job: Job, made: Plan) -> Kept | None:
+    """The matrices as thin ones, where that is wanted, or the merge's own form."""
+    own = next((s.module.KEEP for s in made.chain if hasattr(s.module, "KEEP")), "")
+    asked = job.wanted.keep or own
+    return low_rank(job.deltas, made.whole.shapes, made.vector, rank_asked(asked)) if asked else None
+
+
+def _tell(job: Job, folder: Path) -> None:
+    """Write down what each task's images tell about its own network."""
+    from vtzoo import data as D
+    from vtzoo import evidence as E
+    from vtzoo.artifact import fold_artifact, plain_model
+    from vtzoo.fit import accelerator
+    from vtzoo.recipe import Recipe
+
+    assert job.step is not None
+    for i, (delta, images) in enumerate(zip(job.deltas, job.images["merge"], strict=True)):
+        task = delta.task()
+        folded = fold_artifact(delta, job.zoo, task.name if job.step.heads else "")
+        model = plain_model(delta, folded, len(task.classes) if job.step.heads else 0)
+        batches = D.loader(images, D.transforms(task.preprocess, train=False), batch_size=BATCH)
+        see = getattr(E, job.step.evidence)
+        found = see(model.to(accelerator(Recipe()).device), talk.track(batches, task.name, len(batches)))
+        path = folder / f"{i}.safetensors"
+        write(path, found, {})
+        job.told[i] = TensorFile(path)
+
+
+def _fact(delta: Delta, images: "Images") -> dict[str, Any]:
+    return {"task": delta.task().name, "data": f"sha256:{images.digest}", "images": len(images)}
+
+
+def _searched(job: Job, made: Plan, stage: "Scene") -> Plan:
+    """The plan with the coefficients that do best on images."""
+    from vtzoo.search import found
+
+    facts = [_fact(d, own) for d, own in zip(job.deltas, job.images["search"], strict=True)]
+    what = job.wanted.search
+    assert what
+    plan, trial, tries = found(made, job.plan, stage, what, job.wanted.by)
+    shown = ", ".join(f"{p:.3g}" for p in dict.fromkeys(trial[0]))
+    talk.say(f"{job.wanted.search} by {job.wanted.by}, {tries} tried: {shown} is best ({trial[1]:.4g})")
+    said = {"what": job.wanted.search, "by": job.wanted.by, "found": list(trial[0]), "tries": tries, "value": trial[1]}
+    return replace(plan, searched=said | {"images": facts})
+
+
+def room(merged: Delta, zoo: Zoo) -> dict[str, int]:
+    """What the file will take, and what the zoo's disk has."""
+    size = sum(bytes_of(merged.tensors, n) for n in merged.tensors)
+    return {"size_bytes": size, "free_bytes": shutil.disk_usage(_there(zoo.root)).free}
+
+
+def _there(path: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held; 0 where the system doesn't say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def refuse_full(sizes: Mapping[str, int]) -> None:
+    """Refuse to begin what the disk can't hold.
+
+    Raises:
+        Resources: it has less room than the merge takes.
+    """
+    if sizes["size_bytes"] > sizes["free_bytes"]:
+        raise Resources(
+            f"the merge takes {sizes['size_bytes'] / 1e6:,.0f} MB, and the zoo's disk has {sizes['free_bytes'] / 1e6:,.0f}",
+            "free some space (vtzoo rm, or another disk), then repeat the command",
+        )
+
+
+def publish(zoo: Zoo, name: str, made: Made) -> Path:
+    """Put the merge into the zoo."""
+    size_bytes = made.path.stat().st_size
+    zoo.adopt(made.path, made.digest)
+    facts = {
+        "digest": made.digest,
+        "size_bytes": size_bytes,
+        "method": made.delta.method,
+        "backbone": made.delta.backbone.name,
+        "fingerprint": made.delta.backbone.fingerprint,
+        "tasks": [t.name for t in made.delta.tasks],
+        "metrics": {},
+    }
+    zoo.put("deltas", name, facts)
+    return zoo.object(made.digest)
+
+
+def open_delta(ref: str, zoo: Zoo) -> tuple[str, Delta]:
+    """A delta and its file's digest."""
+    if is_path(ref):
+        path = as_path(ref)
+        return files.sha256(path), Delta.open(path)
+    digest = zoo.resolve(ref, "deltas").digest
+    return digest, Delta.open(zoo.object(digest))
+
+
+def _refuse_twice(refs: Sequence[str], digests: Sequence[str]) -> None:
+    for i, digest in enumerate(digests):
+        if digest in digests[:i]:
+            said = f"{refs[digests.index(digest)]} and {refs[i]} are one delta"
+            raise UsageError(said, "give it once, and its weight with --coef")
+
+
+@contextmanager
+def folder_of(zoo: Zoo) -> Generator[Path, None, None]:
+    """A folder on the zoo's own disk that is gone afterwards."""
+    home = zoo.root / ".vtzoo"
+    with files.writing(home):
+        home.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=home, prefix="merge-")
+    with folder as path:
+        yield Path(path)
+
+
+def outline(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:
+    """What the merge is made of."""
+    return {
+        "spec": made.spec,
+        "tensors": len(made.whole.shapes),
+        "parameters": sum(math.prod(s) for s in made.whole.shapes.values()),
+        "parents": [
+            {"ref": ref, "digest": digest[:12], "method": d.method, "coef": c, "tensors": len(names)}
+            for ref, digest, d, c, names in zip(refs, digests, made.deltas, made.coef, made.whole.names, strict=True)
+        ],
+    }
+
+
+@one_thread()
+def _report(job: Job, made: Plan) -> dict[str, Any]:
+    """The plan, and what was seen of the tensors after they were merged."""
+    refs, found = job.refs, outline(made, job.refs, job.digests)
+    for parent, norm in zip(found["parents"], made.whole.norms(), strict=True):
+        parent["norm"] = norm
+    if job.step and job.step.looks:
+        for parent, told in zip(found["parents"], made.whole.evidence, strict=True):
+            values = [float(v) for v in told.values() if not v.ndim]
+            if values:
+                parent["found"] = sum(values) / len(values)
+    if made.searched:
+        found["searched"] = {k: v for k, v in made.searched.items() if k != "images"}
+    if job.wanted.explain:
+        shares = made.whole.agreement()
+        found["sign_agreement"] = [{"a": refs[i], "b": refs[j], "share": s} for (i, j), s in shares.items()]
+    norm = math.sqrt(sum(made.squares[n] for n in sorted(made.squares)))
+    if not norm and not job.wanted.keep:
+        talk.say(f"{made.spec} leaves the backbone as it is: nothing of these deltas is in the merge but their heads")
+    return {**found, "merged_norm": norm}

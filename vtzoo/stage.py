@@ -1,0 +1,154 @@
+"""What merges, searches and reports look at: each task's images, and the plain network that takes on merged weights."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtzoo import data as D
+from vtzoo import talk
+from vtzoo._images import Images
+from vtzoo._layout import Split
+from vtzoo.artifact import plain_model
+from vtzoo.delta import HEAD, Delta
+from vtzoo.errors import Mismatch, UsageError
+from vtzoo.fit import accelerator
+from vtzoo.folding import fold
+from vtzoo.heads import classifier, linear_head, refitted, ridge
+from vtzoo.masks import is_masked
+from vtzoo.merges._scene import Scene
+from vtzoo.merging import Plan
+from vtzoo.recipe import Recipe
+from vtzoo.tensors import Lazy, dtype_of, shape_of
+
+BATCH = 64
+Refit = Literal["expert", "labels"]
+
+
+def opened(data: Sequence[str], deltas: Sequence[Delta], *, split: Split, labelled: bool, limit: int) -> list[Images]:
+    """Up to `limit` images of each delta's task.
+
+    Args:
+        data: one for each delta, in the same order (see `vtzoo.data.open_data`).
+        deltas: of one task each.
+        split: which part.
+        labelled: whether classes are looked at; they must be the task's own then.
+        limit: how many images.
+
+    Raises:
+        UsageError: not one for each delta, or a delta of several tasks or none.
+        Mismatch: classes that the task doesn't have.
+    """
+    if len(data) != len(deltas):
+        raise UsageError(
+            f"{len(data)} times --data for {len(deltas)} deltas",
+            "give it once per delta, in the same order, as: --data vtzoo:fashion --data ./birds",
+        )
+    return [_one(d, delta, split, labelled=labelled, limit=limit) for d, delta in zip(data, deltas, strict=True)]
+
+
+def _one(data: str, delta: Delta, split: Split, *, labelled: bool, limit: int) -> Images:
+    if len(delta.tasks) != 1:
+        names = ", ".join(t.name for t in delta.tasks) or "none"
+        raise UsageError(
+            f"a delta with the tasks {names} has no one task whose images {data} could be",
+            "merge deltas of one task each",
+        )
+    images = D.open_data(data, split=split, labelled=labelled)
+    task = delta.tasks[0]
+    if labelled:
+        if spare := sorted(set(images.classes) - set(task.classes)):
+            raise Mismatch(
+                f"{data} has the class {spare[0]}, which the task '{task.name}' doesn't", "give the task's own data"
+            )
+        images = images.aligned(task.classes)
+    return images.limit(limit)
+
+
+def scene(plan: Plan, images: Sequence[Images], *, heads: bool, model: nn.Module | None = None) -> Scene:
+    """A plain network, and all images in memory.
+
+    Args:
+        plan: of the merge.
+        images: one task's for each delta.
+        heads: whether the tasks' classifiers are looked at.
+        model: of an earlier scene, to be used again.
+
+    Raises:
+        NotFoldable: a head is not one linear layer, and it is looked at.
+    """
+    found = [linear_head(d.head(d.tasks[0].name), d.tasks[0].name) for d in plan.deltas] if heads else []
+    model = model or plain_model(plan.deltas[0], plan.ground, 0).to(accelerator(Recipe()).device)
+    seen = [_tensors(own, d) for own, d in zip(images, plan.deltas, strict=True)]
+    return Scene(
+        model=model,
+        whole=plan.whole,
+        tensor=plan.tensor,
+        told=[e if isinstance(e, dict) else {} for e in plan.whole.evidence],
+        heads=found,
+        images=[x for x, _ in seen],
+        labels=[y for _, y in seen],
+    )
+
+
+def load_merged(stage: Scene, plan: Plan, merged: Delta, task: int) -> None:
+    """Give the network what was merged, or what one task uses of it."""
+    name = plan.deltas[task].tasks[0].name
+    made = fold(plan.ground, merged, task=name if is_masked(merged) else "", check=False)
+    stage.load(lambda n: made[n])
+
+
+def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit) -> Delta:
+    """The merge with classifiers fitted to its own features, in closed form (see `vtzoo.heads`).
+
+    Args:
+        stage: has the images.
+        plan: of the merge.
+        merged: what came out.
+        by: `expert` fits to what the task's own delta says, staying near to its head, and needs no labels; `labels` starts anew.
+    """
+    heads: dict[str, Tensor] = {}
+    for task, delta in enumerate(plan.deltas):
+        name, weight = delta.tasks[0].name, stage.heads[task][0]
+        if by == "expert":
+            stage.load_expert(task)
+        wanted = stage.logits(task, stage.features(task)) if by == "expert" else stage.labels[task]
+        load_merged(stage, plan, merged, task)
+        seen = stage.features(task)
+        fitted = ridge(seen, wanted, weight) if by == "expert" else classifier(seen, wanted, len(weight))
+        heads |= {f"{HEAD}{name}/{n}": t for n, t in refitted(dict(merged.head(name)), *fitted).items()}
+    own = merged.tensors
+    makers = {n: (lambda n=n: heads[n] if n in heads else own[n]) for n in own}
+    shapes, dtypes = {n: shape_of(own, n) for n in own}, {n: dtype_of(own, n) for n in own}
+    return merged.with_(tensors=Lazy(makers, shapes, dtypes), lineage={**merged.lineage, "heads": f"refitted by {by}"})
+
+
+def accuracies(stage: Scene, plan: Plan, merged: Delta) -> list[dict[str, Any]]:
+    """Of each task: top-1 of its own delta alone, of the merge with the merge's own head, and the second as a share of the first."""
+    found: list[dict[str, Any]] = []
+    for task, delta in enumerate(plan.deltas):
+        name = delta.tasks[0].name
+        stage.load_expert(task)
+        alone = stage.accuracy(task)
+        load_merged(stage, plan, merged, task)
+        weight, bias = linear_head(merged.head(name), name)
+        right = (F.linear(stage.features(task), weight, bias).argmax(-1) == stage.labels[task]).double().mean().item()
+        found.append(
+            {
+                "task": name,
+                "images": len(stage.labels[task]),
+                "alone": alone,
+                "merged": right,
+                "normalized": right / alone if alone else None,
+            }
+        )
+    return found
+
+
+def _tensors(images: Images, delta: Delta) -> tuple[Tensor, Tensor]:
+    task = delta.tasks[0]
+    batches = D.loader(images, D.transforms(task.preprocess, train=False), batch_size=BATCH)
+    pairs = list(talk.track(batches, task.name, len(batches)))
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
