@@ -80,7 +80,7 @@ def without_head(source: TensorFile, head: tuple[str, ...]) -> Mapping[str, Tens
     inside = tuple(h + "." for h in head)
     names = [n for n in source if n not in head and not (inside and n.startswith(inside))]
     shapes, dtypes = {n: source.shape(n) for n in names}, {n: source.dtype(n) for n in names}
-    return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes)
+    return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes, {n: source.pieces(n) for n in names})
 
 
 def _fetch(repo: str, revision: str) -> Path:

@@ -179,7 +179,7 @@ def atomic_dir(path: str | Path) -> Generator[Path, None, None]:
 @contextmanager
 def reading(path: Path) -> Generator[None, None, None]:
     """Turn the system's refusals to read an ordinary file into ours, with the path in the message."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
             what = "a folder" if stat.S_ISDIR(kind) else "no ordinary file"
@@ -190,12 +190,13 @@ def reading(path: Path) -> Generator[None, None, None]:
 @contextmanager
 def writing(path: Path) -> Generator[None, None, None]:
     """Turn the system's refusals to write into ours, with the path in the message."""
-    with _explained(path, "write"):
+    with explained(path, "write"):
         yield
 
 
 @contextmanager
-def _explained(path: Path, what: str) -> Generator[None, None, None]:
+def explained(path: Path, what: str) -> Generator[None, None, None]:
+    """Turn the system's refusals to read or write what is open already into ours, with the path in the message."""
     try:
         yield
     except OSError as error:

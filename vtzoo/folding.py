@@ -5,9 +5,10 @@ function that a live graft uses where its host's weight is read. A method whose 
 a `fold` of its own and returns `model_args`. Computed in float32 (float64 when given), cast once by whoever writes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
 from vtzoo.masks import is_masked, of_task
-from vtzoo.tensors import Lazy, dtype_of, prefixed, shape_of, working
+from vtzoo.tensors import Lazy, Piece, dtype_of, pieces_of, prefixed, shape_of, working
 from vtzoo.tied import further
 
 
@@ -32,12 +33,14 @@ class Folded(Mapping[str, Tensor]):
         base: what lies underneath.
         makers: the changed tensors' recipes, and their shapes where they differ from the base's.
         model_args: keyword arguments that the folded timm model needs beside the base's.
+        parts: what computes a part of a changed tensor, of those that needn't be computed whole.
     """
 
     base: Mapping[str, Tensor]
     makers: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Piece] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         maker = self.makers.get(name)
@@ -56,6 +59,10 @@ class Folded(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without computing it."""
         return self.shapes[name] if name in self.shapes else shape_of(self.base, name)
+
+    def pieces(self, name: str) -> Piece | None:
+        """What computes some entries of a tensor laid flat, where it needn't be computed whole."""
+        return self.parts.get(name) if name in self.makers else pieces_of(self.base, name)
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is computed in: float32 (float64 over a float64 base) where it is folded, else as stored."""
@@ -278,7 +285,32 @@ def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
         kind = working(after, before)
         return after.to(kind) - before.to(kind)
 
-    return Folded({}, {n: (lambda n=n: difference(n)) for n in sorted(names)}, {n: folded.shape(n) for n in names})
+    makers, shapes = {n: (lambda n=n: difference(n)) for n in sorted(names)}, {n: folded.shape(n) for n in names}
+    return Folded({}, makers, shapes, parts=_replaced(ground, delta, names))
+
+
+def _replaced(ground: Folded, delta: Delta, names: Container[str]) -> dict[str, Piece]:
+    """What computes a part of the difference, for tensors that the delta holds replacements of and only one part writes."""
+    found, seen = dict[str, Piece](), Counter[str]()
+    for part in delta.parts:
+        config = part.config
+        for site in part.sites:
+            graft = rebuild(part.module, site, config)
+            for param in graft.edits:
+                name = site.key(param)
+                seen[name] += 1
+                if not graft.replaces or name not in names:
+                    continue
+                after, before = pieces_of(delta.tensors, f"{site.key(part.graft)}.{param}"), pieces_of(ground, name)
+                if after and before:
+                    found[name] = partial(_difference, after, before)
+    return {n: p for n, p in found.items() if seen[n] == 1}
+
+
+def _difference(after: Piece, before: Piece, start: int, stop: int, every: int = 1) -> Tensor:
+    a, b = after(start, stop, every), before(start, stop, every)
+    kind = working(a, b)
+    return a.to(kind).sub_(b.to(kind))  # `a` was made for this
 
 
 def _maker(

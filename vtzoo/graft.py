@@ -50,6 +50,7 @@ class Graft(nn.Module):
         rewrites: runs the host by `around`, inside all grafts' `enter` and `leave`.
         rates: factors of the learning rate by the name of a parameter of its own; 1 where it names none.
         undecayed: names of its own matrices that are factors, and rest at one: weight decay is not for them.
+        replaces: what it holds stands in the place of the host's parameters, as it is.
         shared: what all grafts of the method have in common, hung on the root; None where it has no `Shared`.
     """
 
@@ -58,6 +59,7 @@ class Graft(nn.Module):
     rewrites: bool = False
     rates: Mapping[str, float] = MappingProxyType({})
     undecayed: tuple[str, ...] = ()
+    replaces: bool = False
     shared: Any = None
 
     def enter(self, x: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Plan:
             raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
         base = self.ground[name]
         kind = working(base, merged)
-        return base.to(kind) + merged.to(kind)
+        return merged.to(kind).add_(base.to(kind))
 
     def vector(self, name: str) -> Tensor:
         """One tensor of the merged task vector, scaled as `--layers` says, in float32."""

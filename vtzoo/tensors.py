@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,16 @@ from vtzoo.errors import Corrupt, ShapeMismatch
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Piece(Protocol):
+    """Gives the entries start, start + every, … below stop of a tensor laid flat."""
+
+    def __call__(self, start: int, stop: int, every: int = 1) -> Tensor:
+        """Some entries."""
+        ...
+
+
 WORKERS = 2
 """How many tensors are computed at once where many lie ahead."""
 DTYPES = {
@@ -51,6 +61,18 @@ class TensorFile(Mapping[str, Tensor]):
             place = value.reshape(-1).view(torch.uint8).numpy().data
             self._source.read_into(place, self.header.data_start + span.start)
         return value
+
+    def pieces(self, name: str) -> Piece:
+        """What reads some entries of a tensor laid flat, and no others."""
+        span, dtype = self.header.tensors[name], self.dtype(name)
+        first = self.header.data_start + span.start
+
+        def read(start: int, stop: int, every: int = 1) -> Tensor:
+            value = torch.empty(stop - start, dtype=dtype)
+            self._source.read_into(value.view(torch.uint8).numpy().data, first + start * dtype.itemsize)
+            return value[::every]
+
+        return read
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self.header.tensors
@@ -89,7 +111,7 @@ class _Source:
             Corrupt: the file ends before.
         """
         done = 0
-        with files.reading(self.path):
+        with files.explained(self.path, "read"):
             while done < len(place) and (count := self._read(place[done:], start + done)):
                 done += count
         if done < len(place):
@@ -112,6 +134,7 @@ class Lazy(Mapping[str, Tensor]):
         makers: what computes each tensor.
         shapes: of all of them.
         dtypes: of those that are known beforehand, so that a writer need not compute a tensor twice.
+        pieces: what computes a part of a tensor, of those that needn't be computed whole.
     """
 
     def __init__(
@@ -119,8 +142,10 @@ class Lazy(Mapping[str, Tensor]):
         makers: Mapping[str, Callable[[], Tensor]],
         shapes: Mapping[str, tuple[int, ...]],
         dtypes: Mapping[str, torch.dtype] | None = None,
+        pieces: Mapping[str, Piece] | None = None,
     ) -> None:
         self._makers, self._shapes, self._dtypes = dict(makers), dict(shapes), dict(dtypes or {})
+        self._pieces = dict(pieces or {})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
@@ -134,6 +159,10 @@ class Lazy(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._makers)
 
+    def pieces(self, name: str) -> Piece | None:
+        """What computes some entries of a tensor laid flat, where it needn't be computed whole."""
+        return self._pieces.get(name)
+
     def dtype(self, name: str) -> torch.dtype | None:
         """A tensor's dtype where it is known beforehand."""
         return self._dtypes.get(name)
@@ -144,11 +173,17 @@ class Lazy(Mapping[str, Tensor]):
 
 
 class Latest(Lazy):
-    """A mapping that remembers the last tensors it gave, one per worker: all task vectors of one name start from it."""
+    """A mapping that remembers the last tensors it gave, or parts of them, one per worker: all task vectors start from it."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__({n: (lambda n=n: tensors[n]) for n in tensors}, {})
         self._tensors, self._get = tensors, lru_cache(maxsize=WORKERS)(tensors.__getitem__)
+        self._part = lru_cache(maxsize=WORKERS)(self._read)
+
+    def _read(self, name: str, start: int, stop: int, every: int) -> Tensor:
+        piece = pieces_of(self._tensors, name)
+        assert piece is not None
+        return piece(start, stop, every)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._get(name)
@@ -160,6 +195,12 @@ class Latest(Lazy):
         """A tensor's dtype, likewise."""
         return dtype_of(self._tensors, name)
 
+    def pieces(self, name: str) -> Piece | None:
+        """A part of a tensor, from what lies underneath."""
+        if pieces_of(self._tensors, name) is None:
+            return None
+        return lambda start, stop, every=1: self._part(name, start, stop, every)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from what lies underneath."""
         return shape_of(self._tensors, name)
@@ -169,6 +210,12 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """A tensor's shape, from the mapping's own knowledge where it has any."""
     known = getattr(tensors, "shape", None)
     return known(name) if known is not None else tuple(tensors[name].shape)
+
+
+def pieces_of(tensors: Mapping[str, Tensor], name: str) -> Piece | None:
+    """What gives some entries of a tensor laid flat, where the mapping can without computing the rest."""
+    known = getattr(tensors, "pieces", None)
+    return known(name) if known is not None else None
 
 
 def dtype_of(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
@@ -273,12 +320,19 @@ def _put(put: Callable[[memoryview], None], name: str, tensor: Tensor, code: str
     if tuple(tensor.shape) != shape:
         raise Corrupt(f"tensor {name} came out as {tuple(tensor.shape)} instead of {shape}", "report this as a bug")
     flat = tensor.detach().to("cpu", wanted).contiguous().reshape(-1)
-    if wanted.is_floating_point and not bool(torch.isfinite(flat).all()):
+    if wanted.is_floating_point and not _finite(flat):
         if bool(torch.isfinite(tensor).all()):
             raise Corrupt(f"tensor {name} holds numbers too large for {code}", "keep float32, or use bfloat16")
         raise Corrupt(f"tensor {name} holds NaN or infinity", "train again with a lower --lr, or check the source file")
     if flat.numel():
         put(flat.view(torch.uint8).numpy().data)
+
+
+def _finite(flat: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; a sum of squares tells it faster than a look at each, where it doesn't overflow."""
+    quick = flat.dtype in (torch.float32, torch.float64)
+    pieces = flat.split(1 << 16)
+    return all((quick and math.isfinite(torch.dot(p, p).item())) or bool(p.isfinite().all()) for p in pieces)
 
 
 def working(*tensors: Tensor) -> torch.dtype:

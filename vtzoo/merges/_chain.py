@@ -9,20 +9,24 @@ The first two stand in any order, then one merge, then what comes after; a spec 
 last step names (`THEN`), or task arithmetic.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtzoo import knobs, registry
 from vtzoo.errors import UsageError
-from vtzoo.merges._whole import Frame, Whole
+from vtzoo.merges._whole import Frame, Whole, spans_of
 
 _RANK = {"before": 0, "space": 0, "merge": 1, "after": 2}
 IMAGES = 256
 """How many images of each task are looked at where a merge says nothing, as RegMean and Fisher merging do."""
+PIECES = 1 << 17
+"""So many entries are merged at once: what a merge holds of them stays near, and steps are few."""
 _FRAMES = 4
 """How many tensors' coordinates are kept at once: one per worker, and one to spare."""
 
@@ -64,6 +68,12 @@ class Step:
     def heads(self) -> bool:
         """Whether it looks at what the tasks' classifiers predict."""
         return getattr(self.module, "HEADS", False)
+
+    @property
+    def piecewise(self) -> bool:
+        """Whether it may be given a tensor in pieces."""
+        wanted = getattr(self.module, "PIECEWISE", None)
+        return wanted is not None and all(self.knobs[k] == v for k, v in wanted.items())
 
     def run(self, *args: Any) -> Any:
         """Its function."""
@@ -154,7 +164,7 @@ def algorithm(chain: Sequence[Step], whole: Whole) -> Callable[[str], Tensor]:
     after = [s for s in chain if s.stage == "after"]
 
     def merged(name: str) -> Tensor:
-        value = merge.run(inner.at(name))
+        value = _pieced(merge, whole, name) if inner is whole and merge.piecewise else merge.run(inner.at(name))
         for back in backs:
             value = back(name, value)
         for step in after:
@@ -162,6 +172,18 @@ def algorithm(chain: Sequence[Step], whole: Whole) -> Callable[[str], Tensor]:
         return value
 
     return merged
+
+
+def _pieced(step: Step, whole: Whole, name: str) -> Tensor:
+    """Merge a tensor piece by piece, where the tasks' can be read so."""
+    shape = whole.shapes[name]
+    count = math.prod(shape)
+    if count <= PIECES or not whole.in_pieces(name):
+        return step.run(whole.at(name))
+    value = torch.empty(count)
+    for start, stop in spans_of(count, PIECES):
+        value[start:stop] = step.run(whole.at(name, (start, stop)))
+    return value.reshape(shape)
 
 
 def _changed(whole: Whole, step: Step, place: int) -> Whole:

@@ -78,11 +78,11 @@ def complete(delta: Delta, who: str, ground: Folded) -> None:
     own = {n: shape_of(delta.tensors, n) for n in delta.tensors}
     there = {n: ground.shape(n) for n in ground.base}
     for part in delta.parts:
-        common = rebuild_shared(part)(None)
+        common, config = rebuild_shared(part)(None), part.config
         for name, tensor in common.pack().items() if common else ():
             _fits(own, f"{part.graft}.{name}", tensor.shape, who)
         for site in part.sites:
-            for name, tensor in rebuild(part.module, site, part.config).pack().items():
+            for name, tensor in rebuild(part.module, site, config).pack().items():
                 _fits(own, f"{site.key(part.graft)}.{name}", tensor.shape, who)
             for name, shape in site.facts.get("params", {}).items():
                 _fits(there, site.key(name), shape, f"the base of {who}")

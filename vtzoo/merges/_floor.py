@@ -1,4 +1,4 @@
-"""The magnitude above which a share of all entries lies: exactly, without sorting, in two passes.
+"""The magnitude above which a share of all entries lies: exactly, without sorting, in a sample and a pass.
 
 A thin sample tells between which two magnitudes the floor lies, almost surely and within a percent of the entries; a pass
 counts what is above, and keeps what is between. Should it lie elsewhere, a pass with wider bounds follows (Floyd and Rivest
@@ -8,9 +8,11 @@ as torch in one thread.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vtzoo.tensors import WORKERS, ahead
@@ -19,6 +21,8 @@ PIECE = 1 << 15
 """So many entries are worked on at once: a few arrays of this length fit a core's cache."""
 _EVERY = 251  # one of so many entries is in the sample; a prime, since what repeats along a tensor has other periods
 _SURE = 5.0  # standard deviations
+_MANY = 8  # where more than an eighth of a piece lies between bounds that a hundredth should
+_TINY = np.float32(1e-45)  # the least above zero
 Entry = tuple[int, Callable[[], Tensor]]
 Scan = Callable[[], Iterable[Entry]]
 Bounds = tuple[float, float]
@@ -29,7 +33,7 @@ def floor(value: Tensor, density: float) -> float:
     return floors(lambda: [(0, lambda: value)], 1, density)[0]
 
 
-def floors(scan: Scan, count: int, density: float) -> list[float]:
+def floors(scan: Scan, count: int, density: float, sample: Scan | None = None) -> list[float]:
     """Find, for each of several vectors, the magnitude from which on its largest `density` of all entries lie.
 
     Zeros don't count, so that a task vector has one floor whether or not untouched tensors are stored with it.
@@ -38,88 +42,116 @@ def floors(scan: Scan, count: int, density: float) -> list[float]:
         scan: gives what makes the float32 entries piece by piece, each with the number of its vector; called once per pass.
         count: how many vectors.
         density: the share to keep, at least one entry. Entries equal to the floor are all kept.
+        sample: the same for some of the entries, of all places alike; by default every 251st is taken in a pass of its own.
 
     Returns:
         The floors; 0 where everything is kept.
     """
     if density >= 1:
         return [0.0] * count
-    samples, found = _sampled(scan, count), [0.0] * count
-    left, width = {i for i, (_, total) in enumerate(samples) if total}, _SURE
-    ranks = [max(1, round(density * total)) for _, total in samples]
+    samples, found = _sampled(sample or scan, count, 1 if sample else _EVERY), [0.0] * count
+    left, width = set(range(count)), _SURE
     while left:
-        bounds = {i: _bounds(*samples[i], ranks[i], width) for i in left}
-        for i, (counts, inside) in _between(scan, bounds).items():
-            if (value := _ranked(bounds[i], counts, inside, ranks[i])) is not None:
+        bounds = {i: _bounds(samples[i], density, width) for i in left}
+        for i, seen in _between(scan, bounds).items():
+            if (value := seen.ranked(bounds[i], density)) is not None:
                 found[i] = value
                 left.remove(i)
         width *= 8
     return found
 
 
-def _sampled(scan: Scan, count: int) -> list[tuple[Tensor, int]]:
-    """Of each vector some magnitudes, the largest first, and how many entries aren't zero."""
-    parts, totals = [[torch.zeros(0)] for _ in range(count)], [0] * count
+def _sampled(scan: Scan, count: int, every: int) -> list[Tensor]:
+    """Of each vector some magnitudes above zero, the largest first."""
+    parts = [[torch.zeros(0)] for _ in range(count)]
 
-    def one(entry: Entry) -> tuple[Tensor, int]:
-        flat = entry[1]().reshape(-1)
-        sample = flat[::_EVERY].abs()
-        return sample[sample > 0], int(np.count_nonzero(flat.numpy() != 0))
+    def one(entry: Entry) -> Tensor:
+        some = entry[1]().reshape(-1)[::every].abs()
+        return some[some > 0]
 
     entries = list(scan())
-    for (i, _), (sample, total) in zip(entries, ahead(one, entries, min(WORKERS, len(entries))), strict=True):
-        parts[i].append(sample)
-        totals[i] += total
-    return [(torch.cat(p).sort(descending=True).values, n) for p, n in zip(parts, totals, strict=True)]
+    for (i, _), some in zip(entries, ahead(one, entries, min(WORKERS, len(entries))), strict=True):
+        parts[i].append(some)
+    return [torch.cat(p).sort(descending=True).values for p in parts]
 
 
-def _bounds(sample: Tensor, total: int, rank: int, width: float) -> Bounds:
-    """Magnitudes between which the rank-th largest of `total` entries lies, unless the sample misleads by `width` deviations."""
-    share = rank / total
+def _bounds(sample: Tensor, share: float, width: float) -> Bounds:
+    """Magnitudes between which the floor lies, unless the sample misleads by `width` deviations."""
     middle, spread = len(sample) * share, 1 + width * math.sqrt(len(sample) * share * (1 - share))
     first, last = math.floor(middle - spread), math.ceil(middle + spread)
     low = float(sample[last]) if last < len(sample) else 0.0
     return low, float(sample[first]) if first >= 0 else math.inf
 
 
-def _between(scan: Scan, bounds: Mapping[int, Bounds]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Of each vector how many entries are above the bounds, equal the upper, and equal the lower; and those between."""
-    counts = {i: torch.zeros(3, dtype=torch.int64) for i in bounds}
-    inside = {i: [torch.zeros(0)] for i in bounds}
+@dataclass(eq=False)
+class _Seen:
+    """What a pass saw of one vector.
 
-    def one(entry: Entry) -> tuple[list[int], Tensor]:
-        (low, high), values = bounds[entry[0]], entry[1]().reshape(-1).numpy()
-        own, kept, size, flags = (
-            [0, 0, 0],
-            [np.zeros(0, np.float32)],
-            np.empty(PIECE, np.float32),
-            np.empty(PIECE, bool),
-        )
+    Attributes:
+        total: entries that aren't zero.
+        above: entries above the upper bound.
+        ties: entries equal to the upper and to the lower bound that `inside` lacks, where many are.
+        inside: magnitudes from the lower bound to the upper.
+    """
+
+    total: int = 0
+    above: int = 0
+    ties: list[int] = field(default_factory=lambda: [0, 0])
+    inside: list[NDArray[np.float32]] = field(default_factory=list[NDArray[np.float32]])
+
+    def add(self, other: "_Seen") -> None:
+        """And what was seen elsewhere."""
+        self.total += other.total
+        self.above += other.above
+        self.ties = [a + b for a, b in zip(self.ties, other.ties, strict=True)]
+        self.inside += other.inside
+
+    def ranked(self, bounds: Bounds, density: float) -> float | None:
+        """The floor; None where it lies beyond the bounds."""
+        low, high = bounds
+        if not self.total:
+            return 0.0
+        rank = max(1, round(density * self.total)) - self.above
+        if rank <= 0:
+            return None
+        if rank <= self.ties[0]:
+            return high
+        rank -= self.ties[0]
+        found = np.concatenate([np.zeros(0, np.float32), *self.inside])
+        if rank <= len(found):
+            return float(np.partition(found, len(found) - rank)[len(found) - rank])
+        return low if low and rank <= len(found) + self.ties[1] else None
+
+
+def _between(scan: Scan, bounds: Mapping[int, Bounds]) -> dict[int, _Seen]:
+    """Of each vector what is above its bounds, and between them."""
+    found = {i: _Seen() for i in bounds}
+
+    def one(entry: Entry) -> _Seen:
+        seen, values = _Seen(), entry[1]().reshape(-1).numpy()
+        low, high = (np.float32(b) for b in bounds[entry[0]])
+        room, flags, more = np.empty(PIECE, np.float32), np.empty(PIECE, bool), np.empty(PIECE, bool)
         for start in range(0, len(values), PIECE):
             piece = values[start : start + PIECE]
-            size, flags = size[: len(piece)], flags[: len(piece)]  # only the last is shorter
+            size, flag, other = room[: len(piece)], flags[: len(piece)], more[: len(piece)]  # only the last is shorter
             np.abs(piece, out=size)
-            for k, (which, bound) in enumerate(((np.greater, high), (np.equal, high), (np.equal, low))):
-                own[k] += int(np.count_nonzero(which(size, bound, out=flags)))
-            kept.append(size[np.greater(size, low, out=flags) & (size < high)])
-        return own, torch.from_numpy(np.concatenate(kept))
+            seen.total += int(np.count_nonzero(np.not_equal(piece, 0, out=flag)))
+            above = int(np.count_nonzero(np.greater(size, high, out=flag)))
+            np.greater_equal(size, low or _TINY, out=other)
+            seen.above += above
+            np.not_equal(flag, other, out=other)  # what is above the upper is above the lower, too
+            inside = int(np.count_nonzero(other))
+            if inside > len(piece) // _MANY:  # ties are counted, or they would all be kept
+                seen.ties = [
+                    seen.ties[0] + int((size == high).sum()),
+                    seen.ties[1] + int((size == low).sum() if low else 0),
+                ]
+                np.logical_and(other, (size != high) & (size != low), out=other)
+            if inside:
+                seen.inside.append(size[other])
+        return seen
 
     entries = [e for e in scan() if e[0] in bounds]
-    for (i, _), (own, kept) in zip(entries, ahead(one, entries, min(WORKERS, len(entries))), strict=True):
-        counts[i] += torch.tensor(own)
-        inside[i].append(kept)
-    return {i: (counts[i], torch.cat(inside[i])) for i in bounds}
-
-
-def _ranked(bounds: Bounds, counts: Tensor, inside: Tensor, rank: int) -> float | None:
-    """The rank-th largest magnitude; None where it lies beyond the bounds."""
-    (low, high), (above, at_high, at_low) = bounds, counts.tolist()
-    rank -= above
-    if rank <= 0:
-        return None
-    if rank <= at_high:
-        return high
-    rank -= at_high
-    if rank <= len(inside):
-        return float(inside.kthvalue(len(inside) - rank + 1).values)
-    return low if low and rank <= len(inside) + at_low else None
+    for (i, _), own in zip(entries, ahead(one, entries, min(WORKERS, len(entries))), strict=True):
+        found[i].add(own)
+    return found

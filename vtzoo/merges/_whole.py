@@ -15,6 +15,8 @@ knobs. Beside it the file has
     KEEP                  optional: what the result is kept as where nothing is said (see `vtzoo.keeping`)
     mask(vector, merged)  optional: the entries that one task uses of what was merged; each task keeps a network of its own
     RESCALES              optional: True where that network is scaled, too (see `vtzoo.masks`)
+    PIECEWISE             optional: the knobs with which each entry is made of the same entry of the tasks alone ({}: any), so that a
+                          tensor can be merged in pieces
     DEPTH                 optional: True where it asks how deep a tensor lies
     GROUND                optional: True where it looks at the backbone's own tensors, which no space has coordinates of
     NEUTRAL               optional: False where one task vector doesn't come back, whatever the knobs
@@ -37,9 +39,15 @@ from torch import Tensor
 from vtzoo.errors import Corrupt
 from vtzoo.merges._depth import depths
 from vtzoo.merges._floor import PIECE, Entry, floors
-from vtzoo.tensors import Lazy
+from vtzoo.tensors import Lazy, pieces_of
 
 Read = Callable[[int, str], Tensor]
+Span = tuple[int, int]
+WHOLE = -1
+BLOCK = 1 << 18
+"""So many entries are read at once where a tensor needn't be read whole."""
+EVERY = 251
+"""One of so many entries is in a sample; a prime, since what repeats along a tensor has other periods."""
 T = TypeVar("T")
 
 
@@ -73,17 +81,19 @@ class Vectors:
         shape: of the tensor.
         weights: of all tasks; one that doesn't touch this tensor counts as zero.
         whole: facts about whole task vectors.
+        span: which entries of the tensor laid flat these are, where not all.
     """
 
     name: str
     shape: tuple[int, ...]
     weights: tuple[float, ...]
     whole: "Whole"
+    span: Span | None = None
 
     def __iter__(self) -> Iterator[Vector]:
         for task in self.whole.order:
             if self.weights[task] and self.name in self.whole.names[task]:
-                yield self.whole.vector(task, self.name)
+                yield self.whole.vector(task, self.name, self.span)
 
     @property
     def count(self) -> int:
@@ -179,7 +189,7 @@ class Whole:
         self.keys = tuple(self.keys) or tuple(str(i) for i in count)
         self.outer = self.outer or self.shapes
         self._floors: dict[tuple[int, float], float] = {}
-        self._squares: dict[tuple[int, str], float] = {}
+        self._squares: dict[tuple[int, str], dict[int, float]] = {}
         self._facts: dict[Hashable, Any] = {}
         self._lock = RLock()
 
@@ -188,29 +198,37 @@ class Whole:
         """How deep in the network each tensor lies: see `vtzoo.merges._depth`."""
         return depths(set(self.shapes) | set(self.ground))
 
-    def at(self, name: str) -> Vectors:
-        """One tensor of every task vector."""
-        return Vectors(name, self.shapes[name], tuple(self.weights), self)
+    def at(self, name: str, span: Span | None = None) -> Vectors:
+        """One tensor of every task vector, or some of its entries laid flat."""
+        shape = self.shapes[name] if span is None else (span[1] - span[0],)
+        return Vectors(name, shape, tuple(self.weights), self, span)
 
-    def vector(self, task: int, name: str) -> Vector:
+    def in_pieces(self, name: str) -> bool:
+        """Whether every task vector that touches a tensor can compute a part of it alone."""
+        own = [s for s, names in zip(self.sources, self.names, strict=True) if name in names]
+        return all(pieces_of(s, name) is not None for s in own)
+
+    def vector(self, task: int, name: str, span: Span | None = None) -> Vector:
         """One tensor of one task vector, with what is known of it."""
-        return Vector(task, self.weights[task], self.read(task, name), f"{self.keys[task]}/{name}")
+        return Vector(task, self.weights[task], self.read(task, name, span), f"{self.keys[task]}/{name}")
 
-    def read(self, task: int, name: str) -> Tensor:
-        """Compute one tensor of one task vector, in float32.
+    def read(self, task: int, name: str, span: Span | None = None) -> Tensor:
+        """Compute one tensor of one task vector, or some entries of it laid flat, in float32.
 
         Raises:
             Corrupt: it holds NaN or infinity.
         """
-        value = self.sources[task][name].to(torch.float32)
-        if (task, name) in self._squares:
+        piece = pieces_of(self.sources[task], name) if span else None
+        value = (piece(*span) if span and piece else self.sources[task][name]).to(torch.float32)
+        known, start = self._squares.setdefault((task, name), {}), span[0] if span else WHOLE
+        if start in known:
             return value
         square = square_of(value)
         if not math.isfinite(square) and not bool(value.isfinite().all()):
             raise Corrupt(
                 f"{self.labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
             )
-        self._squares[task, name] = square
+        known[start] = square
         return value
 
     def read_as(
@@ -233,16 +251,34 @@ class Whole:
         tasks = range(len(self.sources)) if self.together else (task,)
         with self._lock:
             if (task, density) not in self._floors:
-                found = floors(lambda: self._entries(tasks), len(tasks), density)
+                sample = None if self.together else partial(self._entries, tasks, thin=True)
+                found = floors(partial(self._entries, tasks), len(tasks), density, sample)
                 self._floors.update({(t, density): f for t, f in zip(tasks, found, strict=True)})
             return self._floors[task, density]
 
-    def _entries(self, tasks: Sequence[int]) -> Iterator[Entry]:
-        """Every tensor of some tasks, by name first: what a space computes once for a name then serves all of them."""
+    def _entries(self, tasks: Sequence[int], *, thin: bool = False) -> Iterator[Entry]:
+        """Every tensor of some tasks, by name first: what a space computes once for a name then serves all of them.
+
+        Args:
+            tasks: which.
+            thin: a few entries of every tensor, for a sample.
+        """
         for name in sorted(set(self.shapes) - self.aside):
+            count, pieces = math.prod(self.shapes[name]), not self.together and self.in_pieces(name)
+            spans = spans_of(count, BLOCK if pieces else count)
             for i, task in enumerate(tasks):
-                if name in self.names[task]:
-                    yield i, partial(self.read, task, name)
+                if name not in self.names[task]:
+                    continue
+                for span in spans:
+                    read = partial(self.read, task, name, span if pieces else None)
+                    yield i, (partial(self._thinned, task, name, span if pieces else None) if thin else read)
+
+    def _thinned(self, task: int, name: str, span: Span | None) -> Tensor:
+        """A few of some entries."""
+        piece = pieces_of(self.sources[task], name)
+        if span is None or piece is None:
+            return self.read(task, name).reshape(-1)[::EVERY]
+        return piece(*span, EVERY).float()
 
     def norms(self) -> list[float]:
         """The L2 norm of each task vector; what no merge has read yet is read."""
@@ -251,7 +287,7 @@ class Whole:
             for name in names:
                 if (task, name) not in self._squares:
                     self.read(task, name)
-            found.append(math.sqrt(sum(self._squares[task, n] for n in sorted(names))))
+            found.append(math.sqrt(sum(_total(self._squares[task, n]) for n in sorted(names))))
         return found
 
     def agreement(self) -> dict[tuple[int, int], float | None]:
@@ -282,6 +318,16 @@ def square_of(value: Tensor) -> float:
     """The sum of squares, in pieces that a cache holds, added up in float64."""
     found = sum(float(torch.dot(piece, piece)) for piece in value.reshape(-1).split(PIECE))
     return found if math.isfinite(found) else float(value.double().square_().sum())
+
+
+def spans_of(count: int, size: int) -> list[Span]:
+    """Entries 0 to `count` in spans of `size`."""
+    return [(a, min(a + size, count)) for a in range(0, count, max(size, 1))]
+
+
+def _total(squares: Mapping[int, float]) -> float:
+    """Of a tensor: read whole at one time, or else in pieces."""
+    return squares[WHOLE] if WHOLE in squares else sum(squares[a] for a in sorted(squares))
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:

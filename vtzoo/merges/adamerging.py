@@ -10,7 +10,7 @@ Departs from the paper: the coefficients' gradient is taken from that of the mer
 needs no graph through the sum; a weight multiplies its task vector. All task vectors are held in memory while it looks.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -24,6 +24,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2310.02575"
 SYMMETRIC = True
 LOW_RANK = True
+PIECEWISE: Mapping[str, str] = {}
 NEUTRAL = False
 NEEDS = "images"
 HEADS = True

@@ -8,6 +8,8 @@ Symmetric: yes.  Neutral: one delta with weight 1 comes back.
 Departs from PEFT: biases and norms of a delta are added up, too, and heads are kept.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from vtzoo.merges._whole import Vectors
@@ -15,6 +17,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2106.09685"
 SYMMETRIC = True
 LOW_RANK = True
+PIECEWISE: Mapping[str, str] = {}
 KEEP = "lora"
 
 

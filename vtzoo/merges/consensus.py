@@ -10,6 +10,7 @@ Departs from the paper: one threshold for all tasks (the paper picks one a task 
 `users`, all of them are wanted.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -21,6 +22,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2405.07813"
 SYMMETRIC = True
 LOW_RANK = False
+PIECEWISE: Mapping[str, str] = {}
 
 
 def consensus(

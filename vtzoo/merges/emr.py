@@ -10,6 +10,8 @@ Symmetric: yes.  Neutral: one delta comes back.
 Departs from the paper: a weight multiplies its task vector.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from vtzoo.merges._whole import Vector, Vectors
 PAPER = "arXiv:2405.17461"
 SYMMETRIC = True
 LOW_RANK = False
+PIECEWISE: Mapping[str, str] = {}
 RESCALES = True
 
 

@@ -9,7 +9,7 @@ Symmetric: yes.  Neutral: one delta comes back.
 Departs from the paper: heads are kept, not averaged, so a delta alone is measured on its own task; a weight counts in the mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, tensor
 
@@ -20,6 +20,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2203.05482"
 SYMMETRIC = True
 LOW_RANK = True
+PIECEWISE: Mapping[str, str] = {}
 NEEDS = "labels"
 HEADS = True
 

@@ -7,7 +7,7 @@ Symmetric: yes.  Neutral: one delta comes back, whatever its weight.
 Departs from the paper: the soup is of task vectors, so deltas of different methods mix; heads are kept, not averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2203.05482"
 SYMMETRIC = True
 LOW_RANK = True
+PIECEWISE: Mapping[str, str] = {}
 
 
 def linear(vectors: Vectors) -> Tensor:

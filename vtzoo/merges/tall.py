@@ -10,6 +10,7 @@ Symmetric: yes.  Neutral: one delta comes back.
 Departs from the paper: one threshold for all tasks (the paper picks one a task on validation images); a weight multiplies its task vector.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -20,6 +21,7 @@ from vtzoo.merges._whole import Vector, Vectors
 PAPER = "arXiv:2405.07813"
 SYMMETRIC = True
 LOW_RANK = False
+PIECEWISE: Mapping[str, str] = {}
 
 
 def tall(vectors: Vectors, *, threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.4) -> Tensor:  # noqa: ARG001 - the mask's

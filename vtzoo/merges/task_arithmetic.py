@@ -8,6 +8,7 @@ Departs from the paper: the scale is a knob with the value 0.3 that later work u
 on held-out data.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from vtzoo.merges._whole import Vectors
 PAPER = "arXiv:2212.04089"
 SYMMETRIC = True
 LOW_RANK = True
+PIECEWISE: Mapping[str, str] = {}
 
 
 def task_arithmetic(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3) -> Tensor:

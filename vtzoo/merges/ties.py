@@ -12,19 +12,20 @@ in the density, so the result does not depend on untouched tensors being stored;
 are kept too; where the authors' code elects the majority's sign for a sum of zero, this elects none.
 """
 
-import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._floor import PIECE, floor
+from vtzoo.merges._floor import floor
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2306.01708"
 SYMMETRIC = True
 LOW_RANK = False
+PIECEWISE: Mapping[str, str] = {"scope": "vector"}
 _LEAST = 1e-45  # of all float32 above zero
 
 
@@ -45,23 +46,20 @@ def ties(
         scale: factor on the mean.
         scope: what the share is taken of.
     """
-    (pull, mass), room = torch.zeros(2, 2, math.prod(vectors.shape)), torch.empty(2, PIECE)
+    (pull, mass), room = torch.zeros(2, 2, *vectors.shape), torch.empty(vectors.shape)
     for vector in vectors:
         least = vectors.whole.floor(vector.task, density) if scope == "vector" else floor(vector.value, density)
-        pieces = (t.split(PIECE, dim=-1) for t in (vector.value.reshape(-1), pull, mass))
-        for value, pulls, masses in zip(*pieces, strict=True):
-            _add(value, vector.weight, max(least, _LEAST), pulls, masses, room)
-    up, down = pull / mass
-    merged = torch.where(pull[0] > pull[1], up, torch.where(pull[0] < pull[1], -down, 0.0))
-    return merged.mul_(scale).reshape(vectors.shape)
-
-
-def _add(value: Tensor, weight: float, least: float, pulls: Tensor, masses: Tensor, room: Tensor) -> None:
-    """Add what is left of a piece after trimming, as magnitudes: of the entries that go up, and of those that go down."""
-    room = room[:, : len(value)]
-    torch.ge(value, least, out=room[0])
-    torch.le(value, -least, out=room[1])
-    value = value if abs(weight) == 1 else value.mul_(abs(weight))
-    for side, left, sign in zip((0, 1) if weight > 0 else (1, 0), room, (1, -1), strict=True):
-        masses[side].add_(left, alpha=abs(weight))
-        pulls[side].addcmul_(left, value, value=sign)
+        size = abs(vector.weight)
+        for i, sign in enumerate((1, -1) if vector.weight > 0 else (-1, 1)):
+            beyond = torch.ge if sign > 0 else torch.le
+            beyond(
+                vector.value, sign * max(least, _LEAST), out=room
+            )  # a number, not a bool: products with it are faster
+            mass[i].add_(room, alpha=size)
+            room.mul_(vector.value)
+            pull[i].add_(room if size == 1 else room.mul_(size), alpha=sign)
+    torch.sub(*pull, out=room).sign_()  # who wins: 1, -1, or nobody
+    pull.div_(mass.clamp_(min=_LEAST))
+    pull[0].mul_(room.clamp(min=0))
+    pull[1].mul_(room.clamp_(max=0))
+    return torch.add(*pull, out=room).mul_(scale)

@@ -30,6 +30,7 @@ class Replace(Graft):
     """
 
     calls = False
+    replaces = True
 
     def __init__(self, site: Site, config: object = None) -> None:  # noqa: ARG002 - every graft takes both
         super().__init__()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from vtzoo import talk
-from vtzoo.artifact import as_delta, open_ref
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import NotFound, UsageError, did_you_mean
@@ -22,6 +21,7 @@ from vtzoo.merge_job import (
     folder_of,
     job_of,
     kept_as,
+    open_delta,
     outline,
     peak_bytes,
     publish,
@@ -135,7 +135,7 @@ def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = 
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
-    merged = as_delta(open_ref(ref, zoo))
+    merged = open_delta(ref, zoo)[1]
     lineage = merged.lineage
     if lineage.get("verb") != "merge":
         raise UsageError(f"'{ref}' is no merge", "vtzoo show REF tells what an entry was made of")
