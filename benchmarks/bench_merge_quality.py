@@ -1,6 +1,6 @@
 """What eight real tasks keep of their accuracy in every merge, with published defaults, with a search, and with refitted heads.
 
-    python benchmarks/bench_merge_quality.py DIR --zoo ZOO --backbone NAME [--set full|lora|mixed …] [--pixels 56] [--epochs 5] [MERGE …]
+    python benchmarks/bench_merge_quality.py DIR [MERGE …] --zoo ZOO --backbone NAME [--set full|lora|mixed …] [--pixels 56] [--epochs 5]
 
 DIR holds the tasks, one folder each with train, val and test. Deltas that ZOO lacks are trained first, by the methods' own recipes, on
 1,000 images: `full` and `lora[rank=16]` of every task, and for `mixed` two each of lora, full, ssf and bitfit. Top-1 is the mean over
@@ -174,7 +174,7 @@ def measured(bench: Bench, spec: str) -> dict[str, Any]:
     plainly, with_heads = scores(bench, made, merged, in_memory(fitted))
     result: dict[str, Any] = {"top1": plainly, "heads": with_heads, "seconds": seconds}
     if not made.masking and not layers:
-        best, (point, _), _ = found(made, lambda _: made, on(bench.few, made), "scale", "agreement")
+        best, (point, _), _ = found(made, on(bench.few, made), "scale", "agreement")
         again = in_memory(assembled(best))
         fitted = in_memory(refit(on(bench.heads, best), best, again, "expert"))
         result["search"], result["both"] = scores(bench, best, again, fitted)

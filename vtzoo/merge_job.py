@@ -77,11 +77,10 @@ class Job:
     levels: Sequence[float] = ()
     searched: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def plan(self, coef: Sequence[float] | None = None) -> Plan:
-        """The merge, with other coefficients where they are given."""
-        own = self.coef if coef is None else coef
+    def plan(self) -> Plan:
+        """The merge."""
         evidence = self.told if self.step else None
-        made = plan(self.deltas, self.method, base=self.base, coef=own, layers=self.layers, evidence=evidence)
+        made = plan(self.deltas, self.method, base=self.base, coef=self.coef, layers=self.layers, evidence=evidence)
         made = leveled(made, self.levels) if self.levels else made
         return replace(made, searched=self.searched) if self.searched else made
 
@@ -274,7 +273,7 @@ def _searched(job: Job, made: Plan, stage: "Scene") -> Plan:
     facts = [_fact(d, own) for d, own in zip(job.deltas, job.images["search"], strict=True)]
     what = job.wanted.search
     assert what
-    plan, trial, tries = found(made, job.plan, stage, what, job.wanted.by)
+    plan, trial, tries = found(made, stage, what, job.wanted.by)
     shown = ", ".join(f"{p:.3g}" for p in dict.fromkeys(trial[0]))
     talk.say(f"{job.wanted.search} by {job.wanted.by}, {tries} tried: {shown} is best ({trial[1]:.4g})")
     said = {"what": job.wanted.search, "by": job.wanted.by, "found": list(trial[0]), "tries": tries, "value": trial[1]}

@@ -275,6 +275,18 @@ def scaled(plan: Plan, factors: Mapping[str, float]) -> Plan:
     return replace(plan, factors={n: plan.factors.get(n, 1.0) * factors.get(n, 1.0) for n in plan.whole.shapes})
 
 
+def weighed(plan: Plan, coef: Sequence[float]) -> Plan:
+    """The same merge with other weights of the deltas; what was known of whole task vectors is found anew.
+
+    Raises:
+        UsageError: weights that the algorithm can't use.
+    """
+    weights = weights_of(coef, len(plan.deltas))
+    checks(plan.chain, weights)
+    whole = replace(plan.whole, weights=weights)
+    return replace(plan, coef=weights, whole=whole, algorithm=algorithm(plan.chain, whole), squares={})
+
+
 def leveled(plan: Plan, factors: Sequence[float]) -> Plan:
     """The same merge with further factors by depth, the first for what lies before the first block, too; one is for all."""
     levels = sorted(set(plan.whole.depths.values()))

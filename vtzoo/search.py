@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from vtzoo.errors import UsageError
 from vtzoo.merges._scene import Scene
-from vtzoo.merging import Plan, leveled
+from vtzoo.merging import Plan, leveled, weighed
 from vtzoo.tensors import one_thread
 
 What = Literal["scale", "layers", "coef"]
@@ -58,27 +58,24 @@ def judge(scene: Scene, by: By) -> Callable[[], float]:
     return bad
 
 
-def found(
-    plan: Plan, again: Callable[[Sequence[float]], Plan], scene: Scene, what: What, by: By, tries: int = TRIES
-) -> tuple[Plan, Trial, int]:
+def found(plan: Plan, scene: Scene, what: What, by: By, tries: int | None = None) -> tuple[Plan, Trial, int]:
     """The plan that does best, where it lies with what it scored, and how many were tried.
 
     Args:
         plan: of the merge.
-        again: makes the plan with other weights of the deltas.
         scene: has the images.
         what: `scale`, one factor on all that is merged; `layers`, one for each depth, from the best scale on; `coef`, one weight a delta.
         by: what is compared.
-        tries: how many points CMA-ES may try.
+        tries: how many points CMA-ES may try; 60 unless given.
 
     Raises:
         UsageError: the tensors' names tell of no depths.
     """
-    bad = judge(scene, by)
+    bad, tries = judge(scene, by), tries or TRIES
     if what == "coef":
 
         def weigh(point: Point) -> Plan:
-            return again([c * p for c, p in zip(plan.coef, point, strict=True)])
+            return weighed(plan, [c * p for c, p in zip(plan.coef, point, strict=True)])
 
         def score(point: Point) -> float:
             if not any(point):

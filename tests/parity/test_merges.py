@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import vtzoo
+from tests.contract.merge_cases import random_deltas
+from vtzoo import registry
 from vtzoo.errors import UsageError
+from vtzoo.folding import fold
 from vtzoo.merges._chain import algorithm, checks, steps
 from vtzoo.merges._draw import uniform
 from vtzoo.merges._whole import Whole
@@ -24,6 +28,13 @@ DEPTH = {"stem.weight": 0.0, "blocks.0.a.weight": 0.0, "blocks.1.a.weight": 0.5,
 DEPTH |= {"blocks.2.d.weight": 1.0, "norm.weight": 1.0}
 COEF = (1.0, 0.5, 2.0)
 TOLERANCE = 2e-6
+PLACES = {"a.weight": "a.full.weight", "b.bias": "b.full.bias"}
+LOW_RANK = [
+    name
+    for name in registry.names("merges")
+    if getattr(module := registry.load("merges", name), "STAGE", "merge") in ("merge", "space")
+    and not hasattr(module, "mask")
+]
 
 
 class Fresh(dict):
@@ -511,3 +522,164 @@ def test_fisher(agree, normalize):
     merged = algorithm(steps(f"fisher[normalize={normalize}]"), Whole(sources, COEF, SHAPES, evidence=facts))
     pairs = [(rewrite(n, None), merged(n).double().numpy()) for n in SHAPES]
     agree("fisher", "rewrite", TOLERANCE, merged=max(np.abs(a - b).max() / np.abs(a).max() for a, b in pairs))
+
+
+def matching(agree, spec, rewrite, sources, facts=None, tolerance=TOLERANCE, shapes=None):
+    """`rewrite(name)` beside each tensor of the merge, where it needs more than the weighted rows."""
+    merged = algorithm(steps(spec), Whole(sources, COEF, shapes or SHAPES, evidence=facts or ()))
+    pairs = [(rewrite(n), merged(n).double().numpy()) for n in shapes or SHAPES]
+    agree(spec, "rewrite", tolerance, merged=max(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12) for a, b in pairs))
+
+
+def test_pcb(agree):
+    """Du et al., eq. 1 to 5, over each task's whole vector: sizes cut at the largest 1e-4, scores, the best tenth, their mean."""
+    sources = tasks()
+    flats = [
+        np.concatenate([w * s[n].double().numpy().ravel() for n in SHAPES]) for w, s in zip(COEF, sources, strict=True)
+    ]
+    cut = []
+    for row in flats:
+        most = np.sort(np.abs(row))[-max(1, round(1e-4 * row.size))]
+        cut.append(np.clip(row, -most, most))
+    says = []
+    for row in cut:
+        score = np.exp(3 * (np.abs(row) / np.abs(row).max()) ** 2) * np.tanh(row * sum(flats))
+        last = np.sort(score)[-round(0.1 * row.size)]
+        says.append(np.clip((score - last) / (score.max() - last), 0, None))
+    total = sum(says)
+    merged = np.where(
+        total > 0, 1.2 * sum(c * s for c, s in zip(cut, says, strict=True)) / np.maximum(total, 1e-300), 0
+    )
+    places, start = {}, 0
+    for name, shape in SHAPES.items():
+        places[name] = merged[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
+    matching(
+        agree, "pcb[density=0.1]", lambda n: places[n], sources, tolerance=2e-5
+    )  # small shares are differences of scores
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_ace(apart, agree):
+    """Xu et al., algorithm 1, with and without the part for tasks of different sizes."""
+
+    def rule(rows):
+        sizes = [(r**2).sum() for r in rows]
+        centred = [r - r.mean(0) for r in rows]
+        spreads = [c.T @ c / (np.trace(c.T @ c) if apart else 1) for c in centred]
+        eye = 0.01 * np.trace(sum(spreads)) / len(rows) / len(spreads[0]) * np.eye(len(spreads[0]))
+        common = sum(spreads).mean(0)[None] / (np.mean(sizes) if apart else 1)
+        a = sum(s + eye for s in spreads) + np.ones((len(eye), 1)) @ common
+        d = sum(r @ (s + eye) for r, s in zip(rows, spreads, strict=True)) @ np.linalg.inv(a)
+        if not apart:
+            return d
+        u, z, vt = np.linalg.svd(
+            d + sum(r @ (s - sum(spreads) / len(rows)) for r, s in zip(rows, spreads, strict=True)), full_matrices=False
+        )
+        k = max(1, int(0.3 * len(z)))
+        return d + z[:k].mean() * u[:, :k] @ vt[:k]
+
+    compare(agree, f"ace[uneven={0 if apart else 1e12}]", spectral(rule))
+
+
+def test_esm(agree):
+    """Li et al., sec. 4, with the inputs themselves: principal directions of their outputs' shifts, and three scalings."""
+    sources, draw = tasks(), torch.Generator().manual_seed(9)
+    inputs = [{n: torch.randn(60, math.prod(SHAPES[n][1:]), generator=draw) for n in MATRICES} for _ in range(3)]
+    facts = [{n: x.T @ x for n, x in own.items()} for own in inputs]
+
+    def joined(name):
+        rows = flat([w * s[name].double().numpy() for w, s in zip(COEF, sources, strict=True)])
+        most, us, vs = rows[0].shape[0] // 3, [], []
+        for row, own in zip(rows, inputs, strict=True):
+            u = np.linalg.svd((own[name].double().numpy() @ row.T).T)[0][:, :most]
+            us.append(u)
+            vs.append(u.T @ row * (np.linalg.norm(row) / np.mean([np.linalg.norm(r) for r in rows])) ** 2)
+        u, v = np.concatenate(us, 1), np.concatenate(vs, 0)
+        v = v * (np.linalg.norm(v, axis=0) / np.linalg.norm(v, axis=0).mean()) ** 2
+        means = [np.linalg.svd(m, compute_uv=False).mean() for m in (u, v)]
+        return means[0] * means[1] * whitened(u) @ whitened(v)
+
+    def rewrite(name):
+        if name not in MATRICES:
+            return sum(w * s[name].double().numpy() for w, s in zip(COEF, sources, strict=True)) / 3
+        kin = ["stem.weight"] if name == "stem.weight" else ["blocks.0.a.weight", "blocks.1.a.weight"]
+        size = np.linalg.norm(joined(name)) / np.mean([np.linalg.norm(joined(n)) for n in kin])
+        return 0.5 * (joined(name) * size**2).reshape(SHAPES[name])
+
+    matching(agree, "esm[scale=0.5]", rewrite, sources, facts, tolerance=2e-5)
+
+
+def test_emr(agree):
+    """Huang et al., sec. 3.2: the elected vector, and each task's mask and scale."""
+
+    def rewrite(_, rows):
+        sign = np.sign(sum(rows))
+        return sign * np.max([np.where(np.sign(r) == sign, np.abs(r), 0) for r in rows], axis=0)
+
+    compare(agree, "emr", rewrite)
+    base, deltas = random_deltas(3, {"a.weight": (9, 7), "b.bias": (11,)})
+    merged = vtzoo.merge(deltas, "emr", base=base, coef=COEF)
+    rows = [
+        np.concatenate([w * (d.tensors[p] - base[n]).double().numpy().ravel() for n, p in PLACES.items()])
+        for w, d in zip(COEF, deltas, strict=True)
+    ]
+    whole, worst = rewrite("", rows), 0.0
+    for task, row in zip(deltas, rows, strict=True):
+        mask = np.sign(row) == np.sign(whole)
+        wanted = np.abs(row).sum() / np.abs(mask * whole).sum() * mask * whole
+        got = fold(base, merged, task=task.tasks[0].name)
+        own = np.concatenate([(got[n] - base[n]).double().numpy().ravel() for n in PLACES])
+        worst = max(worst, float(np.abs(own - wanted).max() / np.abs(wanted).max()))
+    agree("emr", "its tasks' networks", TOLERANCE, merged=worst)
+
+
+def test_tall(agree):
+    """Wang et al., eq. 4: of the sum each task keeps what is its own."""
+    base, deltas = random_deltas(3, {"a.weight": (9, 7), "b.bias": (11,)})
+    merged, worst = vtzoo.merge(deltas, "tall[threshold=0.6]", base=base, coef=COEF), 0.0
+    for name, place in PLACES.items():
+        rows = [w * (d.tensors[place] - base[name]).double().numpy() for w, d in zip(COEF, deltas, strict=True)]
+        for row, delta in zip(rows, deltas, strict=True):
+            wanted = np.where(np.abs(row) >= 0.6 * np.abs(sum(rows) - row), sum(rows), 0)
+            got = (fold(base, merged, task=delta.tasks[0].name)[name] - base[name]).double().numpy()
+            worst = max(worst, float(np.abs(got - wanted).max() / np.abs(wanted).max()))
+    agree("tall", "its tasks' networks", TOLERANCE, merged=worst)
+
+
+def test_cat(agree):
+    """The product of the factors set side by side, as PEFT stacks them."""
+    draw = np.random.default_rng(0)
+    factors = [(draw.normal(size=(13, 2)), draw.normal(size=(2, 7))) for _ in COEF]
+    name = "blocks.0.a.weight"
+    sources = [Fresh({name: torch.from_numpy(b @ a).float()}) for b, a in factors]
+    wanted = np.concatenate([w * b for w, (b, _) in zip(COEF, factors, strict=True)], 1) @ np.concatenate(
+        [a for _, a in factors], 0
+    )
+    matching(agree, "cat", lambda _: wanted, sources, shapes={name: SHAPES[name]})
+
+
+@pytest.mark.parametrize("spec", LOW_RANK)
+def test_what_stays_low_rank(spec):
+    """Of task vectors of rank 1 the merges that say so make a matrix of rank 3 at most; the others make one of more."""
+    shapes = {"blocks.0.a.weight": (24, 20), "blocks.1.a.weight": (20, 24)}
+    sources = tasks(3, 1, shapes)
+    kind = registry.load("merges", spec)
+    draw = torch.Generator().manual_seed(1)
+    rows = [{n: torch.randn(60, s[1], generator=draw) for n, s in shapes.items()} for _ in sources]
+    facts = [
+        {
+            n: (x.T @ x if getattr(kind, "EVIDENCE", "grams") == "grams" else x.abs()[: shapes[n][0]])
+            for n, x in r.items()
+        }
+        for r in rows
+    ]
+    if spec in ("adamerging", "greedy-soup"):
+        facts = [dict.fromkeys(shapes, torch.tensor(0.5)) for _ in sources]
+    count = 2 if spec == "slerp" else 3
+    ground = Fresh({n: torch.randn(s, generator=draw) for n, s in shapes.items()})
+    chain = steps(f"{spec}[share=0.1]" if spec == "cart" else spec)
+    merged = algorithm(chain, Whole(sources[:count], COEF[:count], shapes, evidence=facts[:count], ground=ground))
+    values = np.linalg.svd(merged("blocks.0.a.weight").double().numpy(), compute_uv=False)
+    rank = int((values > 1e-5 * values[0]).sum())
+    assert rank <= count if kind.LOW_RANK else rank > count

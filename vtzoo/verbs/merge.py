@@ -135,7 +135,7 @@ def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = 
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
-    merged = open_delta(ref, zoo)[1]
+    digest, merged = open_delta(ref, zoo)
     lineage = merged.lineage
     if lineage.get("verb") != "merge":
         raise UsageError(f"'{ref}' is no merge", "vtzoo show REF tells what an entry was made of")
@@ -164,7 +164,8 @@ def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = 
     coef = dict(zip(lineage["parents"], lineage["coef"], strict=True))
     if all(parents[d] for d in staying):
         return _again(merged, [parents[d] for d in staying], [coef[d] for d in staying], name, data, zoo)
-    return _subtracted(merged, {d: coef[d] for d in leaving}, {d: coef[d] for d in staying}, tasks, name, zoo)
+    whole, left, rest = (ref, digest, merged), {d: coef[d] for d in leaving}, {d: coef[d] for d in staying}
+    return _subtracted(whole, left, rest, [parents[d] for d in leaving], tasks, name, zoo)
 
 
 def _again(
@@ -173,7 +174,8 @@ def _again(
     """Merge the rest by the recipe of the whole."""
     lineage = merged.lineage
     searched = lineage.get("searched", {})
-    keep = f"lora[rank={merged.parts[0].knobs['rank']}]" if merged.parts[0].method == "lora" else ""
+    own = any(hasattr(s.module, "KEEP") for s in steps(lineage["spec"]))
+    keep = f"lora[rank={merged.parts[0].knobs['rank']}]" if merged.parts[0].method == "lora" and not own else ""
     if lineage.get("heads"):
         talk.say("the heads are the deltas' own again: they were refitted to the merge as it was")
     job = job_of(zoo, refs, lineage["spec"], coef, lineage["layers"] or None, data, Wanted(keep=keep))
@@ -182,9 +184,11 @@ def _again(
 
 
 def _subtracted(
-    merged: Delta, leaving: dict[str, float], staying: dict[str, float], tasks: Sequence[str], name: str, zoo: Zoo
-) -> Merged:
+    whole: tuple[str, str, Delta], leaving: dict[str, float], staying: dict[str, float], refs: Sequence[str], tasks: Sequence[str],
+    name: str, zoo: Zoo,
+) -> Merged:  # fmt: skip
     """Take deltas out of a sum or a mean, without the others."""
+    ref, digest, merged = whole
     lineage, chain = merged.lineage, list(steps(merged.lineage["spec"]))
     kind = chain[0].part.name
     if (
@@ -199,8 +203,7 @@ def _subtracted(
         )
     rest = sum(staying.values())
     if kind == "linear":
-        whole = (rest + sum(leaving.values())) / rest
-        coef = [whole, *(-c / rest for c in leaving.values())]
+        coef = [1 + sum(leaving.values()) / rest, *(-c / rest for c in leaving.values())]
     else:
         coef = [1.0, *(-c * chain[0].knobs.get("scale", 1.0) for c in leaving.values())]
     gone = [_headless(Delta.open(zoo.object(d)), None) for d in leaving]
@@ -218,8 +221,9 @@ def _subtracted(
     )
     with folder_of(zoo) as folder:
         path = folder / "merged.safetensors"
-        digest = own.save(path, workers=WORKERS)
-        found = Made(delta=Delta.open(path), path=path, digest=digest, report=outline(made, [], []))
+        report = outline(made, [ref, *refs], [digest, *leaving])
+        saved = own.save(path, workers=WORKERS)
+        found = Made(delta=Delta.open(path), path=path, digest=saved, report=report)
         return Merged(ref=name, path=str(publish(zoo, name, found)), report=found.report)
 
 
