@@ -28,8 +28,13 @@ DIRECTIONS = 8
 @torch.no_grad()
 def interference(whole: Whole) -> list[dict[str, Any]]:
     """One record a tensor, in the order of depth and name: `tensor`, `depth`, `tasks` and `pairs`; reads every task vector once."""
-    names = sorted(set(whole.shapes) - whole.aside, key=lambda n: (whole.depths.get(n, 0.0), n))
+    names = sorted(set(whole.shapes) - whole.aside, key=lambda n: (whole.depths.get(n, 0.0), _inside(n), n))
     return list(ahead(lambda n: _one(whole.at(n)), names, WORKERS))
+
+
+def _inside(name: str) -> bool:
+    """Whether a tensor is a block's: what lies before the first block comes before it."""
+    return any(part.isdigit() for part in name.split("."))
 
 
 def _one(vectors: Vectors) -> dict[str, Any]:

@@ -18,6 +18,7 @@ METRICS = {
     "overlap": ("Overlap of first directions", RISING, 0.0, 1.0),
 }
 """Of a pair of tasks: its title, colours, and the values at the first and the last of them."""
+_LEAST = 0.1
 
 
 def ready(page: Path) -> None:
@@ -104,9 +105,16 @@ def _mean_rank(matrices: Sequence[Record], task: int) -> str:
     return f"{_mean(own):.1f}" if own else ""
 
 
+def _range(key: str, matrices: Sequence[Record]) -> tuple[str, Sequence[str], float, float]:
+    """A metric's title, colours and ends; those of a signed one come nearer where all its values are small."""
+    title, colours, low, high = METRICS[key]
+    most = max([_LEAST, *(abs(p[key]) for t in matrices for p in t["pairs"] if p[key] is not None)])
+    return (title, colours, -most, most) if low < 0 else (title, colours, low, high)
+
+
 def _square(key: str, matrices: Sequence[Record], count: int) -> dict[str, Any]:
     """Means over the matrices, task by task."""
-    title, colours, low, high = METRICS[key]
+    title, colours, low, high = _range(key, matrices)
     seen: dict[tuple[int, int], list[float]] = {}
     for pair in (p for t in matrices for p in t["pairs"] if p[key] is not None):
         seen.setdefault((pair["a"], pair["b"]), []).append(pair[key])
@@ -122,7 +130,7 @@ def _map(
     key: str, matrices: Sequence[Record], pairs: Sequence[tuple[int, int]], tasks: Sequence[str]
 ) -> dict[str, Any]:
     """Matrices from the input to the output, pair by pair."""
-    title, colours, low, high = METRICS[key]
+    title, colours, low, high = _range(key, matrices)
     columns = [f"{tasks[a]} · {tasks[b]}" for a, b in pairs]
 
     def value(tensor: Record) -> Callable[[int], float | None]:
@@ -157,7 +165,7 @@ def _heat(
         "columns": columns,
         "rows": rows,
         "colours": colours,
-        "low": f"{low:g}",
+        "low": f"{low:.3g}",
         "high": f"{high:.3g}",
     }
 

@@ -47,13 +47,19 @@ def average(vectors: Vectors) -> Tensor:
 
 
 def svd(matrix: Tensor, most: int | None = None) -> SVD:
-    """U [out, r], S [r], Vh [r, in] with S falling, of the directions that count; `most` keeps the first ones."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    """U [out, r], S [r], Vh [r, in] with S falling, of the directions that count; `most` keeps the first ones.
+
+    By the eigenvectors of the smaller Gram matrix, which takes a fraction of LAPACK's time; in float64 the squares still tell apart
+    what lies above the rounding of float32.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    squares, found = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    values = squares.flip(0).clamp_(min=0).sqrt_()
     rank = int((values > _ROUNDING * values[0]).sum())
     rank = rank if most is None else min(rank, most)
-    if rank < len(values):  # copies, so that the rest can go
-        return left[:, :rank].clone(), values[:rank].clone(), right[:rank].clone()
-    return left, values, right
+    own, values = found.flip(1)[:, :rank], values[:rank].clone()
+    other = (matrix @ own if tall else matrix.T @ own).div_(values)
+    return (other, values, own.T) if tall else (own, values, other.T)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
