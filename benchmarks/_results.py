@@ -28,7 +28,7 @@ def keep(about: str, run: str, head: Sequence[str], rows: Sequence[Sequence[str]
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": {}}
     known["about"] = about.strip().splitlines()[0]
     known["runs"][run] = {
-        "command": shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{script.name}", *map(_shown, sys.argv[1:])]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine(),
         "head": list(head),
@@ -37,6 +37,11 @@ def keep(about: str, run: str, head: Sequence[str], rows: Sequence[Sequence[str]
     }
     FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def _shown(argument: str) -> str:
+    """A path of this machine by its last part."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def machine() -> str:

@@ -5,7 +5,7 @@
 Random checkpoints of a timm network (float32, the base and 1e-3 of noise) lie in a temporary folder. Each program is a process
 of its own that starts from nothing; the files are in the page cache. Given are the medians of wall time and of user time,
 the highest resident memory, and the part of it that is no file's (anonymous), read from the system every 10 ms. The last
-row reads all files and writes as many bytes as the result has. Without mergekit (a virtual environment of its own has it:
+row reads all files and writes as many bytes as the result has: copying. Without mergekit (a virtual environment of its own has it:
 `pip install mergekit`) its rows are left out. Adds to results/merge_speed.json.
 """
 
@@ -30,7 +30,18 @@ from safetensors.torch import save_file
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.zoo import Zoo
 
-HEAD = ("method", "program", "wall, s", "user, s", "peak memory, MB", "anonymous, MB", "wall / mergekit's")
+HEAD = (
+    "method",
+    "program",
+    "wall, s",
+    "user, s",
+    "peak memory, MB",
+    "anonymous, MB",
+    "wall / mergekit's",
+    "peak / mergekit's",
+    "anonymous / mergekit's",
+    "wall / copying",
+)
 METHODS = ("linear", "task-arithmetic", "ties", "iso-c", "tsv")
 COPY = "import sys\nfor p in sys.argv[2:]:\n    f = open(p, 'rb', 0)\n    while b := f.read(1 << 20): pass\nopen(sys.argv[1], 'wb').write(bytes(f.tell()))"
 
@@ -124,13 +135,19 @@ def compare(method: str, asked: argparse.Namespace, folder: Path, base: Path, pa
     return runs
 
 
-def row(method: str, name: str, runs: dict[str, list[dict[str, float]]]) -> tuple[str, ...]:
+def middle(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Medians of wall and user time, and the highest memory."""
+    medians = {k: statistics.median(r[k] for r in runs) for k in ("wall", "user")}
+    return medians | {k: max(r[k] for r in runs) for k in ("peak", "anonymous")}
+
+
+def row(method: str, name: str, runs: dict[str, list[dict[str, float]]], copied: float) -> tuple[str, ...]:
     """One line of the table."""
-    middle = {k: statistics.median(r[k] for r in runs[name]) for k in ("wall", "user", "peak", "anonymous")}
-    theirs = statistics.median(r["wall"] for r in runs["mergekit"]) if "mergekit" in runs and name != "mergekit" else 0
-    ratio = f"{middle['wall'] / theirs:.2f}" if theirs else ""
-    shown = (f"{middle['wall']:.1f}", f"{middle['user']:.1f}", f"{middle['peak']:.0f}", f"{middle['anonymous']:.0f}")
-    return (method, name, *shown, ratio)
+    own = middle(runs[name])
+    theirs = middle(runs["mergekit"]) if "mergekit" in runs and name != "mergekit" else {}
+    ratios = [f"{own[k] / theirs[k]:.2f}" if theirs else "" for k in ("wall", "peak", "anonymous")]
+    shown = (f"{own['wall']:.1f}", f"{own['user']:.1f}", f"{own['peak']:.0f}", f"{own['anonymous']:.0f}")
+    return (method, name, *shown, *ratios, f"{own['wall'] / copied:.1f}")
 
 
 def main() -> None:
@@ -147,14 +164,16 @@ def main() -> None:
         folder = Path(name)
         base, paths, _ = files(folder, asked.arch, asked.tasks)
         raw = {m: compare(m, asked, folder, base, paths) for m in asked.methods or METHODS}
-        for method, runs in raw.items():
-            rows += [row(method, program, runs) for program in runs]
         copied = [
             measured([sys.executable, "-c", COPY, str(folder / "copy"), *map(str, (base, *paths))])
             for _ in range(asked.runs)
         ]
-    rows.append(row("read and write", "python", {"python": copied}))
-    keep(__doc__ or "", f"{asked.tasks} x {asked.arch}", HEAD, rows, {**raw, "copy": copied})
+    once = middle(copied)["wall"]
+    for method, runs in raw.items():
+        rows += [row(method, program, runs, once) for program in runs]
+    rows.append(row("read and write", "python", {"python": copied}, once))
+    which = f": {', '.join(asked.methods)}" if asked.methods else ""
+    keep(__doc__ or "", f"{asked.tasks} x {asked.arch}{which}", HEAD, rows, {**raw, "copy": copied})
     for line in rows:
         print(" | ".join(line))
 

@@ -49,7 +49,10 @@ def of_task(delta: Delta, base: Mapping[str, Tensor], task: str | None) -> Delta
     if not is_masked(delta):
         return delta
     if task == "":
-        raise UsageError(f"{delta.method} keeps a network of its own for each task", "choose a task, with its head")
+        names = ", ".join(t.name for t in delta.tasks)
+        raise UsageError(
+            f"{delta.method} keeps a network of its own for each task", f"choose one with its head: {names}"
+        )
     chosen = delta.task(task)
     row, own = delta.tasks.index(chosen), delta.tensors
 

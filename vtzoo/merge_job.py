@@ -387,6 +387,6 @@ def _report(job: Job, made: Plan) -> dict[str, Any]:
         shares = made.whole.agreement()
         found["sign_agreement"] = [{"a": refs[i], "b": refs[j], "share": s} for (i, j), s in shares.items()]
     norm = math.sqrt(sum(made.squares[n] for n in sorted(made.squares)))
-    if not norm and not job.wanted.keep:
+    if not norm:
         talk.say(f"{made.spec} leaves the backbone as it is: nothing of these deltas is in the merge but their heads")
     return {**found, "merged_norm": norm}

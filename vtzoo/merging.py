@@ -85,9 +85,6 @@ class Plan:
         at once.
         """
         merged = self.vector(name)
-        square = self.squares[name] = square_of(merged)
-        if not math.isfinite(square) and not bool(merged.isfinite().all()):
-            raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
         base = self.ground[name]
         kind = working(base, merged)
         return merged.to(kind).add_(base.to(kind))
@@ -101,7 +98,11 @@ class Plan:
             factor = min(max(factor, 0.0), 1.0)
         else:
             merged = self.algorithm(name)
-        return merged if factor == 1 else merged.mul_(factor)
+        merged = merged if factor == 1 else merged.mul_(factor)
+        square = self.squares[name] = square_of(merged)
+        if not math.isfinite(square) and not bool(merged.isfinite().all()):
+            raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
+        return merged
 
     @torch.no_grad()
     @one_thread()

@@ -365,6 +365,7 @@ def test_keeping_needs_a_rank_where_there_is_none(world):
     thin = merge_refs(refs=refs, method="linear", name="kept/two", keep="lora[rank=2]", zoo=zoo)
     full = merge_refs(refs=refs, method="linear", name="kept/all", zoo=zoo)
     assert 0 < thin.report["kept"]["cut_off"] < 1
+    assert thin.report["merged_norm"] == pytest.approx(full.report["merged_norm"], rel=1e-6)
     assert Path(thin.path).stat().st_size < Path(full.path).stat().st_size
 
 
