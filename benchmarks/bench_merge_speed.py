@@ -80,7 +80,7 @@ def measured(command: Sequence[str]) -> dict[str, float]:
     """Run a program: seconds, and the most memory it held, in MB."""
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    anonymous = 0
+    seen = {"VmHWM": 0, "RssAnon": 0}  # not the kernel's ru_maxrss, which counts what the parent held at the fork
     while True:
         done, status, usage = os.wait4(child.pid, os.WNOHANG)
         if done:
@@ -89,13 +89,14 @@ def measured(command: Sequence[str]) -> dict[str, float]:
             lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
         except OSError:
             lines = []
-        anonymous = max([anonymous, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+        for what, value in (line.split(":") for line in lines if line.startswith(tuple(seen))):
+            seen[what] = max(seen[what], int(value.split()[0]))
         time.sleep(0.01)
     wall = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {child.stderr.read() if child.stderr else ''}")
-    return {"wall": wall, "user": usage.ru_utime, "peak": usage.ru_maxrss / 1024, "anonymous": anonymous / 1024}
+    return {"wall": wall, "user": usage.ru_utime, "peak": seen["VmHWM"] / 1024, "anonymous": seen["RssAnon"] / 1024}
 
 
 def programs(

@@ -8,16 +8,16 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vtzoo import files, talk
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
-from vtzoo.errors import NotFoldable, Resources, UsageError, did_you_mean
+from vtzoo.errors import Resources
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
+from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_twice
 from vtzoo.merges._chain import Step, curious, steps
 from vtzoo.merging import Plan, assembled, leveled, look, plan
-from vtzoo.refs import as_path, is_path
 from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
 from vtzoo.zoo import Zoo
 
@@ -28,34 +28,8 @@ if TYPE_CHECKING:
     from vtzoo.merges._scene import Scene
 
 BATCH = 32
-SEARCH_IMAGES = 64
-"""How many images of each task a search looks at."""
-REFIT_IMAGES = 256
-TEST_IMAGES = 500
-Search = Literal["scale", "layers", "coef", ""]
-Refit = Literal["", "expert", "labels"]
-By = Literal["agreement", "entropy", "accuracy"]
-CHOICES = {
-    "search": ("scale", "layers", "coef"),
-    "by": ("agreement", "entropy", "accuracy"),
-    "refit_heads": ("expert", "labels"),
-}
-
-
 PAGE = ("interference", "backbone", "versions")
 """What only a report's page has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is wanted beside the merge itself."""
-
-    search: Search = ""
-    by: By = "agreement"
-    refit_heads: Refit = ""
-    keep: str = ""
-    report: Path | None = None
-    explain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,99 +59,21 @@ class Job:
         return replace(made, searched=self.searched) if self.searched else made
 
 
-def check_wanted(wanted: Wanted) -> None:
-    """Refuse what is no choice, before anything is opened.
-
-    Raises:
-        UsageError: which, and what there is.
-        Conflict: the report's file exists.
-    """
-    for what, known in CHOICES.items():
-        if (value := getattr(wanted, what)) and value not in known:
-            raise UsageError(f"--{what.replace('_', '-')} {value} is not known", did_you_mean(value, known))
-    if wanted.keep:
-        rank_asked(wanted.keep)
-    if wanted.report is not None:
-        from vtzoo.merge_report import ready
-
-        ready(wanted.report)
-
-
 def job_of(
     zoo: Zoo, refs: Sequence[str], method: str, coef: Sequence[float] | None, layers: str | None, data: Sequence[str],
     wanted: Wanted,
 ) -> Job:  # fmt: skip
     """Find and check everything that isn't tensors."""
-    found = [open_delta(ref, zoo) for ref in refs]
+    found = open_deltas(refs, zoo)
     digests, deltas = [d for d, _ in found], [d for _, d in found]
-    _refuse_twice(refs, digests)
+    refuse_twice(refs, digests)
     chain = steps(method)
     step = curious(chain)
-    images = _images(refs, deltas, data, step, method, wanted)
+    images = images_of(refs, deltas, data, step, method, wanted)
     return Job(
         zoo=zoo, refs=refs, digests=digests, deltas=deltas, base=open_base(deltas[0].backbone, zoo) if deltas else {},
         method=method, coef=coef, layers=layers, step=step, told=[{} for _ in images.get("merge", [])], images=images, wanted=wanted,
     )  # fmt: skip
-
-
-def _images(
-    refs: Sequence[str], deltas: Sequence[Delta], data: Sequence[str], step: Step | None, method: str, wanted: Wanted
-) -> "dict[str, list[Images]]":
-    """Open each task's images for each use of them; refuse those that nobody looks at.
-
-    Raises:
-        UsageError: why.
-    """
-    asked = {"search": bool(wanted.search), "refit-heads": bool(wanted.refit_heads)}
-    users = [f"--{u}" for u, is_asked in asked.items() if is_asked]
-    if step:
-        _refuse_unclear(refs, deltas, step)
-    if data and not (step or users or wanted.report):
-        raise UsageError(
-            f"{method} looks at no images", "leave --data out, or choose a merge that needs them (vtzoo merges)"
-        )
-    if not data:
-        if users:
-            raise UsageError(
-                f"{users[0]} needs images of every task",
-                "give --data once per delta, in the same order, as: --data vtzoo:fashion --data ./birds",
-            )
-        return {}
-    from vtzoo.stage import opened
-
-    found: dict[str, list[Images]] = {}
-    if step:
-        labelled = step.needs == "labels"
-        found["merge"] = opened(
-            data, deltas, split="val" if labelled else "train", labelled=labelled, limit=step.images
-        )
-    if wanted.search:
-        labelled = wanted.by == "accuracy"
-        found["search"] = opened(
-            data, deltas, split="val" if labelled else "train", labelled=labelled, limit=SEARCH_IMAGES
-        )
-    if wanted.refit_heads:
-        found["refit"] = opened(
-            data, deltas, split="train", labelled=wanted.refit_heads == "labels", limit=REFIT_IMAGES
-        )
-    if wanted.report:
-        found["test"] = opened(data, deltas, split="test", labelled=True, limit=TEST_IMAGES)
-    return found
-
-
-def _refuse_unclear(refs: Sequence[str], deltas: Sequence[Delta], step: Step) -> None:
-    """Refuse deltas for which it is unclear whose images are meant, or whose predictions can't be looked at."""
-    for ref, delta in zip(refs, deltas, strict=True):
-        if len(delta.tasks) != 1:
-            raise UsageError(
-                f"{ref} has {len(delta.tasks)} tasks, and {step.part.name} looks at the images of one for each delta",
-                "merge deltas of one task each, such as those it was made of",
-            )
-        if step.heads and any(hasattr(p.module, "head") for p in delta.parts):
-            raise NotFoldable(
-                f"{ref} has a head that is not linear, and {step.part.name} looks at what a folded network predicts",
-                "take a merge that looks at features alone, such as regmean",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,22 +224,6 @@ def publish(zoo: Zoo, name: str, made: Made) -> Path:
     }
     zoo.put("deltas", name, facts)
     return zoo.object(made.digest)
-
-
-def open_delta(ref: str, zoo: Zoo) -> tuple[str, Delta]:
-    """A delta and its file's digest."""
-    if is_path(ref):
-        path = as_path(ref)
-        return files.sha256(path), Delta.open(path)
-    digest = zoo.resolve(ref, "deltas").digest
-    return digest, Delta.open(zoo.object(digest))
-
-
-def _refuse_twice(refs: Sequence[str], digests: Sequence[str]) -> None:
-    for i, digest in enumerate(digests):
-        if digest in digests[:i]:
-            said = f"{refs[digests.index(digest)]} and {refs[i]} are one delta"
-            raise UsageError(said, "give it once, and its weight with --coef")
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def assembled(
     """
     others = {n: more for d in plan.deltas for p in d.parts for n, more in further(p.sites).items()}
     thin = {s.key("weight") for s in kept.part.sites} if kept else set[str]()
-    sites = tied(_sites({n: s for n, s in plan.whole.shapes.items() if n not in thin}, plan.statistics), others)
+    sites = tied(sites_of({n: s for n, s in plan.whole.shapes.items() if n not in thin}, plan.statistics), others)
     makers: dict[str, Callable[[], Tensor]] = dict(kept.makers) if kept else {}
     shapes: dict[str, tuple[int, ...]] = dict(kept.shapes) if kept else {}
     dtypes: dict[str, torch.dtype] = dict.fromkeys(makers, torch.float32)
@@ -381,7 +381,7 @@ def _statistics(deltas: Sequence[Delta]) -> frozenset[str]:
     return frozenset(s.key(name) for s in sites for name in s.facts.get("buffers", ()))
 
 
-def _sites(shapes: Mapping[str, tuple[int, ...]], statistics: frozenset[str]) -> list[Site]:
+def sites_of(shapes: Mapping[str, tuple[int, ...]], statistics: frozenset[str]) -> list[Site]:
     """Parameters and running statistics gathered by the module that owns them."""
     found: dict[str, dict[str, dict[str, list[int]]]] = {}
     for name in sorted(shapes):

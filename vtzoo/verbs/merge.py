@@ -9,19 +9,14 @@ from vtzoo import talk
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.merge_inputs import By, Refit, Search, Wanted, check_wanted, open_delta
 from vtzoo.merge_job import (
     PAGE,
-    By,
     Job,
     Made,
-    Refit,
-    Search,
-    Wanted,
-    check_wanted,
     folder_of,
     job_of,
     kept_as,
-    open_delta,
     outline,
     peak_bytes,
     publish,
