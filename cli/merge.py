@@ -77,6 +77,8 @@ def run(
         session.show(_without(session, refs or [], without, config, given), _results.merged)
         return
     asked = _asked(refs, config, given)
+    if asked.get("by") and not asked.get("search"):
+        raise UsageError("--by says what a search compares, and there is none", "--search scale, or leave --by out")
     check_spec("merges", asked["method"])
     zoo = session.zoo(*asked["refs"])
     from vtzoo.verbs.merge import merge_refs

@@ -6,6 +6,7 @@ network multiplies the difference with:   W_t = W0 + scale_t * mask_t * (W - W0)
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -55,12 +56,13 @@ def of_task(delta: Delta, base: Mapping[str, Tensor], task: str | None) -> Delta
         )
     chosen = delta.task(task)
     row, own = delta.tasks.index(chosen), delta.tensors
+    scale = cache(lambda: float(own[SCALE][row]))  # of a merge that isn't written yet this is a pass over all tensors
 
     def make(place: str, name: str) -> Tensor:
         stored, before = own[place], base[name]
         kind = working(stored, before)
         bits = unpacked(own[f"{MASK}{name}"][row], tuple(stored.shape))
-        step = (stored.to(kind) - before.to(kind)).mul_(bits).mul_(float(own[SCALE][row]))
+        step = (stored.to(kind) - before.to(kind)).mul_(bits).mul_(scale())
         return step.add_(before.to(kind)).to(stored.dtype)
 
     places = {

@@ -60,6 +60,21 @@ def check_wanted(wanted: Wanted) -> None:
         ready(wanted.report)
 
 
+def refuse_masked(chain: Sequence[Step], wanted: Wanted) -> None:
+    """Refuse what a merge can't be that keeps a network of its own for each task.
+
+    Raises:
+        UsageError: why.
+    """
+    name = next((s.part.name for s in chain if hasattr(s.module, "mask")), "")
+    if name and wanted.search:
+        raise UsageError(
+            f"{name} keeps a network of its own for each task, and a search looks at one", "leave --search out"
+        )
+    if name and wanted.keep:
+        raise UsageError(f"{name} keeps a bit for every entry, and a LoRA has none", "leave --keep out")
+
+
 def open_deltas(refs: Sequence[str], zoo: Zoo) -> list[tuple[str, Delta]]:
     """Deltas, and folded models as deltas, each with its file's digest."""
     found = [None if _folded(ref, zoo) else open_delta(ref, zoo) for ref in refs]

@@ -15,7 +15,7 @@ from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
-from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_twice
+from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_masked, refuse_twice
 from vtzoo.merges._chain import Step, curious, steps
 from vtzoo.merging import Plan, assembled, leveled, look, plan
 from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
@@ -68,6 +68,7 @@ def job_of(
     digests, deltas = [d for d, _ in found], [d for _, d in found]
     refuse_twice(refs, digests)
     chain = steps(method)
+    refuse_masked(chain, wanted)
     step = curious(chain)
     images = images_of(refs, deltas, data, step, method, wanted)
     return Job(

@@ -9,11 +9,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from tests import families
+from tests.contract.merge_cases import random_deltas
 from vtzoo.delta import Delta
-from vtzoo.errors import Conflict, Mismatch, NotFoldable, NotFound, UsageError
+from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.evidence import grams
 from vtzoo.fingerprint import fingerprint
 from vtzoo.folding import fold
@@ -27,7 +29,8 @@ from vtzoo.merging import look, plan
 from vtzoo.search import evolve, judge
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.stage import accuracies, opened, refit, scene
-from vtzoo.tensors import write
+from vtzoo.tensors import TensorFile, write
+from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs, unmerge
 from vtzoo.zoo import Zoo
 
@@ -433,6 +436,8 @@ def test_what_cannot_leave_is_refused(world):
         ({"search": "scale", "by": "luck"}, UsageError, "not known"),
         ({"method": "linear", "data": "some"}, UsageError, "looks at no images"),
         ({"search": "scale", "data": "one"}, UsageError, "1 times --data for 3 deltas"),
+        ({"method": "emr", "search": "scale", "data": "some"}, UsageError, "a search looks at one"),
+        ({"method": "tall", "keep": "lora[rank=2]"}, UsageError, "a LoRA has none"),
         ({"method": "core+adamerging"}, UsageError, "replaces weights by coordinates"),
         ({"search": "scale", "by": "accuracy", "data": "other"}, Mismatch, "which the task"),
     ],
@@ -461,3 +466,72 @@ def test_bits_are_packed_and_unpacked():
         row = packed(bits)
         assert len(row) == -(-bits.numel() // 8)
         assert torch.equal(unpacked(row, shape), bits)
+
+
+# ---------------------------------------------------------------------------------------------------------- folded models
+def test_a_folded_model_merges_as_the_delta_it_was_made_of(world, tmp_path):
+    """A folded entry and a folder, beside a delta, give the tensors of the merge of the deltas; its own task and head travel."""
+    zoo, refs, _ = world
+    fold_ref(ref=refs[0], out=tmp_path / "one", zoo=zoo, name="folded/lora")
+    wanted = Delta.open(merge_refs(refs=refs[:2], method="ties", name="folds/wanted", zoo=zoo).path)
+    for i, ref in enumerate(("folded/lora", str(tmp_path / "one"))):
+        made = Delta.open(merge_refs(refs=[ref, refs[1]], method="ties", name=f"folds/{i}", zoo=zoo).path)
+        assert [t.name for t in made.tasks] == ["lora", "ssf"]
+        a, b = (fold(base(), d, task="", check=False) for d in (made, wanted))
+        assert all((a[n] - b[n]).abs().max() <= 2e-6 * max(1.0, float(b[n].abs().max())) for n in base())
+        assert all(torch.equal(made.head("lora")[n], wanted.head("lora")[n]) for n in wanted.head("lora"))
+
+
+def test_folded_models_that_are_no_backbones_kin_are_refused(world, tmp_path):
+    """A config without a backbone, and a tensor of another shape, are said with what to do."""
+    zoo, refs, _ = world
+    fold_ref(ref=refs[0], out=tmp_path / "one", zoo=zoo)
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    tensors = load_file(tmp_path / "one/model.safetensors")
+    for name, facts, changed, error in (
+        ("nameless", {**config, "vtzoo": {}}, {}, NotFound),
+        ("other", config, {"blocks.0.mlp.fc1.weight": torch.zeros(3, 5)}, ShapeMismatch),
+        ("more", config, {"reg_token": torch.zeros(1, 2, 64)}, ShapeMismatch),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(facts))
+        save_file(tensors | changed, tmp_path / name / "model.safetensors")
+        with pytest.raises(error) as caught:
+            merge_refs(refs=[str(tmp_path / name), refs[1]], method="linear", name="refused", zoo=zoo)
+        assert caught.value.hint
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+@pytest.mark.parametrize("spec", ["linear", "task-arithmetic", "ties", "consensus", "emr", "tall", "cat+lines"])
+def test_pieces_give_the_bits_of_the_whole(spec, tmp_path, monkeypatch):
+    """From files, in pieces of 1,000 entries, a merge has the bits of the one whose task vectors are read whole."""
+    monkeypatch.setattr("vtzoo.merges._chain.PIECES", 1000)
+    monkeypatch.setattr("vtzoo.merges._whole.BLOCK", 700)
+    base_, deltas = random_deltas(3, {"blocks.0.a.weight": (61, 53), "blocks.1.b.bias": (1999,)})
+    write(tmp_path / "base.safetensors", base_, {})
+    for i, delta in enumerate(deltas):
+        delta.save(tmp_path / f"{i}.safetensors")
+    opened_ = [Delta.open(tmp_path / f"{i}.safetensors") for i in range(3)]
+    made = plan(opened_, spec, base=TensorFile(tmp_path / "base.safetensors"), coef=(1, 0.5, -2))
+    assert all(made.whole.in_pieces(n) for n in made.whole.shapes)
+    whole = plan(deltas, spec, base=base_, coef=(1, 0.5, -2))
+    assert not any(whole.whole.in_pieces(n) for n in whole.whole.shapes)
+    for name in made.whole.shapes:
+        assert torch.equal(made.tensor(name), whole.tensor(name)), name
+    assert made.whole.norms() == pytest.approx(whole.whole.norms())
+
+
+def test_nan_is_found_in_a_piece(tmp_path, monkeypatch):
+    """A NaN far into a tensor of a file stops a merge in pieces, with the delta and the tensor in the message."""
+    monkeypatch.setattr("vtzoo.merges._chain.PIECES", 1000)
+    base_, deltas = random_deltas(2, {"a.weight": (61, 53)})
+    deltas[1].tensors["a.full.weight"][60, 52] = math.nan
+    write(tmp_path / "base.safetensors", base_, {})
+    save_file({n: t.contiguous() for n, t in deltas[1].tensors.items()}, tmp_path / "1.safetensors")
+    broken = deltas[1].with_(tensors=TensorFile(tmp_path / "1.safetensors"))
+    deltas[0].save(tmp_path / "0.safetensors")
+    made = plan(
+        [Delta.open(tmp_path / "0.safetensors"), broken], "linear", base=TensorFile(tmp_path / "base.safetensors")
+    )
+    with pytest.raises(Corrupt, match=r"delta 2 \(t1\): NaN or infinity in a.weight"):
+        made.tensor("a.weight")

@@ -43,7 +43,6 @@ from vtzoo.tensors import Lazy, pieces_of
 
 Read = Callable[[int, str], Tensor]
 Span = tuple[int, int]
-WHOLE = -1
 BLOCK = 1 << 18
 """So many entries are read at once where a tensor needn't be read whole."""
 EVERY = 251
@@ -128,10 +127,12 @@ class Vectors:
             weights: one per task, in place of the given ones.
         """
         weights, total = weights or self.weights, torch.zeros(self.shape)
+        each = {w for w in weights if w}
+        common = each.pop() if len(each) == 1 else 1.0  # multiplied once, in the end
         for vector in self:
             weight = weights[vector.task]
-            total += vector.value if weight == 1 else vector.value.mul_(weight)
-        return total
+            total += vector.value if weight in (1, common) else vector.value.mul_(weight)
+        return total if common == 1 else total.mul_(common)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class Whole:
         self.keys = tuple(self.keys) or tuple(str(i) for i in count)
         self.outer = self.outer or self.shapes
         self._floors: dict[tuple[int, float], float] = {}
-        self._squares: dict[tuple[int, str], dict[int, float]] = {}
+        self._squares: dict[tuple[int, str], dict[Span, float]] = {}
         self._facts: dict[Hashable, Any] = {}
         self._lock = RLock()
 
@@ -220,15 +221,15 @@ class Whole:
         """
         piece = pieces_of(self.sources[task], name) if span else None
         value = (piece(*span) if span and piece else self.sources[task][name]).to(torch.float32)
-        known, start = self._squares.setdefault((task, name), {}), span[0] if span else WHOLE
-        if start in known:
+        known, place = self._squares.setdefault((task, name), {}), span or (0, value.numel())
+        if place in known:
             return value
         square = square_of(value)
         if not math.isfinite(square) and not bool(value.isfinite().all()):
             raise Corrupt(
                 f"{self.labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
             )
-        known[start] = square
+        known[place] = square
         return value
 
     def read_as(
@@ -325,9 +326,15 @@ def spans_of(count: int, size: int) -> list[Span]:
     return [(a, min(a + size, count)) for a in range(0, count, max(size, 1))]
 
 
-def _total(squares: Mapping[int, float]) -> float:
-    """Of a tensor: read whole at one time, or else in pieces."""
-    return squares[WHOLE] if WHOLE in squares else sum(squares[a] for a in sorted(squares))
+def _total(squares: Mapping[Span, float]) -> float:
+    """Of a tensor that was read in spans, of one size or of several: each entry counts once."""
+    longest = {start: (stop, squares[start, stop]) for start, stop in sorted(squares)}
+    total, place = 0.0, 0
+    while place in longest:
+        stop, square = longest[place]
+        total += square
+        place = stop if stop > place else -1  # an empty tensor ends where it begins
+    return total
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
