@@ -4,8 +4,8 @@
 
 DIR holds the tasks, one folder each with train, val and test. Deltas that ZOO lacks are trained first, by the methods' own recipes, on
 1,000 images: `full` and `lora[rank=16]` of every task, and for `mixed` two each of lora, full, ssf and bitfit. Top-1 is the mean over
-the tasks, on up to 150 test images each; normalised is divided by what each task's own delta has on the same images; the worst is
-the lowest of the normalised. The search is `--search scale` by agreement with the experts on 16 training images of each task, without
+the tasks, on up to 125 test images each; normalised is divided by what each task's own delta has on the same images; the worst is
+the lowest of the normalised. The search is `--search scale` by agreement with the experts on 12 training images of each task, without
 labels, and the heads are refitted to the experts' answers on 64. Merges that look at images get the train split's. Rows that
 results/merge_quality.json has are not repeated: stop it and start it again as you like.
 """
@@ -36,7 +36,7 @@ from vtzoo.stage import load_merged, opened, refit, scene
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-TRAIN, TEST, SEARCH, REFIT = 1000, 150, 16, 64
+TRAIN, TEST, SEARCH, REFIT = 1000, 125, 12, 64
 SINGLE = (
     "linear", "task-arithmetic", "ties", "dare", "dare+ties", "della", "breadcrumbs", "sce", "model-stock", "karcher", "consensus", "pcb",
     "lines", "svc", "ties+svc", "tsv", "tsv+svc", "iso-c", "iso-cts", "cart", "wudi", "ace", "knots", "core", "core+iso-c", "emr", "tall",
