@@ -42,7 +42,7 @@ SINGLE = (
     "lines", "svc", "ties+svc", "tsv", "tsv+svc", "iso-c", "iso-cts", "cart", "wudi", "ace", "knots", "core", "core+iso-c", "emr", "tall",
     "fisher", "regmean", "regmean-plus", "esm", "adamerging[by=task,steps=60]", "adamerging[by=layer,steps=60]", "greedy-soup",
 )  # fmt: skip
-MIXED = ("lora[rank=16]", "full", "ssf", "bitfit")
+MIXED = ("full", "lora[rank=16]", "ssf", "full", "bitfit", "lora[rank=16]", "ssf", "bitfit")
 HEAD = (
     "merge",
     "top-1",
