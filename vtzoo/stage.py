@@ -100,7 +100,16 @@ def load_merged(stage: Scene, plan: Plan, merged: Delta, task: int) -> None:
     stage.load(lambda n: made[n])
 
 
-def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit) -> Delta:
+def answers(stage: Scene) -> list[Tensor]:
+    """What each task's own delta says of its images, as logits [n, classes]."""
+    found: list[Tensor] = []
+    for task in range(len(stage.images)):
+        stage.load_expert(task)
+        found.append(stage.logits(task, stage.features(task)))
+    return found
+
+
+def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit, told: Sequence[Tensor] | None = None) -> Delta:
     """The merge with classifiers fitted to its own features, in closed form (see `vtzoo.heads`).
 
     Args:
@@ -108,16 +117,15 @@ def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit) -> Delta:
         plan: of the merge.
         merged: what came out.
         by: `expert` fits to what the task's own delta says, staying near to its head, and needs no labels; `labels` starts anew.
+        told: `answers` of this stage, where they are known already.
     """
     heads: dict[str, Tensor] = {}
+    wanted = stage.labels if by == "labels" else told or answers(stage)
     for task, delta in enumerate(plan.deltas):
         name, weight = delta.tasks[0].name, stage.heads[task][0]
-        if by == "expert":
-            stage.load_expert(task)
-        wanted = stage.logits(task, stage.features(task)) if by == "expert" else stage.labels[task]
         load_merged(stage, plan, merged, task)
-        seen = stage.features(task)
-        fitted = ridge(seen, wanted, weight) if by == "expert" else classifier(seen, wanted, len(weight))
+        seen, own = stage.features(task), wanted[task]
+        fitted = ridge(seen, own, weight) if by == "expert" else classifier(seen, own, len(weight))
         heads |= {f"{HEAD}{name}/{n}": t for n, t in refitted(dict(merged.head(name)), *fitted).items()}
     own = merged.tensors
     makers = {n: (lambda n=n: heads[n] if n in heads else own[n]) for n in own}

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 from zlib import crc32
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,10 +25,17 @@ from vtzoo.tensors import Lazy, shape_of
 MERGES = registry.names("merges")
 SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
 NEUTRAL = [m for m in MERGES if getattr(registry.load("merges", m), "NEUTRAL", True)]
+QUICK = ("cat", "core", "dare", "emr", "esm", "linear", "pcb", "regmean-plus", "slerp", "svc", "ties", "tsv")
+"""One of each kind, for the tests that take long: the others run with `make test-all`."""
 MASKED = [m for m in MERGES if hasattr(registry.load("merges", m), "mask")]
 """They keep a network of its own for each task."""
 CHAINS = ("dare+ties", "knots+dare+ties", "core+ties", "ties+svc", "task-arithmetic+svc+lines", "della+knots+sce+lines")
 """Specs of several steps, beside the registry's own."""
+
+
+def each(merges: Sequence[str]) -> list[Any]:
+    """Merges as parameters of a test, those that aren't QUICK marked slow."""
+    return [m if m in QUICK or m in CHAINS[:2] else pytest.param(m, marks=pytest.mark.slow) for m in merges]
 
 
 def neutral(merge: str) -> str:

@@ -23,6 +23,7 @@ from tests.contract.merge_cases import (
     SYMMETRIC,
     base_of,
     copies,
+    each,
     joined,
     neutral,
     random_deltas,
@@ -41,7 +42,7 @@ from vtzoo.tensors import write
 
 
 # ------------------------------------------------------------------------------------------------------------- results
-@pytest.mark.parametrize("merge", NEUTRAL)
+@pytest.mark.parametrize("merge", each(NEUTRAL))
 @pytest.mark.parametrize(
     ("spec", "family"),
     [
@@ -70,7 +71,7 @@ def test_one_delta_comes_back(merge, spec, family):
         assert (alone[name] - merged[name]).abs().max() <= 1e-6 * alone[name].abs().max(), name
 
 
-@pytest.mark.parametrize("merge", [*SYMMETRIC, *CHAINS])
+@pytest.mark.parametrize("merge", each([*SYMMETRIC, *CHAINS]))
 def test_symmetric_merges_do_not_depend_on_the_order(merge):
     """Other orders of three deltas of different methods, their weights along with them, gives the same bits."""
     base, deltas, coef = base_of("vit"), [real(s, "vit") for s in ("lora", "ssf", "bitfit")], (1.0, 0.5, 0.3)
@@ -83,7 +84,7 @@ def test_symmetric_merges_do_not_depend_on_the_order(merge):
         assert [t.name for t in again.tasks] == [deltas[i].tasks[0].name for i in order]
 
 
-@pytest.mark.parametrize("merge", [*MERGES, *CHAINS])
+@pytest.mark.parametrize("merge", each([*MERGES, *CHAINS]))
 def test_results_do_not_depend_on_threads(merge, tmp_path):
     """One thread and three, one worker and two give the same bits, on tensors that torch divides among threads."""
     base, deltas = random_deltas(3, {"a.weight": (101, 133), "a.bias": (101,), "b.weight": (77, 40), "b.bias": (77,)})
@@ -170,7 +171,7 @@ def test_absent_tensors_count_as_zero(merge):
     assert same(one, two)
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 def test_every_head_travels(merge):
     """A merge keeps each task's classes and head, in the user's order; attached and folded it gives the same logits."""
     base, deltas = base_of("vit"), some(merge, [real(s, "vit") for s in ("ssf", "lora", "bitfit")])
@@ -222,7 +223,7 @@ def test_a_merge_with_masks_is_of_one_task_at_a_time(merge):
         joined([joined(deltas, "linear", base=base), real("bitfit", "vit")], merge, base=base)
 
 
-@pytest.mark.parametrize("merge", [m for m in MERGES if m not in MASKED])
+@pytest.mark.parametrize("merge", each([m for m in MERGES if m not in MASKED]))
 def test_a_merge_can_be_merged_again(merge):
     """A merge is a delta like others: with another one it merges on, and all heads are there."""
     base = base_of("vit")
@@ -290,7 +291,10 @@ class Peak(TorchDispatchMode):
             del self.sizes[key]
 
 
-@pytest.mark.parametrize("merge", [pytest.param(m, marks=pytest.mark.slow) if m in SPECTRAL else m for m in MERGES])
+@pytest.mark.parametrize(
+    "merge",
+    each([m for m in MERGES if m not in SPECTRAL]) + [pytest.param(m, marks=pytest.mark.slow) for m in SPECTRAL],
+)
 def test_memory_does_not_grow_with_tasks(merge, tmp_path):
     """Saving a merge of eight deltas has no higher peak than of three, but for masks, a bit an entry and task: 16 times the largest tensor (of 320 KiB) at most.
 
