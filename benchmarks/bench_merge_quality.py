@@ -51,7 +51,6 @@ HEAD = (
     "with a search",
     "its scale",
     "with refitted heads",
-    "with both",
     "seconds",
 )
 KEPT = FOLDER / "merge_quality.json"
