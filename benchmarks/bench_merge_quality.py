@@ -135,7 +135,8 @@ def scores(bench: Bench, made: Plan, *merges: Delta) -> list[list[float]]:
     """Top-1 of each task, of merges that differ in their heads alone."""
     stage, found_ = on(bench.test, made), [[] for _ in merges]
     for task, delta in enumerate(bench.deltas):
-        load_merged(stage, made, merges[0], task)
+        if not task or made.masking:
+            load_merged(stage, made, merges[0], task)
         seen, name = stage.features(task), delta.tasks[0].name
         for rows, merged in zip(found_, merges, strict=True):
             weight, bias = linear_head(merged.head(name), name)

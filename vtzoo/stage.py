@@ -123,7 +123,8 @@ def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit, told: Sequence[Ten
     wanted = stage.labels if by == "labels" else told or answers(stage)
     for task, delta in enumerate(plan.deltas):
         name, weight = delta.tasks[0].name, stage.heads[task][0]
-        load_merged(stage, plan, merged, task)
+        if not task or is_masked(merged):
+            load_merged(stage, plan, merged, task)
         seen, own = stage.features(task), wanted[task]
         fitted = ridge(seen, own, weight) if by == "expert" else classifier(seen, own, len(weight))
         heads |= {f"{HEAD}{name}/{n}": t for n, t in refitted(dict(merged.head(name)), *fitted).items()}
@@ -137,21 +138,14 @@ def accuracies(stage: Scene, plan: Plan, merged: Delta) -> list[dict[str, Any]]:
     """Of each task: top-1 of its own delta alone, of the merge with the merge's own head, and the second as a share of the first."""
     found: list[dict[str, Any]] = []
     for task, delta in enumerate(plan.deltas):
-        name = delta.tasks[0].name
         stage.load_expert(task)
-        alone = stage.accuracy(task)
-        load_merged(stage, plan, merged, task)
-        weight, bias = linear_head(merged.head(name), name)
-        right = (F.linear(stage.features(task), weight, bias).argmax(-1) == stage.labels[task]).double().mean().item()
-        found.append(
-            {
-                "task": name,
-                "images": len(stage.labels[task]),
-                "alone": alone,
-                "merged": right,
-                "normalized": right / alone if alone else None,
-            }
-        )
+        found.append({"task": delta.tasks[0].name, "images": len(stage.labels[task]), "alone": stage.accuracy(task)})
+    for task, row in enumerate(found):
+        if not task or is_masked(merged):
+            load_merged(stage, plan, merged, task)
+        guess = F.linear(stage.features(task), *linear_head(merged.head(row["task"]), row["task"])).argmax(-1)
+        row["merged"] = (guess == stage.labels[task]).double().mean().item()
+        row["normalized"] = row["merged"] / row["alone"] if row["alone"] else None
     return found
 
 
