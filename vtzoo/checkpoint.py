@@ -10,7 +10,7 @@ from vtzoo.artifact import CONFIG, WEIGHTS, described
 from vtzoo.backbone import card_of
 from vtzoo.bases import open_base
 from vtzoo.delta import BASE, HEAD, Delta, Part
-from vtzoo.errors import NotFound, ShapeMismatch
+from vtzoo.errors import NotFound, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import COUNTER
 from vtzoo.folding import grounded
 from vtzoo.merging import FULL, sites_of
@@ -31,10 +31,12 @@ def folded_delta(files: Mapping[str, Path], zoo: Zoo, like: Delta | None = None)
 
     Raises:
         NotFound: the config names no backbone, or one that isn't there.
+        WrongBackbone: it was folded from other weights.
         ShapeMismatch: its tensors aren't the backbone's.
     """
     source, (_, task) = TensorFile(files[WEIGHTS]), described(files)
-    name = json.loads(files[CONFIG].read_text(encoding="utf-8")).get("vtzoo", {}).get("backbone", "")
+    said = json.loads(files[CONFIG].read_text(encoding="utf-8")).get("vtzoo", {})
+    name = said.get("backbone", "")
     if not name:
         raise NotFound(
             f"{files[CONFIG]} names no backbone",
@@ -42,6 +44,11 @@ def folded_delta(files: Mapping[str, Path], zoo: Zoo, like: Delta | None = None)
         )
     kin = like if like is not None and like.backbone.name == name else None
     card = kin.backbone if kin else card_of(name, zoo)
+    if said.get("fingerprint", card.fingerprint) != card.fingerprint:
+        raise WrongBackbone(
+            f"{files[WEIGHTS]} was folded from other weights than '{name}' has here ({said['fingerprint'][:19]}…, not {card.fingerprint[:19]}…)",
+            "merge models that were folded from one backbone",
+        )
     bare = Delta(
         method=FULL,
         parts=(),

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vtzoo import files, knobs, registry
 from vtzoo.anatomy import Site
-from vtzoo.errors import Corrupt, NotFound, did_you_mean
+from vtzoo.errors import Conflict, Corrupt, NotFound, did_you_mean
 from vtzoo.spec import BackboneCard, Task, plain
-from vtzoo.tensors import Lazy, TensorFile, prefixed, write
+from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
 
 SCHEMA = 1
 HEAD, BASE = "@head/", "@base/"
@@ -177,3 +177,20 @@ def read_header(path: Path) -> dict[str, Any]:
     if doc.get("schema") != SCHEMA:
         raise Corrupt(f"{path} has schema {doc.get('schema')!r}, this vtzoo reads {SCHEMA}", "upgrade vtzoo")
     return doc
+
+
+def renamed(delta: Delta, old: str, new: str) -> Delta:
+    """The same delta with another name for one of its tasks.
+
+    Raises:
+        NotFound: it has no such task.
+        Conflict: it has a task of the new name.
+    """
+    task = delta.task(old)
+    if any(t.name == new for t in delta.tasks):
+        raise Conflict(f"this delta has a task '{new}' already", "choose another name")
+    own, moved = delta.tensors, {f"{HEAD}{old}/{n}": f"{HEAD}{new}/{n}" for n in delta.head(old)}
+    names = {moved.get(n, n): n for n in own}
+    tensors = Lazy({k: (lambda n=n: own[n]) for k, n in names.items()}, {k: shape_of(own, n) for k, n in names.items()})
+    tasks = tuple(replace(t, name=new) if t is task else t for t in delta.tasks)
+    return delta.with_(tensors=tensors, tasks=tasks)

@@ -88,6 +88,9 @@ def _own(content: Mapping[str, Any], where: str) -> Asked:
         if not isinstance(source, Mapping):
             raise UsageError(f"{where}: '{source}' is no delta", "write a name, or ref: NAME with coef: and data:")
     sources: list[Any] = [knobs.decode(_Source, s, f"{where}, delta {i + 1}") for i, s in enumerate(plain)]
+    lacking = next((s.ref for s in sources if not s.data), "") if any(s.data for s in sources) else ""
+    if lacking:
+        raise UsageError(f"{where}: {lacking} has no data: and others have", "give data: for every delta, or for none")
     return Asked(
         refs=tuple(s.ref for s in sources), method=file.method, coef=tuple(s.coef for s in sources), layers=file.layers,
         data=tuple(s.data for s in sources) if any(s.data for s in sources) else (), name=file.name, search=file.search,

@@ -79,7 +79,7 @@ def job_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What came out: the delta, its file (still outside the zoo) and that file's digest, and the report."""
+    """What came out: the delta, its file (still outside the zoo, and closed) and that file's digest, and the report."""
 
     delta: Delta
     path: Path
@@ -106,7 +106,7 @@ def run(job: Job, made: Plan, folder: Path) -> Made:
         made = _searched(job, made, on("search"))
     kept = kept_as(job, made)
     facts = [_fact(d, own) for d, own in zip(job.deltas, job.images.get("merge", []), strict=False)]
-    merged = assembled(made, job.digests, facts, kept)
+    merged = assembled(made, job.digests, facts, kept, job.wanted.keep)
     path = folder / "merged.safetensors"
     digest = merged.save(path, workers=WORKERS)
     found: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def run(job: Job, made: Plan, folder: Path) -> Made:
 
         again = refit(on("refit"), made, Delta.open(path), job.wanted.refit_heads)
         path = folder / "refitted.safetensors"
-        digest = again.save(path, workers=WORKERS)
+        digest, merged = again.save(path, workers=WORKERS), again
     if "test" in job.images:
         from vtzoo.stage import accuracies
 
@@ -128,12 +128,13 @@ def run(job: Job, made: Plan, folder: Path) -> Made:
         found["versions"] = ", ".join(f"{k} {v}" for k, v in merged.lineage["versions"].items())
     if kept:
         found["kept"] = {"as": str(job.wanted.keep or LORA), "cut_off": kept.error}
-    return Made(delta=Delta.open(path), path=path, digest=digest, report=_report(job, made) | found)
+    return Made(delta=merged, path=path, digest=digest, report=_report(job, made) | found)
 
 
 def kept_as(job: Job, made: Plan) -> Kept | None:
     """The matrices as thin ones, where that is wanted, or the merge's own form."""
-    own = next((s.module.KEEP for s in made.chain if hasattr(s.module, "KEEP")), "")
+    low = all(s.module.LOW_RANK for s in made.chain)
+    own = next((s.module.KEEP for s in made.chain if low and hasattr(s.module, "KEEP")), "")
     asked = job.wanted.keep or own
     return low_rank(job.deltas, made.whole.shapes, made.vector, rank_asked(asked)) if asked else None
 
@@ -233,7 +234,7 @@ def folder_of(zoo: Zoo) -> Generator[Path, None, None]:
     home = zoo.root / ".vtzoo"
     with files.writing(home):
         home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=home, prefix="merge-")
+        folder = tempfile.TemporaryDirectory(dir=home, prefix="merge-", ignore_cleanup_errors=True)
     with folder as path:
         yield Path(path)
 

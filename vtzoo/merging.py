@@ -18,7 +18,7 @@ from torch import Tensor
 from vtzoo import __version__
 from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part
-from vtzoo.errors import Conflict, NotFoldable, UsageError
+from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.keeping import Kept
 from vtzoo.masks import MASK, SCALE, packed
@@ -93,8 +93,8 @@ class Plan:
         """One tensor of the merged task vector, scaled as `--layers` says, in float32."""
         factor = self.factors.get(name, 1.0)
         if name in self.statistics:
-            total = sum(abs(w) for w in self.coef)
-            merged = self.whole.at(name).sum([abs(w) / total for w in self.coef])
+            shares = self._shares(name)
+            merged = self.whole.at(name).sum([s / sum(shares) for s in shares])
             factor = min(max(factor, 0.0), 1.0)
         else:
             merged = self.algorithm(name)
@@ -103,6 +103,14 @@ class Plan:
         if not math.isfinite(square) and not bool(merged.isfinite().all()):
             raise UsageError(f"{self.spec} makes {name} infinite", "give smaller coefficients, --layers or scale")
         return merged
+
+    def _shares(self, name: str) -> list[float]:
+        """How much each task counts in a running statistic: its weight's size, and what a look at images gave it."""
+        own = [abs(w) for w in self.coef]
+        for task, told in enumerate(self.whole.evidence):
+            found = told.get(name) if isinstance(told, dict) else None
+            own[task] *= 1.0 if found is None or found.ndim else float(found)
+        return own if any(own) else [abs(w) for w in self.coef]
 
     @torch.no_grad()
     @one_thread()
@@ -221,7 +229,11 @@ def plan(
 
 
 def assembled(
-    plan: Plan, parents: Sequence[str] = (), looked_at: Sequence[Mapping[str, Any]] = (), kept: Kept | None = None
+    plan: Plan,
+    parents: Sequence[str] = (),
+    looked_at: Sequence[Mapping[str, Any]] = (),
+    kept: Kept | None = None,
+    keep: str = "",
 ) -> Delta:
     """The merged delta of a plan, lazily: replacement tensors, every head, the resized tensors.
 
@@ -230,6 +242,7 @@ def assembled(
         parents: digests of the deltas, for the lineage.
         looked_at: which images of each task, for the lineage.
         kept: the matrices as thin ones, instead of replacement tensors (see `vtzoo.keeping`).
+        keep: how that was asked for, for the lineage.
     """
     others = {n: more for d in plan.deltas for p in d.parts for n, more in further(p.sites).items()}
     thin = {s.key("weight") for s in kept.part.sites} if kept else set[str]()
@@ -266,6 +279,7 @@ def assembled(
             "layers": plan.layers,
             **({"images": [dict(i) for i in looked_at]} if looked_at else {}),
             **({"searched": dict(plan.searched)} if plan.searched else {}),
+            **({"keep": keep} if keep else {}),
             "versions": {"vtzoo": __version__, "torch": torch.__version__},
         },
     )
@@ -299,23 +313,6 @@ def look(plan: Plan, scene: Scene) -> None:
     """Let the step that must see the merged network do so; what it finds becomes the plan's evidence."""
     step = next(s for s in plan.chain if s.looks)
     step.module.look(scene, **step.knobs)
-
-
-def renamed(delta: Delta, old: str, new: str) -> Delta:
-    """The same delta with another name for one of its tasks.
-
-    Raises:
-        NotFound: it has no such task.
-        Conflict: it has a task of the new name.
-    """
-    task = delta.task(old)
-    if any(t.name == new for t in delta.tasks):
-        raise Conflict(f"this delta has a task '{new}' already", "choose another name")
-    own, moved = delta.tensors, {f"{HEAD}{old}/{n}": f"{HEAD}{new}/{n}" for n in delta.head(old)}
-    names = {moved.get(n, n): n for n in own}
-    tensors = Lazy({k: (lambda n=n: own[n]) for k, n in names.items()}, {k: shape_of(own, n) for k, n in names.items()})
-    tasks = tuple(replace(t, name=new) if t is task else t for t in delta.tasks)
-    return delta.with_(tensors=tensors, tasks=tasks)
 
 
 def _check_masks(chain: Sequence[Step], deltas: Sequence[Delta]) -> None:

@@ -46,6 +46,8 @@ def opened(data: Sequence[str], deltas: Sequence[Delta], *, split: Split, labell
             f"{len(data)} times --data for {len(deltas)} deltas",
             "give it once per delta, in the same order, as: --data vtzoo:fashion --data ./birds",
         )
+    if not all(data):
+        raise UsageError("an empty --data names no images", "give a folder, or vtzoo:NAME")
     return [_one(d, delta, split, labelled=labelled, limit=limit) for d, delta in zip(data, deltas, strict=True)]
 
 
@@ -125,8 +127,8 @@ def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit, told: Sequence[Ten
         name, weight = delta.tasks[0].name, stage.heads[task][0]
         if not task or is_masked(merged):
             load_merged(stage, plan, merged, task)
-        seen, own = stage.features(task), wanted[task]
-        fitted = ridge(seen, own, weight) if by == "expert" else classifier(seen, own, len(weight))
+        seen, targets = stage.features(task), wanted[task]
+        fitted = ridge(seen, targets, weight) if by == "expert" else classifier(seen, targets, len(weight))
         heads |= {f"{HEAD}{name}/{n}": t for n, t in refitted(dict(merged.head(name)), *fitted).items()}
     own = merged.tensors
     makers = {n: (lambda n=n: heads[n] if n in heads else own[n]) for n in own}

@@ -7,10 +7,10 @@ from torch import Tensor
 import vtzoo
 from tests import families
 from tests.contract.merge_cases import MERGES, base_of, joined, random_deltas, real
-from vtzoo.delta import Delta
+from vtzoo.delta import Delta, renamed
 from vtzoo.errors import Conflict, Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.live import attach, head_state
-from vtzoo.merging import plan, renamed
+from vtzoo.merging import plan
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import Lazy
 

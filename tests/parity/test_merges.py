@@ -417,6 +417,8 @@ def test_lines(agree):
         ("ties+linear", "2 merges"),
         ("svc+ties", r"ties\+svc"),
         ("slerp", "2 deltas, not 3"),
+        ("emr+lines", "write emr alone"),
+        ("dare+tall", "write tall alone"),
     ],
 )
 def test_chains_that_make_no_sense(spec, said):

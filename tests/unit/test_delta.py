@@ -9,12 +9,11 @@ import torch
 
 from tests import families
 from vtzoo import files
-from vtzoo.delta import Delta, Part, read_header
+from vtzoo.delta import Delta, Part, read_header, renamed
 from vtzoo.errors import Corrupt, NotFound, UsageError
 from vtzoo.folding import fold
 from vtzoo.identity import RESIZED
 from vtzoo.live import extract, inject
-from vtzoo.merging import renamed
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import write
 

@@ -58,6 +58,7 @@ def test_mergekits() -> None:
     ("text", "said"),
     [
         ("method: [", "no YAML"),
+        ("{method: regmean, deltas: [{ref: a, data: ./a}, b]}", "b has no data: and others have"),
         ("- a", "no mapping"),
         ("{method: ties, refs: [a]}", "no knob 'refs'"),
         ("{method: ties}", "deltas"),

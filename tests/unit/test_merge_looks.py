@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from tests import families
 from tests.contract.merge_cases import random_deltas
 from vtzoo.delta import Delta
-from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, ShapeMismatch, UsageError
+from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFoldable, NotFound, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.evidence import grams
 from vtzoo.fingerprint import fingerprint
 from vtzoo.folding import fold
@@ -172,6 +173,33 @@ def test_greedy_soup_is_no_worse_than_its_best(world):
         break
 
 
+def test_adamerging_has_the_same_bits_in_any_order(world):
+    """Coefficients and network are those of the same tasks the other way round."""
+    found = []
+    for turn in (1, -1):
+        zoo, refs, folders = world
+        told = [{} for _ in SPECS]
+        deltas = [Delta.open(zoo.object(zoo.resolve(r).digest)) for r in refs[::turn]]
+        made = plan(deltas, "adamerging[steps=5,lr=0.05]", base=base(), evidence=told)
+        look(made, scene(made, opened(folders[::turn], deltas, split="train", labelled=False, limit=10), heads=True))
+        found.append({n: made.tensor(n) for n in made.whole.shapes})
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+
+
+def test_running_statistics_are_of_those_that_joined():
+    """A delta that a greedy soup leaves out gives it no statistics either."""
+    ground, (a, b) = random_deltas(2, {"bn1.running_mean": (7,), "blocks.0.a.weight": (5, 4)})
+    sites = [
+        replace(s, facts={"params": {}, "buffers": s.facts["params"]}) if s.name == "bn1" else s
+        for s in a.parts[0].sites
+    ]
+    a, b = (d.with_(parts=(replace(d.parts[0], sites=tuple(sites)),)) for d in (a, b))
+    told = [dict.fromkeys(ground, torch.tensor(v)) for v in (1.0, 0.0)]
+    made = plan([a, b], "greedy-soup", base=ground, evidence=told)
+    for name, place in (("bn1.running_mean", "bn1.full.running_mean"), ("blocks.0.a.weight", "blocks.0.a.full.weight")):
+        assert torch.allclose(made.tensor(name), a.tensors[place], atol=1e-6), name
+
+
 def test_regmean_plus_sees_the_merged_network(world):
     """The Gram of each matrix, in the end, is that of its inputs in the merged network; of the first it is the backbone's own."""
     told = [{} for _ in SPECS]
@@ -315,6 +343,21 @@ def test_a_report_has_what_each_task_is_worth(world, tmp_path):
         merge_refs(refs=refs, method="ties", name="again", report=tmp_path / "r.pdf", zoo=zoo)
 
 
+def test_a_page_goes_where_the_merge_does_not_come(world, tmp_path, monkeypatch):
+    """When publishing fails neither page nor JSON stays, and no entry is new."""
+    zoo, refs, _ = world
+
+    def fail(*_):
+        raise Conflict("taken", "choose another")
+
+    monkeypatch.setattr("vtzoo.verbs.merge.publish", fail)
+    before = len(zoo.entries())
+    with pytest.raises(Conflict):
+        merge_refs(refs=refs, method="linear", name="unpublished", report=tmp_path / "r.html", zoo=zoo)
+    assert not list(tmp_path.iterdir())
+    assert len(zoo.entries()) == before
+
+
 def test_interference_of_known_vectors():
     """Equal vectors agree and overlap wholly, opposite ones conflict everywhere, and directions apart do neither."""
     draw = torch.Generator().manual_seed(0)
@@ -352,6 +395,14 @@ def test_cat_is_kept_as_a_lora_without_loss(world):
     for name, own in base().items():
         wanted = parts[0][name] + parts[1][name] - own
         assert (whole[name] - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+
+
+def test_cat_is_kept_as_a_lora_only_where_nothing_is_lost(world):
+    """After a step that makes matrices of full rank the sum is kept whole."""
+    zoo, _, _ = world
+    found = merge_refs(refs=["pair/one", "pair/two"], method="dare+cat", name="pair/dropped", zoo=zoo)
+    assert "kept" not in found.report
+    assert [p.method for p in Delta.open(found.path).parts] == ["full"]
 
 
 def test_keeping_needs_a_rank_where_there_is_none(world):
@@ -408,6 +459,21 @@ def test_a_sum_is_undone_without_the_others(world, method):
     )
     a, b = (fold(base(), d, task="") for d in (rest, wanted))
     assert all((a[n] - b[n]).abs().max() <= 3e-6 * b[n].abs().max() for n in b)
+
+
+def test_what_was_cut_off_cannot_be_subtracted(world, tmp_path):
+    """A merge kept at a rank is merged again at that rank, and refused where the rest of its deltas are gone."""
+    zoo, refs, _ = world
+    made = merge_refs(refs=refs, method="linear", name="thin/all", keep="lora[rank=2]", zoo=zoo)
+    rest = unmerge(ref="thin/all", tasks=["ssf"], name="thin/rest", zoo=zoo)
+    wanted = merge_refs(refs=[refs[0], refs[2]], method="linear", name="thin/wanted", keep="lora[rank=2]", zoo=zoo)
+    assert zoo.resolve(rest.ref).digest == zoo.resolve(wanted.ref).digest
+    lone = Zoo.init(tmp_path / "lone")
+    for ref in ("ssf/a", made.ref):
+        facts = zoo.resolve(ref).facts
+        lone.put("deltas", ref, {**facts, "digest": lone.add_object(zoo.object(zoo.resolve(ref).digest))})
+    with pytest.raises(UsageError, match="can't be undone"):
+        unmerge(ref="thin/all", tasks=["ssf"], name="rest", zoo=lone)
 
 
 def test_what_cannot_leave_is_refused(world):
@@ -491,6 +557,7 @@ def test_folded_models_that_are_no_backbones_kin_are_refused(world, tmp_path):
     for name, facts, changed, error in (
         ("nameless", {**config, "vtzoo": {}}, {}, NotFound),
         ("other", config, {"blocks.0.mlp.fc1.weight": torch.zeros(3, 5)}, ShapeMismatch),
+        ("stranger", {**config, "vtzoo": {**config["vtzoo"], "fingerprint": "sha256:" + "0" * 64}}, {}, WrongBackbone),
         ("more", config, {"reg_token": torch.zeros(1, 2, 64)}, ShapeMismatch),
     ):
         (tmp_path / name).mkdir()

@@ -98,6 +98,11 @@ def steps(spec: str) -> tuple[Step, ...]:
     wanted = sorted(found, key=lambda s: _RANK[s.stage])
     if wanted != found:
         raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
+    masked = next((s.part.name for s in found if hasattr(s.module, "mask")), "")
+    if masked and len(found) > 1:
+        raise UsageError(
+            f"{masked} keeps masks of the task vectors as they are, and '{spec}' changes them", f"write {masked} alone"
+        )
     spaces = [s.part.name for s in found if s.stage == "space"]
     for step in (s for s in found if spaces and (s.needs or getattr(s.module, "GROUND", False))):
         what = "what images tell of the weights" if step.needs else "the backbone's own weights"

@@ -26,6 +26,7 @@ PAPER = "arXiv:2603.02945"
 SYMMETRIC = True
 LOW_RANK = True
 NEUTRAL = False
+_LEAST = 1e-30
 
 
 def ace(
@@ -56,7 +57,7 @@ def ace(
         pull += matrix @ spread
         total += spread
         plain += matrix
-    floor = ridge * float(total.diagonal().mean()) / len(sizes)
+    floor = ridge * max(float(total.diagonal().mean()), _LEAST) / len(sizes)
     common = total.mean(0, keepdim=True) / (sum(sizes) / len(sizes) if apart else 1.0)
     inputs = total + common
     inputs.diagonal().add_(len(sizes) * floor)

@@ -64,7 +64,8 @@ def look(scene: Scene, *, by: str, steps: int, lr: float, start: float, batch: i
     whole, model = scene.whole, scene.model
     names = [n for n, _ in model.named_parameters() if n in whole.shapes]
     base = {n: whole.ground[n].float().to(scene.device) for n in names}
-    rows = [_row(scene, t, base) for t in range(len(whole.weights))]
+    order = scene.tasks
+    rows = [_row(scene, t, base) for t in order]
     coefs = torch.full((len(rows), len(names) if by == "layer" else 1), start)
     adam = torch.optim.Adam([coefs], lr=lr)
     for step in range(steps):
@@ -74,7 +75,7 @@ def look(scene: Scene, *, by: str, steps: int, lr: float, start: float, batch: i
         coefs.grad = pulls if by == "layer" else pulls.sum(1, keepdim=True)
         adam.step()
         coefs.clamp_(0, 1)
-    for task, own in enumerate(coefs):
+    for task, own in zip(order, coefs, strict=True):
         scene.told[task] |= {n: own[i if by == "layer" else 0] for i, n in enumerate(names)}
 
 
@@ -100,11 +101,13 @@ def _dot(slope: Tensor | None, vector: Tensor | None) -> Tensor:
 
 def _slopes(scene: Scene, weights: dict[str, Tensor], step: int, batch: int) -> tuple[Tensor | None, ...]:
     """The gradient of the entropy, summed over the tasks, by the merged weights."""
-    picked = [x[torch.arange(step * batch, (step + 1) * batch) % len(x)] for x in scene.images]
+    picked = [
+        x[torch.arange(step * batch, (step + 1) * batch) % len(x)] for x in (scene.images[t] for t in scene.tasks)
+    ]
     with torch.enable_grad():
         features = functional_call(scene.model, weights, (torch.cat(picked).to(scene.device),)).float()
         loss = torch.zeros((), device=scene.device)
-        for task, own in enumerate(features.split(batch)):
+        for task, own in zip(scene.tasks, features.split(batch), strict=True):
             logs = scene.logits(task, own).log_softmax(-1)
             loss = loss - (logs.exp() * logs).sum(-1).mean()
         return torch.autograd.grad(loss, list(weights.values()), allow_unused=True)

@@ -1,7 +1,7 @@
 """PCB: entries compete, within their task by size and among the tasks by agreement (Du et al. 2024, arXiv:2410.02396, sec. 3.2).
 
     n_t = |D_t| / its largest, to the power of two        what an entry is within its task; the largest 1e-4 of a task count as one
-    b_t = exp(T n_t) * tanh(D_t * sum_i D_i)              and beside the other tasks
+    b_t = exp(T (n_t - 1)) * tanh(D_t * sum_i D_i)              and beside the other tasks
     s_t = (b_t - f_t) / (max b_t - f_t) where b_t is among the largest `density` of task t, whose last is f_t; else 0
     D   = scale * sum_t s_t D_t / sum_t s_t               W = W0 + D
 
@@ -73,6 +73,6 @@ def _scores(whole: Whole) -> Whole:
         own = _cut(whole, task, own)
         beside = torch.tanh(total(name) * own * whole.weights[task])
         size = own.abs().div_(whole.floor(task, _OUTLIERS) or 1.0)
-        return size.square_().mul_(count).exp_().mul_(beside).clamp_(min=_LEAST).masked_fill_(own == 0, 0.0)
+        return size.square_().sub_(1).mul_(count).exp_().mul_(beside).clamp_(min=_LEAST).masked_fill_(own == 0, 0.0)
 
     return whole.read_as(score, together=True)

@@ -91,7 +91,12 @@ def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: st
     classes = live.task.classes if live.task else ()
     card = replace(live.card, preprocess=live.preprocess)
     config = config_json(live.model, card, classes, folded.all_args)
-    made = {"method": delta.method, "backbone": delta.backbone.name, "tasks": [live.task.name] if live.task else []}
+    made = {
+        "method": delta.method,
+        "backbone": delta.backbone.name,
+        "fingerprint": delta.backbone.fingerprint,
+        "tasks": [live.task.name] if live.task else [],
+    }
     config["vtzoo"] = {**lineage, **made}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 

@@ -1,9 +1,11 @@
 """Merge deltas of a zoo, or delta files, into one new entry of the zoo; or take a task out of a merge."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vtzoo import talk
 from vtzoo.bases import open_base
@@ -24,7 +26,7 @@ from vtzoo.merge_job import (
     room,
     run,
 )
-from vtzoo.merges._chain import steps
+from vtzoo.merges._chain import checks, steps
 from vtzoo.merging import assembled, plan
 from vtzoo.results import Merged
 from vtzoo.tensors import WORKERS, Lazy, dtype_of, shape_of
@@ -100,14 +102,29 @@ def _done(job: Job, name: str, *, dry_run: bool = False) -> Merged:
     refuse_full(sizes)
     with folder_of(job.zoo) as folder:
         found = run(job, made, folder)
-        path = publish(job.zoo, name, found)
-    told = found.report | {"seconds": round(time.monotonic() - started, 1)}
+        told = found.report | {"seconds": round(time.monotonic() - started, 1)}
+        with _reported(page, name, told):
+            path = publish(job.zoo, name, found)
     if page is not None:
-        from vtzoo.merge_report import save
-
-        save(page, name, told | {"peak_bytes": peak_bytes()})
         told["page"] = str(page)
     return Merged(ref=name, path=str(path), report={k: v for k, v in told.items() if k not in PAGE})
+
+
+@contextmanager
+def _reported(page: Path | None, name: str, told: Mapping[str, Any]) -> Generator[None, None, None]:
+    """Write the page, if any; take it back when what follows fails."""
+    if page is None:
+        yield
+        return
+    from vtzoo.merge_report import save
+
+    save(page, name, {**told, "peak_bytes": peak_bytes()})
+    try:
+        yield
+    except BaseException:
+        for path in (page, page.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = (), zoo: Zoo | None = None) -> Merged:
@@ -138,15 +155,15 @@ def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = 
     for task in tasks:
         if task not in known:
             raise NotFound(f"'{ref}' has no task '{task}'", did_you_mean(task, known))
-    entries = {e.digest: e.name for e in zoo.entries("deltas")}
-    parents = {d: entries.get(d, "") for d in lineage["parents"]}
-    brought = {d: [t.name for t in Delta.open(zoo.object(d)).tasks] for d, n in parents.items() if n}
+    entries = {e.digest: e for section in ("models", "deltas") for e in zoo.entries(section)}
+    parents = {d: entries[d].name if d in entries else "" for d in lineage["parents"]}
+    brought = {d: list(entries[d].facts.get("tasks", ())) for d, n in parents.items() if n}
     leaving = [d for d, own in brought.items() if set(own) & set(tasks)]
     if missing := sorted(set(tasks) - {t for d in leaving for t in brought[d]}):
         stays_known = all(parents[d] for d in parents if d not in leaving)
         raise NotFound(
-            f"the delta that brought '{missing[0]}' is no longer in the zoo",
-            "add it again" if stays_known else "add the deltas again",
+            f"no entry of the zoo brought '{missing[0]}' to this merge: it was renamed, given as a file, or is gone",
+            "vtzoo show tells the parents' digests" if stays_known else "add its deltas again",
         )
     if spare := sorted({t for d in leaving for t in brought[d]} - set(tasks)):
         raise UsageError(
@@ -169,8 +186,7 @@ def _again(
     """Merge the rest by the recipe of the whole."""
     lineage = merged.lineage
     searched = lineage.get("searched", {})
-    own = any(hasattr(s.module, "KEEP") for s in steps(lineage["spec"]))
-    keep = f"lora[rank={merged.parts[0].knobs['rank']}]" if merged.parts[0].method == "lora" and not own else ""
+    keep = lineage.get("keep", "")
     if lineage.get("heads"):
         talk.say("the heads are the deltas' own again: they were refitted to the merge as it was")
     job = job_of(zoo, refs, lineage["spec"], coef, lineage["layers"] or None, data, Wanted(keep=keep))
@@ -191,11 +207,13 @@ def _subtracted(
         or kind not in ("linear", "task-arithmetic", "cat")
         or lineage["layers"]
         or lineage.get("searched")
+        or lineage.get("keep")
     ):
         raise UsageError(
             f"{lineage['spec']} can't be undone without the deltas that stay, and some are no longer in the zoo",
             "add them again",
         )
+    checks(chain, list(staying.values()))
     rest = sum(staying.values())
     if kind == "linear":
         coef = [1 + sum(leaving.values()) / rest, *(-c / rest for c in leaving.values())]
@@ -218,7 +236,7 @@ def _subtracted(
         path = folder / "merged.safetensors"
         report = outline(made, [ref, *refs], [digest, *leaving])
         saved = own.save(path, workers=WORKERS)
-        found = Made(delta=Delta.open(path), path=path, digest=saved, report=report)
+        found = Made(delta=own, path=path, digest=saved, report=report)
         return Merged(ref=name, path=str(publish(zoo, name, found)), report=found.report)
 
 

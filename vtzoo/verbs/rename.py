@@ -4,8 +4,7 @@ import tempfile
 from pathlib import Path
 
 from vtzoo import talk
-from vtzoo.delta import Delta, read_header
-from vtzoo.merging import renamed
+from vtzoo.delta import Delta, read_header, renamed
 from vtzoo.refs import check_name
 from vtzoo.results import Result
 from vtzoo.zoo import Zoo
