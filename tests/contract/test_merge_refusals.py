@@ -6,7 +6,7 @@ from torch import Tensor
 
 import vtzoo
 from tests import families
-from tests.contract.merge_cases import MERGES, base_of, joined, random_deltas, real
+from tests.contract.merge_cases import MERGES, base_of, each, joined, random_deltas, real
 from vtzoo.delta import Delta, renamed
 from vtzoo.errors import Conflict, Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.live import attach, head_state
@@ -65,7 +65,7 @@ def missing(deltas: list[Delta]) -> list[Delta]:
     return [deltas[0], deltas[1].with_(tensors=sealed(tensors))]
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -85,7 +85,7 @@ def test_what_does_not_belong_together_is_refused_unread(merge, change, error, s
         plan(found := change(deltas), merge, base=base, evidence=[{}] * len(found))
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 @pytest.mark.parametrize(
     "base", [{"a.weight": torch.zeros(7, 6), "pos_embed": torch.zeros(1, 4, 3)}, {"pos_embed": torch.zeros(1, 4, 3)}]
 )
@@ -95,7 +95,7 @@ def test_another_base_is_refused_unread(merge, base):
         plan(sealed_pair()[1], merge, base=sealed(base), evidence=[{}, {}])
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 @pytest.mark.parametrize(
     "facts",
     [
@@ -131,7 +131,7 @@ def test_wrong_specs_are_refused_unread(spec, error, said):
     assert said in str(caught.value) + caught.value.hint
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 @pytest.mark.parametrize(("spec", "family"), [("vpt-shallow", "vit"), ("adapter", "vit"), ("vpt-deep", "vit")])
 def test_what_has_no_task_vector_is_refused(merge, spec, family):
     """A delta that changes the architecture or doesn't fold is refused with the reason, beside one that folds."""
@@ -176,7 +176,7 @@ def test_one_task_with_one_head_is_kept_once():
     assert [t.name for t in again.tasks] == ["lora", "ssf"]
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 def test_not_a_number_stops_the_merge_and_leaves_no_file(merge, tmp_path):
     """NaN inside one delta is named (whose, where) when it is met, and no file stays."""
     base, deltas = random_deltas(2, {"a.weight": (7, 5), "b.weight": (7, 5)})

@@ -151,7 +151,7 @@ def test_deltas_of_different_methods_add_up(family):
     assert any(not torch.equal(merged[n], base[n]) for n in base)
 
 
-@pytest.mark.parametrize("merge", [*(m for m in MERGES if m != "slerp"), *CHAINS])
+@pytest.mark.parametrize("merge", each([*(m for m in MERGES if m != "slerp"), *CHAINS]))
 def test_a_task_without_weight_takes_no_part(merge):
     """With the coefficient 0 a delta changes no tensor; its head still travels."""
     base, deltas = base_of("vit"), [real(s, "vit") for s in ("lora", "bitfit", "full")]
@@ -161,7 +161,7 @@ def test_a_task_without_weight_takes_no_part(merge):
     assert all(torch.equal(few[n], many[n]) for n in base)
 
 
-@pytest.mark.parametrize("merge", [*MERGES, *CHAINS])
+@pytest.mark.parametrize("merge", each([*MERGES, *CHAINS]))
 def test_absent_tensors_count_as_zero(merge):
     """A delta that leaves a tensor out and one that stores the backbone's own value there merge to the same."""
     base, (a, b) = random_deltas(2, {"a.weight": (7, 5), "b.weight": (3, 4)})
@@ -191,7 +191,7 @@ def test_every_head_travels(merge):
         assert relative(logits(plain, x), logits(model, x)) < 1e-5
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 def test_saving_is_deterministic_and_exact(merge, tmp_path):
     """A lazy merge saved twice gives equal files, and opened it has the bits, the spec and the lineage."""
     base, deltas = base_of("vit"), [real("lora", "vit"), real("bitfit", "vit")]
@@ -232,7 +232,7 @@ def test_a_merge_can_be_merged_again(merge):
     assert [t.name for t in second.tasks] == ["lora", "ssf", "bitfit"]
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 def test_layers_scale_the_merged_task_vector(merge):
     """A factor on some layers scales what the merge changes there, and nothing else."""
     base, deltas = random_deltas(2, {f"blocks.{i}.weight": (4, 3) for i in range(3)})
@@ -246,7 +246,7 @@ def test_layers_scale_the_merged_task_vector(merge):
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 def test_half_precision_is_merged_in_float32(merge):
     """A float16 base and bfloat16 deltas merge as their float32 copies do, into float32."""
     base, deltas = random_deltas(2, {"a.weight": (9, 7)})
@@ -312,7 +312,7 @@ def test_memory_does_not_grow_with_tasks(merge, tmp_path):
     assert peaks[1] < (40 if merge in WIDE else 16)
 
 
-@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("merge", each(MERGES))
 def test_every_merge_says_what_it_is(merge):
     """A merge's file has a paper, says whether it is symmetric and what is neutral, and its knobs have defaults."""
     card, module = registry.card("merges", merge), registry.load("merges", merge)

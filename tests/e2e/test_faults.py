@@ -60,7 +60,7 @@ FAULTS = {
     ("merge", "images of one task only"): (
         "merge fashion/lora emoji/ssf --method regmean --name m --data vtzoo:fashion",
         2,
-        "1 given for 2",
+        "1 times --data for 2 deltas",
     ),
     ("merge", "unknown images"): (
         "merge fashion/lora emoji/ssf --method fisher --name m --data vtzoo:fashion --data vtzoo:emojis",

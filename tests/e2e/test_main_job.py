@@ -221,7 +221,7 @@ def test_prediction_takes_folders_and_single_paths(zoo: Zoo, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
 def test_a_merge_looks_at_each_tasks_images(zoo: Zoo, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It depends on whose images are whose, says which they were, and leaves no more than the merge behind."""
-    monkeypatch.setattr("vtzoo.verbs.merge.IMAGES", 24)
+    monkeypatch.setattr("vtzoo.merges._chain.IMAGES", 24)
     refs, data = ["fashion/lora", "emoji/ssf"], ["vtzoo:fashion", "vtzoo:emoji"]
     before = sorted((zoo.root / ".vtzoo").iterdir())
     made = merge_refs(refs=refs, method=method, name=f"{method}/own", data=data, zoo=zoo)

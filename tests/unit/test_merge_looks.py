@@ -234,7 +234,9 @@ def test_a_search_finds_what_a_grid_of_merges_finds(world):
 
 
 @pytest.mark.parametrize("what", ["layers", "coef"])
-@pytest.mark.parametrize("by", ["agreement", "entropy", "accuracy"])
+@pytest.mark.parametrize(
+    "by", ["agreement", *(pytest.param(b, marks=pytest.mark.slow) for b in ("entropy", "accuracy"))]
+)
 def test_searches_end_no_worse_than_they_begin(world, what, by, monkeypatch):
     """Layers and coefficients, by each measure, in few tries: the value found is at most that of the plain merge."""
     monkeypatch.setattr("vtzoo.search.TRIES", 8)
