@@ -66,7 +66,7 @@ def refuse_masked(chain: Sequence[Step], wanted: Wanted) -> None:
     Raises:
         UsageError: why.
     """
-    name = next((s.part.name for s in chain if hasattr(s.module, "mask")), "")
+    name = next((s.part.name for s in chain if s.masks), "")
     if name and wanted.search:
         raise UsageError(
             f"{name} keeps a network of its own for each task, and a search looks at one", "leave --search out"

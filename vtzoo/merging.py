@@ -71,7 +71,7 @@ class Plan:
     @property
     def masking(self) -> Step | None:
         """The step that gives each task a mask, where one does."""
-        return next((s for s in self.chain if hasattr(s.module, "mask")), None)
+        return next((s for s in self.chain if s.masks), None)
 
     @torch.no_grad()
     @one_thread()
@@ -321,7 +321,7 @@ def _check_masks(chain: Sequence[Step], deltas: Sequence[Delta]) -> None:
     Raises:
         UsageError: a delta has not one task, or two have the same.
     """
-    step = next((s for s in chain if hasattr(s.module, "mask")), None)
+    step = next((s for s in chain if s.masks), None)
     names = [t.name for d in deltas for t in d.tasks]
     if step and (len(set(names)) != len(deltas) or any(len(d.tasks) != 1 for d in deltas)):
         raise UsageError(

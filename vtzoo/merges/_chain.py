@@ -60,6 +60,11 @@ class Step:
         return hasattr(self.module, "look")
 
     @property
+    def masks(self) -> bool:
+        """Whether it keeps a network of its own for each task."""
+        return hasattr(self.module, "mask")
+
+    @property
     def images(self) -> int:
         """How many images of each task it looks at."""
         return getattr(self.module, "IMAGES", IMAGES)
@@ -98,7 +103,7 @@ def steps(spec: str) -> tuple[Step, ...]:
     wanted = sorted(found, key=lambda s: _RANK[s.stage])
     if wanted != found:
         raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
-    masked = next((s.part.name for s in found if hasattr(s.module, "mask")), "")
+    masked = next((s.part.name for s in found if s.masks), "")
     if masked and len(found) > 1:
         raise UsageError(
             f"{masked} keeps masks of the task vectors as they are, and '{spec}' changes them", f"write {masked} alone"

@@ -1,8 +1,11 @@
 """The regression of RegMean and RegMean++: the matrix whose outputs are nearest to every task's own, on given inputs."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from vtzoo.merges._checks import refuse_negative
 from vtzoo.merges._spectral import average, shaped, sides
 from vtzoo.merges._whole import Vectors
 
@@ -37,3 +40,12 @@ def _energy(vectors: Vectors, task: int, shrink: float, ridge: float) -> Tensor:
     gram = gram.mul_(shrink)
     gram.diagonal().copy_(diagonal)
     return gram.mul_(vectors.weights[task])
+
+
+def check(weights: Sequence[float]) -> None:
+    """Refuse weights that take a task's inputs away.
+
+    Raises:
+        UsageError: one is negative.
+    """
+    refuse_negative(weights, "leave no regression to solve")

@@ -11,16 +11,15 @@ Departs from the paper: kernels, which it averages, are matrices here; a ridge, 
 image uses become a hundred times what any task has, and with which they are averaged; weights are positive.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._checks import refuse_negative
-from vtzoo.merges._regression import solved
+from vtzoo.merges._regression import check, solved
 from vtzoo.merges._whole import Vectors
 
+__all__ = ["check", "regmean"]
 PAPER = "arXiv:2212.09849"
 SYMMETRIC = True
 LOW_RANK = True
@@ -42,12 +41,3 @@ def regmean(
         ridge: added to every input's energy, as a share of their mean.
     """
     return solved(vectors, shrink, ridge)
-
-
-def check(weights: Sequence[float]) -> None:
-    """Refuse weights that take a task's inputs away.
-
-    Raises:
-        UsageError: one is negative.
-    """
-    refuse_negative(weights, "leave no regression to solve")

@@ -10,7 +10,6 @@ Departs from the paper: kernels are matrices too; a ridge; weights are positive;
 go through together.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -18,11 +17,11 @@ from pydantic import Field
 from torch import Tensor
 
 from vtzoo.evidence import Products
-from vtzoo.merges._checks import refuse_negative
-from vtzoo.merges._regression import solved
+from vtzoo.merges._regression import check, solved
 from vtzoo.merges._scene import Scene
 from vtzoo.merges._whole import Vectors
 
+__all__ = ["check", "look", "regmean_plus"]
 PAPER = "arXiv:2508.03121"
 SYMMETRIC = True
 LOW_RANK = True
@@ -63,12 +62,3 @@ def look(scene: Scene, **_: float) -> None:
 
     with Products({id(p): n for n, p in named.items()}, meet):
         scene.model(torch.cat([x[:count] for x in scene.images]).to(scene.device))
-
-
-def check(weights: Sequence[float]) -> None:
-    """Refuse weights that take a task's inputs away.
-
-    Raises:
-        UsageError: one is negative.
-    """
-    refuse_negative(weights, "leave no regression to solve")
