@@ -46,8 +46,8 @@ METHODS = ("linear", "task-arithmetic", "ties", "iso-c", "tsv")
 COPY = "import sys\nfor p in sys.argv[2:]:\n    f = open(p, 'rb', 0)\n    while b := f.read(1 << 20): pass\nopen(sys.argv[1], 'wb').write(bytes(f.tell()))"
 
 
-def files(folder: Path, arch: str, count: int) -> tuple[Path, list[Path], Zoo]:
-    """The base, the checkpoints, and a zoo that has both."""
+def files(folder: Path, arch: str, count: int, *, keep: bool = True) -> tuple[Path, list[Path], Zoo]:
+    """The base, the checkpoints, and a zoo that has both; without `keep` the zoo's own files alone."""
     torch.manual_seed(0)
     base = {n: t.clone() for n, t in timm.create_model(arch, num_classes=0).state_dict().items()}
     save_file(base, folder / "base.safetensors")
@@ -59,7 +59,9 @@ def files(folder: Path, arch: str, count: int) -> tuple[Path, list[Path], Zoo]:
         path = folder / f"t{i}.safetensors"
         save_file({n: t + 1e-3 * torch.randn(t.shape, generator=draw) for n, t in base.items()}, path)
         add_delta(name=f"t{i}", backbone="base", weights=path, zoo=zoo)
-        found.append(path)
+        if not keep:
+            path.unlink()
+        found.append(path if keep else zoo.object(zoo.resolve(f"t{i}", "deltas").digest))
     return folder / "base.safetensors", found, zoo
 
 

@@ -7,7 +7,7 @@ Duck-typed: nothing of timm is imported; what is used of a model is `get_classif
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -54,8 +54,8 @@ class Site:
 
     def json(self) -> dict[str, Any]:
         """Plain JSON; defaults left out."""
-        default = asdict(Site(name="", kind=""))
-        return plain({k: v for k, v in asdict(self).items() if k in ("name", "kind") or v != default[k]})
+        facts = {f.name: (f.default, getattr(self, f.name)) for f in fields(self)}
+        return plain({k: v for k, (usual, v) in facts.items() if v not in (usual, {})})
 
     @property
     def last(self) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,12 +51,17 @@ class Index:
 
 
 def parse(data: bytes, where: Path) -> Index:
-    """Read an index.
+    """Read an index; each call gives a fresh copy, and the same content again isn't read again.
 
     Raises:
         Corrupt: not UTF-8, not YAML, or not an index; the message has the file and the line.
         Mismatch: written by a newer vtzoo.
     """
+    return deepcopy(_parsed(data, where))
+
+
+@lru_cache(maxsize=4)
+def _parsed(data: bytes, where: Path) -> Index:
     try:
         reader = _Reader(data.decode("utf-8-sig"))
         return _index(reader.document(), reader.lines)

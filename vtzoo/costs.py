@@ -22,10 +22,11 @@ from vtzoo.delta import Part
 from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.files import safetensors_header
 from vtzoo.fingerprint import base_state
-from vtzoo.folding import Folded, fold_part, reason, rebuild, rebuild_shared
+from vtzoo.folding import Folded, fold_part, reason
 from vtzoo.live import head_state, trainable
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import head as build_head
+from vtzoo.rebuilt import rebuild, rebuild_shared
 from vtzoo.spec import plain
 from vtzoo.tensors import CODES
 

@@ -8,21 +8,23 @@ a `fold` of its own and returns `model_args`. Computed in float32 (float64 when 
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from vtzoo import registry
-from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
 from vtzoo.masks import is_masked, of_task
-from vtzoo.tensors import Lazy, Piece, dtype_of, pieces_of, prefixed, shape_of, working
+from vtzoo.rebuilt import Saved, saved_grafts
+from vtzoo.tensors import Factors, Lazy, Piece, dtype_of, pieces_of, shape_of, working
 from vtzoo.tied import further
+
+Thin = Callable[[], Factors | None]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Folded(Mapping[str, Tensor]):
         makers: the changed tensors' recipes, and their shapes where they differ from the base's.
         model_args: keyword arguments that the folded timm model needs beside the base's.
         parts: what computes a part of a changed tensor, of those that needn't be computed whole.
+        thin: what gives two matrices whose product a changed one is, [out, r] and [r, in], of those that are known to be one.
     """
 
     base: Mapping[str, Tensor]
@@ -41,6 +44,7 @@ class Folded(Mapping[str, Tensor]):
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     model_args: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Piece] = field(default_factory=dict)
+    thin: Mapping[str, Thin] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         maker = self.makers.get(name)
@@ -63,6 +67,10 @@ class Folded(Mapping[str, Tensor]):
     def pieces(self, name: str) -> Piece | None:
         """What computes some entries of a tensor laid flat, where it needn't be computed whole."""
         return self.parts.get(name) if name in self.makers else pieces_of(self.base, name)
+
+    def factors(self, name: str) -> Factors | None:
+        """Two matrices whose product a tensor is, where that is known."""
+        return self.thin[name]() if name in self.thin else None
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is computed in: float32 (float64 over a float64 base) where it is folded, else as stored."""
@@ -164,21 +172,19 @@ def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Map
     if hasattr(module, "fold"):
         return module.fold(base, site_tensors(tensors, part), part.sites, config)
     makers: dict[str, Callable[[], Tensor]] = {}
-    common = rebuild_shared(part, prefixed(tensors, f"{part.graft}."))
-    for site in part.sites:
-        child = rebuild(module, site, config)
-        if not child.edits:
+    for saved in saved_grafts(tensors, part):
+        edits, site = saved.skeleton.edits, saved.site
+        if not edits:
             raise NotFoldable(
                 f"{part.method}: {reason(part.method)}", "keep it as a delta, or export onnx, which runs it attached"
             )
-        missing = [p for p in child.edits if site.key(p) not in base]
+        missing = [p for p in edits if site.key(p) not in base]
         if missing:
             raise ShapeMismatch(
                 f"this backbone has no {site.key(missing[0])}", "fold into the backbone that the delta names"
             )
-        prefix = f"{site.key(part.graft)}."
-        for name in child.edits:
-            makers[site.key(name)] = _maker(module, site, config, name, tensors, prefix, base, root, common)
+        for name in edits:
+            makers[site.key(name)] = _maker(saved, name, base, root)
     makers |= {n: makers[first] for first, more in further(part.sites).items() if first in makers for n in more}
     return Folded(base, makers)
 
@@ -192,42 +198,6 @@ def site_tensors(tensors: Mapping[str, Tensor], part: Part) -> dict[str, Mapping
             n[len(prefix) :]: tensors[n] for n in tensors if n.startswith(prefix) and "." not in n[len(prefix) :]
         }
     return found
-
-
-def rebuild(
-    module: Any, site: Site, config: Any, tensors: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
-) -> Graft:
-    """A graft as it was saved; without tensors, its shape only (on the meta device)."""
-    return _rebuilt(lambda: module.Graft(site, config), tensors, dtype)
-
-
-def rebuild_shared(
-    part: Part, tensors: Mapping[str, Tensor] | None = None
-) -> Callable[[torch.dtype | None], Graft | None]:
-    """What the grafts of a part share, in any dtype asked for; None where they share nothing."""
-
-    @cache
-    def make(dtype: torch.dtype | None) -> Graft | None:
-        if not hasattr(part.module, "Shared"):
-            return None
-        return _rebuilt(lambda: part.module.Shared(part.sites, part.config), tensors, dtype)
-
-    return make
-
-
-def _rebuilt(build: Callable[[], Graft], tensors: Mapping[str, Tensor] | None, dtype: torch.dtype | None) -> Graft:
-    with torch.device("meta"):
-        child = build()
-    if tensors is not None:
-        if any(m._non_persistent_buffers_set for m in child.modules()):  # noqa: SLF001 - constants that no file holds
-            child = build()
-        own = child.state_dict()
-        child.load_state_dict(
-            {k: v.to(dtype) if v.is_floating_point() else v for k, v in child.unpack(tensors).items() if k in own},
-            assign=True,
-        )
-        child.to(dtype).requires_grad_(False)
-    return child.eval()
 
 
 def reason(method: str) -> str:
@@ -286,25 +256,40 @@ def task_vector(base: Mapping[str, Tensor], delta: Delta) -> Folded:
         return after.to(kind) - before.to(kind)
 
     makers, shapes = {n: (lambda n=n: difference(n)) for n in sorted(names)}, {n: folded.shape(n) for n in names}
-    return Folded({}, makers, shapes, parts=_replaced(ground, delta, names))
+    parts, thin = _shortcuts(ground, delta, names)
+    return Folded({}, makers, shapes, parts=parts, thin=thin)
 
 
-def _replaced(ground: Folded, delta: Delta, names: Container[str]) -> dict[str, Piece]:
-    """What computes a part of the difference, for tensors that the delta holds replacements of and only one part writes."""
-    found, seen = dict[str, Piece](), Counter[str]()
+def _shortcuts(ground: Folded, delta: Delta, names: Container[str]) -> tuple[dict[str, Piece], dict[str, Thin]]:
+    """What needs no whole difference, for tensors that only one part writes.
+
+    Returns:
+        What computes some entries, where the delta holds replacements; what gives two matrices, where it may add their product.
+    """
+    parts, thin, seen = dict[str, Piece](), dict[str, Thin](), Counter[str]()
     for part in delta.parts:
-        config = part.config
-        for site in part.sites:
-            graft = rebuild(part.module, site, config)
+        for saved in saved_grafts(delta.tensors, part):
+            graft = saved.skeleton
             for param in graft.edits:
-                name = site.key(param)
+                name = saved.site.key(param)
                 seen[name] += 1
-                if not graft.replaces or name not in names:
+                if name not in names:
                     continue
-                after, before = pieces_of(delta.tensors, f"{site.key(part.graft)}.{param}"), pieces_of(ground, name)
+                if type(graft).factors is not Graft.factors:
+                    thin[name] = partial(_factors, saved, param)
+                if not graft.replaces:
+                    continue
+                after, before = pieces_of(delta.tensors, saved.prefix + param), pieces_of(ground, name)
                 if after and before:
-                    found[name] = partial(_difference, after, before)
-    return {n: p for n, p in found.items() if seen[n] == 1}
+                    parts[name] = partial(_difference, after, before)
+    alone = {n for n, count in seen.items() if count == 1}
+    return {n: p for n, p in parts.items() if n in alone}, {n: f for n, f in thin.items() if n in alone}
+
+
+@torch.no_grad()
+def _factors(saved: Saved, param: str) -> Factors | None:
+    own = saved.own()
+    return saved.graft(own, working(*own.values())).factors(param)
 
 
 def _difference(after: Piece, before: Piece, start: int, stop: int, every: int = 1) -> Tensor:
@@ -313,15 +298,12 @@ def _difference(after: Piece, before: Piece, start: int, stop: int, every: int =
     return a.to(kind).sub_(b.to(kind))  # `a` was made for this
 
 
-def _maker(
-    module: Any, site: Site, config: Any, name: str, tensors: Mapping[str, Tensor], prefix: str,
-    base: Mapping[str, Tensor], root: Mapping[str, Tensor], common: Callable[[torch.dtype | None], Graft | None],
-) -> Callable[[], Tensor]:  # fmt: skip
-    names = [n for n in tensors if n.startswith(prefix)]
+def _maker(saved: Saved, name: str, base: Mapping[str, Tensor], root: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+    site = saved.site
 
     @torch.no_grad()
     def make() -> Tensor:
-        own = {n[len(prefix) :]: tensors[n] for n in names}
+        own = saved.own()
         kind = working(base[site.key(name)], *(v for v in own.values() if v.is_floating_point()))
         known: dict[tuple[int, str], Tensor] = {}
 
@@ -334,9 +316,6 @@ def _maker(
             return known[key]
 
         before = Before(lambda n: get(base, 1, n), lambda n: get(root, 0, n))
-        child = rebuild(module, site, config, own, kind)
-        if (shared := common(kind)) is not None:
-            child.share(shared)
-        return child.read(name, before)
+        return saved.graft(own, kind).read(name, before)
 
     return make

@@ -78,6 +78,10 @@ class Graft(nn.Module):
         """The host's parameter `name` with this graft folded in, given the values before it."""
         raise NotImplementedError(f"{type(self).__name__}.read({name})")
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002 - the interface
+        """What it adds to the host's parameter `name`, [out, r] and [r, in], where that is their product whatever was there before."""
+        return None
+
     def start(self, host: nn.Module, scores: Scores) -> None:
         """Take initial values from the host; called once on a fresh graft, not on a loaded one.
 

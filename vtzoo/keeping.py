@@ -19,9 +19,9 @@ from vtzoo import knobs
 from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
 from vtzoo.errors import NotFoldable, UsageError
-from vtzoo.folding import rebuild
 from vtzoo.merges._spectral import sides
 from vtzoo.merges._whole import is_matrix
+from vtzoo.rebuilt import skeleton
 from vtzoo.tensors import WORKERS, one_thread
 from vtzoo.tied import further
 
@@ -132,8 +132,9 @@ def _ranks(deltas: Sequence[Delta]) -> dict[str, int]:
         for part in delta.parts:
             if hasattr(part.module, "head"):
                 continue
+            config = part.config
             for site in part.sites:
-                graft: Any = rebuild(part.module, site, part.config)
+                graft: Any = skeleton(part.module, site, config)
                 if "weight" not in getattr(graft, "edits", ()):
                     continue
                 name = site.key("weight")

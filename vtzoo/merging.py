@@ -211,9 +211,10 @@ def plan(
     shapes = {n: ground.shape(n) for n in sorted({n for v in vectors for n in v})}
     factors, statistics = factors_of(layers, list(shapes)), _statistics(deltas)
     equal_values(deltas)
+    order = _order(deltas)
     whole = Whole(
-        vectors, weights, shapes, labels=labels, keys=_keys(deltas), aside=statistics, ground=ground,
-        evidence=evidence or (), order=_order(deltas) if all(s.module.SYMMETRIC for s in chain) else (),
+        vectors, weights, shapes, labels=labels, keys=_keys(deltas, order), aside=statistics, ground=ground,
+        evidence=evidence or (), order=order if all(s.module.SYMMETRIC for s in chain) else (),
     )  # fmt: skip
     return Plan(
         deltas=deltas,
@@ -362,11 +363,11 @@ def _order(deltas: Sequence[Delta]) -> list[int]:
     return sorted(range(len(deltas)), key=lambda i: json.dumps(deltas[i].header(), sort_keys=True))
 
 
-def _keys(deltas: Sequence[Delta]) -> list[str]:
+def _keys(deltas: Sequence[Delta], order: Sequence[int]) -> list[str]:
     """Each delta's tasks, and a number where several have the same: what tells task vectors apart in any order."""
     names = [",".join(t.name for t in d.tasks) or d.method for d in deltas]
     found, seen = dict[int, str](), Counter[str]()
-    for i in _order(deltas):
+    for i in order:
         found[i] = f"{names[i]}#{seen[names[i]]}"
         seen[names[i]] += 1
     return [found[i] for i in range(len(deltas))]

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from vtzoo import files
 from vtzoo.errors import Corrupt, ShapeMismatch
 
+Factors = tuple[Tensor, Tensor]
+"""Two matrices whose product counts, [out, r] and [r, in]."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -218,6 +220,12 @@ def pieces_of(tensors: Mapping[str, Tensor], name: str) -> Piece | None:
     return known(name) if known is not None else None
 
 
+def thin_of(tensors: Mapping[str, Tensor], name: str) -> Factors | None:
+    """[out, r] and [r, in] whose product a matrix is, where the mapping knows them."""
+    known = getattr(tensors, "factors", None)
+    return known(name) if known is not None else None
+
+
 def dtype_of(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
     """A tensor's dtype, from the mapping's own knowledge where it has any; else the tensor is computed."""
     known = getattr(tensors, "dtype", None)
@@ -289,7 +297,7 @@ def write(
 
 
 def ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`make` of each item in order, by threads that are no further ahead than there are of them."""
+    """`make` of each item in order, by threads that keep at it while one result is looked at, and are no further ahead."""
     if workers < 2:
         yield from map(make, items)
         return
@@ -297,7 +305,7 @@ def ahead(make: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[
         waiting = deque[Future[R]]()
         for item in items:
             waiting.append(pool.submit(make, item))
-            if len(waiting) == workers:
+            if len(waiting) > workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -30,7 +30,7 @@ from vtzoo.anatomy import head_names, survey
 from vtzoo.delta import Delta
 from vtzoo.errors import Mismatch, NotFoldable, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state, fingerprint_of
-from vtzoo.folding import fold
+from vtzoo.folding import Folded, fold, task_vector
 from vtzoo.graft import tensors_of
 from vtzoo.identity import CARD, LOADED
 from vtzoo.live import attach, detach, extract, head_state, inject, trainable
@@ -222,12 +222,22 @@ def test_fold_equals_attach(spec: str, family: str) -> None:
         assert all(torch.equal(kept[n], t) for n, t in [*base.items(), *made.delta.tensors.items()])
     assert relative(made.live, _plain(family, tensors, folded.all_args, made.x)) <= 1e-10
     assert {n: tuple(t.shape) for n, t in tensors.items()} == {n: folded.shape(n) for n in folded}
+    if not folded.all_args:
+        _factors_are_the_difference(task_vector(base, made.delta))
     half = {n: t.float() if t.is_floating_point() else t for n, t in base.items()}
     small = made.delta.with_(tensors={n: t.float() for n, t in made.delta.tensors.items()})
     folded = fold(half, small, check=False)
     x = made.x.float()
     live = logits(attach(families.build(family, dtype=torch.float32), small), x)
     assert relative(live, _plain(family, dict(folded), folded.all_args, x)) <= 1e-5
+
+
+def _factors_are_the_difference(vector: Folded) -> None:
+    """Where a delta gives two thin matrices for a tensor, their product is what it changes."""
+    for name in vector:
+        if (pair := vector.factors(name)) is not None:
+            left, right = pair
+            assert relative(left @ right, vector[name].flatten(1)) <= 1e-10, name
 
 
 @pytest.mark.parametrize(("first", "second"), stacks())

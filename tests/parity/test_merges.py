@@ -13,8 +13,9 @@ import torch
 import vtzoo
 from tests.contract.merge_cases import random_deltas
 from vtzoo import registry
-from vtzoo.errors import UsageError
+from vtzoo.errors import Corrupt, UsageError
 from vtzoo.folding import fold
+from vtzoo.merges import _spectral
 from vtzoo.merges._chain import algorithm, checks, steps
 from vtzoo.merges._draw import uniform
 from vtzoo.merges._whole import Whole
@@ -659,6 +660,84 @@ def test_cat(agree):
         [a for _, a in factors], 0
     )
     matching(agree, "cat", lambda _: wanted, sources, shapes={name: SHAPES[name]})
+
+
+class Thin(Fresh):
+    """Task vectors that know their matrices as products; the products themselves only where allowed."""
+
+    def __init__(self, dense, rank, seed, allowed):
+        draw = torch.Generator().manual_seed(seed)
+        self.pairs = {
+            n: tuple(
+                0.3 * torch.randn(*s, generator=draw) for s in ((dense[n].shape[0], rank), (rank, dense[n][0].numel()))
+            )
+            for n in MATRICES
+        }
+        super().__init__(
+            {
+                n: (self.pairs[n][0] @ self.pairs[n][1]).reshape(t.shape) if n in self.pairs else t
+                for n, t in dense.items()
+            }
+        )
+        self.allowed = allowed
+
+    def factors(self, name):
+        """Both halves."""
+        return self.pairs.get(name)
+
+    def __getitem__(self, name):
+        assert self.allowed or name not in self.pairs, f"{name} was multiplied out"
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "allowed"), [("tsv", False), ("iso-cts", True), ("core+ties", True), ("knots+ties", True)]
+)
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_factors_merge_as_their_products(spec, allowed, rank, agree):
+    """A LoRA kept as two matrices merges as their product does; TSV never makes it."""
+    thin = [Thin(t, rank, i, allowed) for i, t in enumerate(tasks(3))]
+    dense = [Fresh(t.items()) for t in thin]
+    whole, kept = (Whole(s, COEF, SHAPES) for s in (dense, thin))
+    wanted, got = algorithm(steps(spec), whole), algorithm(steps(spec), kept)
+    worst = max(float((wanted(n) - got(n)).abs().max() / wanted(n).abs().max()) for n in SHAPES)
+    agree(spec, "dense", 1e-5, factors=worst)
+    assert kept.norms() == pytest.approx(whole.norms(), rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["tsv", "core+ties", "knots+ties"])
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_factors_that_are_no_numbers_are_refused(spec, half, value):
+    """NaN, infinity, and a product too large for float32 name the delta, as they do in a whole tensor."""
+    thin = [Thin(t, 2, i, allowed=False) for i, t in enumerate(tasks(2))]
+    thin[1].pairs["blocks.0.a.weight"][half].fill_(value)
+    if value == 1e30:
+        thin[1].pairs["blocks.0.a.weight"][1 - half].fill_(value)
+    with pytest.raises(Corrupt, match=r"task vector 2: NaN or infinity in blocks\.0\.a\.weight"):
+        algorithm(steps(spec), Whole(thin, (1.0, 1.0), SHAPES))("blocks.0.a.weight")
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-6])
+def test_factors_that_cancel_out_are_zero(apart):
+    """An untrained PiSSA is B0 A0 - B0 A0: no direction of its rounding counts; the least training does."""
+    thin = [Thin(t, 2, i, allowed=True) for i, t in enumerate(tasks(1))]
+    for name, (left, right) in thin[0].pairs.items():
+        later = right.double() * (1 + apart)
+        thin[0].pairs[name] = torch.cat([left, -left], 1).double(), torch.cat([later, right.double()])
+    merged = algorithm(steps("tsv"), Whole(thin, (1.0,), SHAPES))("blocks.0.a.weight")
+    left, right = (m[:, :2] if m.shape[1] == 4 else m[2:] for m in thin[0].pairs["blocks.0.a.weight"])
+    assert torch.allclose(merged.double(), apart * left @ right, rtol=1e-5, atol=0)
+
+
+def test_svd_of_a_product_makes_no_product(monkeypatch):
+    """By QR where the factors are thin, beside LAPACK's; the dense way's eigenvectors are out of reach."""
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*s, dtype=torch.float64, generator=draw) for s in ((9, 2), (2, 7)))
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    u, s, v = _spectral.svd(left, None, right)
+    assert torch.allclose(u * s @ v, left @ right, rtol=0, atol=1e-14)
+    assert torch.allclose(s, torch.linalg.svdvals(left @ right)[:2], rtol=1e-13)
 
 
 @pytest.mark.parametrize("spec", LOW_RANK)

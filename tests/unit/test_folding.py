@@ -128,6 +128,28 @@ def test_task_vector_is_folded_minus_base() -> None:
     assert torch.equal(vector[name], folded[name] - base[name].double())
 
 
+@pytest.mark.parametrize(
+    ("spec", "family", "known"),
+    [
+        ("lora[rank=2]", "vit", True), ("lora[rank=2,qkv=qv]", "vit", True), ("lora[rank=2,init=pissa]", "vit", True),
+        ("lora[rank=2]", "resnet", True), ("vera[rank=2]", "vit", True), ("lora[rank=2,dora=true]", "vit", False),
+        ("full", "vit", False), ("lora[rank=2]+lora[rank=1]", "vit", False), ("lora[rank=2]+ssf", "vit", False),
+    ],
+)  # fmt: skip
+def test_products_stay_factors(spec: str, family: str, known: bool) -> None:
+    """What one part adds as a product of thin matrices is given as them, and what isn't one, or isn't alone, as None."""
+    base = families.build(family).state_dict()
+    vector = task_vector(base, _delta(spec, family))
+    pairs = {n: vector.factors(n) for n in vector if vector[n].ndim > 1 and min(vector[n].flatten(1).shape) > 4}
+    assert pairs
+    for name, pair in pairs.items():
+        assert (pair is not None) == known, name
+        if pair is not None:
+            left, right = pair
+            assert left.shape[1] == right.shape[0] < min(left.shape[0], right.shape[1])
+            assert torch.allclose(left @ right, vector[name].flatten(1), rtol=0, atol=1e-12)
+
+
 def test_folded_is_a_mapping() -> None:
     """Names of the base first, new ones after; a plain one has the base's shapes and no arguments."""
     base = {"a": torch.ones(2), "b": torch.ones(3)}

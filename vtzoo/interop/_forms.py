@@ -17,13 +17,13 @@ from vtzoo.anatomy import Anatomy, Site, is_norm
 from vtzoo.delta import Part
 from vtzoo.errors import Mismatch
 from vtzoo.fingerprint import COUNTER
-from vtzoo.folding import rebuild_shared
 from vtzoo.graft import stored
 from vtzoo.interop._lora import Pair, piece
 from vtzoo.interop._parts import Piece, words
 from vtzoo.interop._places import site_of
 from vtzoo.interop._settings import Settings
 from vtzoo.methods.vera import Shared
+from vtzoo.rebuilt import rebuild_shared
 
 Own = Mapping[str, Tensor]
 Config = Mapping[str, Any]

@@ -11,7 +11,7 @@ from vtzoo import registry
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.delta import HEAD, Delta, Part
 from vtzoo.errors import ShapeMismatch, UsageError
-from vtzoo.folding import rebuild
+from vtzoo.rebuilt import rebuild
 from vtzoo.spec import BackboneCard, Task
 
 

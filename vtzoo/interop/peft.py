@@ -24,13 +24,13 @@ from vtzoo.anatomy import Anatomy, Site
 from vtzoo.delta import Delta, Part
 from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch
 from vtzoo.files import reading
-from vtzoo.folding import rebuild
 from vtzoo.graft import stored
 from vtzoo.interop import _lora
 from vtzoo.interop._forms import FORMS, shared_of, whole
 from vtzoo.interop._parts import Piece
 from vtzoo.interop._places import check_place, layers, site_of
 from vtzoo.interop._settings import DEFAULTS, FREE, METHODS, Settings, matches
+from vtzoo.rebuilt import rebuild
 from vtzoo.tensors import TensorFile, write
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "vtzoo.json"

@@ -25,7 +25,7 @@ from vtzoo.merges._whole import Frame, Whole, spans_of
 _RANK = {"before": 0, "space": 0, "merge": 1, "after": 2}
 IMAGES = 256
 """How many images of each task are looked at where a merge says nothing, as RegMean and Fisher merging do."""
-PIECES = 1 << 17
+PIECES = 1 << 19
 """So many entries are merged at once: what a merge holds of them stays near, and steps are few."""
 _FRAMES = 4
 """How many tensors' coordinates are kept at once: one per worker, and one to spare."""

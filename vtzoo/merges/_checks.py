@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vtzoo.delta import BASE, Delta
 from vtzoo.errors import Conflict, ShapeMismatch, UsageError, WrongBackbone
-from vtzoo.folding import Folded, rebuild, rebuild_shared
+from vtzoo.folding import Folded
+from vtzoo.rebuilt import rebuild_shared, skeleton
 from vtzoo.spec import BackboneCard
 from vtzoo.tensors import shape_of
 
@@ -82,7 +83,7 @@ def complete(delta: Delta, who: str, ground: Folded) -> None:
         for name, tensor in common.pack().items() if common else ():
             _fits(own, f"{part.graft}.{name}", tensor.shape, who)
         for site in part.sites:
-            for name, tensor in rebuild(part.module, site, config).pack().items():
+            for name, tensor in skeleton(part.module, site, config).pack().items():
                 _fits(own, f"{site.key(part.graft)}.{name}", tensor.shape, who)
             for name, shape in site.facts.get("params", {}).items():
                 _fits(there, site.key(name), shape, f"the base of {who}")

@@ -39,12 +39,14 @@ from torch import Tensor
 from vtzoo.errors import Corrupt
 from vtzoo.merges._depth import depths
 from vtzoo.merges._floor import PIECE, Entry, floors
-from vtzoo.tensors import Lazy, pieces_of
+from vtzoo.tensors import Lazy, pieces_of, thin_of
 
 Read = Callable[[int, str], Tensor]
 Span = tuple[int, int]
 BLOCK = 1 << 18
 """So many entries are read at once where a tensor needn't be read whole."""
+_NOTHING = 1e-14
+"""A product that is smaller than this share of its factors is what rounding to float64 leaves of zero."""
 EVERY = 251
 """One of so many entries is in a sample; a prime, since what repeats along a tensor has other periods."""
 T = TypeVar("T")
@@ -93,6 +95,16 @@ class Vectors:
         for task in self.whole.order:
             if self.weights[task] and self.name in self.whole.names[task]:
                 yield self.whole.vector(task, self.name, self.span)
+
+    def products(self) -> Iterator[tuple[float, Tensor, Tensor | None]]:
+        """Weight, left [out, r] and right [r, in] (float64) of every task that touches the tensor: a matrix, left @ right.
+
+        Where nothing tells of factors, as with a full fine-tune, left is the tensor and right None.
+        """
+        for task in self.whole.order:
+            if self.weights[task] and self.name in self.whole.names[task]:
+                left, right = self.whole.product(task, self.name)
+                yield self.weights[task], left, right
 
     @property
     def count(self) -> int:
@@ -221,16 +233,38 @@ class Whole:
         """
         piece = pieces_of(self.sources[task], name) if span else None
         value = (piece(*span) if span and piece else self.sources[task][name]).to(torch.float32)
-        known, place = self._squares.setdefault((task, name), {}), span or (0, value.numel())
-        if place in known:
-            return value
-        square = square_of(value)
-        if not math.isfinite(square) and not bool(value.isfinite().all()):
+        place = span or (0, value.numel())
+        if place not in self._squares.setdefault((task, name), {}):
+            square = square_of(value)
+            self._note(task, name, place, square, finite=math.isfinite(square) or bool(value.isfinite().all()))
+        return value
+
+    def _note(self, task: int, name: str, place: Span, square: float, *, finite: bool) -> None:
+        """Keep a sum of squares."""
+        if not finite:
             raise Corrupt(
                 f"{self.labels[task]}: NaN or infinity in {name}", "leave it out, or train it again with a lower --lr"
             )
-        known[place] = square
-        return value
+        self._squares.setdefault((task, name), {})[place] = square
+
+    def product(self, task: int, name: str) -> tuple[Tensor, Tensor | None]:
+        """Two matrices whose product a tensor of a task vector is, which is not made; else the tensor and None.
+
+        Raises:
+            Corrupt: it holds NaN or infinity.
+        """
+        pair = thin_of(self.sources[task], name)
+        if pair is None:
+            return self.read(task, name), None
+        left, right = (m.double() for m in pair)
+        finite = bool(left.isfinite().all()) and bool(right.isfinite().all())
+        inner = torch.linalg.qr(left, "r").R @ torch.linalg.qr(right.T, "r").R.T if finite else torch.zeros(1)
+        size = float(inner.norm())  # the product's own: both QRs keep lengths
+        whole = (0, left.shape[0] * right.shape[1])
+        self._note(task, name, whole, size**2, finite=finite and size < torch.finfo(torch.float32).max)
+        if size <= _NOTHING * float(left.norm() * right.norm()):  # PiSSA's two products cancel out, but for rounding
+            return torch.zeros(self.shapes[name]), None
+        return left, right
 
     def read_as(
         self, read: Read, shapes: Mapping[str, tuple[int, ...]] | None = None, *, together: bool = False

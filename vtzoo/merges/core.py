@@ -13,7 +13,7 @@ vector, not on how a LoRA halves it, and any task vector takes part; a weight do
 import torch
 from torch import Tensor
 
-from vtzoo.merges._spectral import sides, span, svd
+from vtzoo.merges._spectral import Span, products, svd
 from vtzoo.merges._whole import Frame, Vectors
 
 PAPER = "arXiv:2509.17786"
@@ -31,17 +31,14 @@ def core(vectors: Vectors) -> Frame | None:
     """
     if not vectors.is_matrix:
         return None
-    height, width = sides(vectors.shape)
-    left, right = (torch.zeros(n, n, dtype=torch.float64) for n in (height, width))
-    for vector in vectors:
-        own = vector.value.flatten(1).double()
-        if own.any():
-            writes, strength, reads = svd(own)
-            left += writes * strength @ writes.T
-            right += reads.T * strength @ reads
-    if not left.any():
+    left, right = Span(), Span()
+    for own, factor in products(vectors, weighed=False):
+        writes, strength, reads = svd(own, right=factor)
+        left.add(writes * strength.sqrt())
+        right.add(reads.T * strength.sqrt())
+    u, v = left.directions(), right.directions()
+    if not u.numel():
         return None
-    u, v = span(left), span(right)
 
     def into(value: Tensor) -> Tensor:
         return (u.T @ value.flatten(1).double() @ v).to(torch.float32)

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import SVD, average, matrices, orthogonal, shaped, summed, svd
+from vtzoo.merges._spectral import SVD, average, orthogonal, products, shaped, summed, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2502.04959"
@@ -49,7 +49,7 @@ def iso_cts(
     first = len(values) - own * count
     parts: list[SVD] = [(left[:, :first], values[:first], right[:first])]
     shared = parts[0][0]
-    for matrix in matrices(vectors) if own else ():
-        parts.append(svd(matrix - shared @ (shared.T @ matrix), own))
+    for matrix, factor in products(vectors) if own else ():
+        parts.append(svd(matrix - shared @ (shared.T @ matrix), own, factor))
     left, values, right = (torch.cat([p[i] for p in parts], d) for i, d in ((0, 1), (1, 0), (2, 0)))
     return shaped(orthogonal(left) @ orthogonal(right) * values.mean(), vectors).mul_(scale)

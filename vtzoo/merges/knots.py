@@ -14,7 +14,7 @@ directions; a weight does not change them.
 import torch
 from torch import Tensor
 
-from vtzoo.merges._spectral import sides, span
+from vtzoo.merges._spectral import Span, products, sides
 from vtzoo.merges._whole import Frame, Vectors
 
 PAPER = "arXiv:2410.19735"
@@ -32,14 +32,12 @@ def knots(vectors: Vectors) -> Frame | None:
     """
     if not vectors.is_matrix:
         return None
-    height, width = sides(vectors.shape)
-    gram = torch.zeros(height, height, dtype=torch.float64)
-    for vector in vectors:
-        own = vector.value.flatten(1).double()
-        gram += own @ own.T
-    if not gram.any():
+    reached = Span()
+    for own, factor in products(vectors, weighed=False):
+        reached.add(own if factor is None else own @ torch.linalg.qr(factor.T).R.T)
+    basis = reached.directions()
+    if not basis.numel():
         return None
-    basis = span(gram)
 
     def into(value: Tensor) -> Tensor:
         return (basis.T @ value.flatten(1).double()).to(torch.float32)
@@ -47,4 +45,4 @@ def knots(vectors: Vectors) -> Frame | None:
     def back(merged: Tensor) -> Tensor:
         return (basis @ merged.double()).to(torch.float32).reshape(vectors.shape)
 
-    return Frame((basis.shape[1], width), into, back)
+    return Frame((basis.shape[1], sides(vectors.shape)[1]), into, back)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, matrices, orthogonal, shaped, sides, svd
+from vtzoo.merges._spectral import average, orthogonal, products, shaped, sides, svd
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2412.00081"
@@ -33,10 +33,10 @@ def tsv(vectors: Vectors, *, scale: Annotated[float, Field(gt=0, allow_inf_nan=F
     """
     if not vectors.is_matrix:
         return average(vectors)
-    count = sum(1 for _ in matrices(vectors))
+    count = sum(1 for _ in products(vectors))
     if not count:
         return torch.zeros(vectors.shape)
     most = max(1, min(sides(vectors.shape)) // count)
-    left, values, right = zip(*(svd(m, most) for m in matrices(vectors)), strict=True)
+    left, values, right = zip(*(svd(own, most, factor) for own, factor in products(vectors)), strict=True)
     merged = orthogonal(torch.cat(left, 1)) * torch.cat(values) @ orthogonal(torch.cat(right, 0))
     return shaped(merged, vectors).mul_(scale)

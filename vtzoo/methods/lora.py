@@ -182,6 +182,20 @@ class Graft(graft.Graft):
             parts[part] = rows[i]
         return torch.cat(parts)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002 - the one that it edits
+        """scale * B and A, those of PiSSA and of a fused qkv's parts side by side; None with lengths, or groups."""
+        if self.m is not None or (self.A.ndim > 2 and not self.slices):
+            return None
+        left, right = self.scale * self.B, self.A
+        if self.first:
+            left, right = torch.cat([left, -self.scale * self.B0], -1), torch.cat([right, self.A0], -2)
+        if not self.slices:
+            return left, right
+        rank, blocks = right.shape[-2], torch.block_diag(*left).split(left.shape[-2])
+        own = dict(zip(self.slices, blocks, strict=True))
+        none = left.new_zeros(left.shape[-2], rank * len(self.slices))
+        return torch.cat([own.get(i, none) for i in range(3)]), right.flatten(0, 1)
+
     def _added(self, x: Tensor, y: Tensor, part: Any) -> Tensor:
         """y + scale * (B A - B0 A0) x for one part of a fused qkv, or for all of the layer (...)."""
         hidden, B = F.linear(x, self._live(self.A[part])), self.B[part]

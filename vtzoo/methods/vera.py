@@ -85,8 +85,13 @@ class Graft(Increment):
 
     def increment(self) -> Tensor:
         """What is added, [out, fan_in]."""
+        left, right = self.factors("weight")
+        return left @ right
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - the one that it edits
+        """b B and d A, [out, rank] and [rank, fan_in]."""
         down, up = self._matrices()
-        return (self.b[:, None] * up) @ (self.d[:, None] * down)
+        return self.b[:, None] * up, self.d[:, None] * down
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
         """The layer's part of A and B."""
