@@ -1,6 +1,6 @@
 """What eight real tasks keep of their accuracy in every merge, with published defaults, with a search, and with refitted heads.
 
-    python benchmarks/bench_merge_quality.py DIR [MERGE …] --zoo ZOO --backbone NAME [--set full|lora|mixed …] [--pixels 56] [--epochs 5]
+    python benchmarks/bench_merge_quality.py DIR [MERGE …] --zoo ZOO --backbone NAME [--set full|lora|mixed …] [--pixels 56] [--epochs 5] [--lr 5e-4]
 
 DIR holds the tasks, one folder each with train, val and test. Deltas that ZOO lacks are trained first, by the methods' own recipes, on
 1,000 images: `full` and `lora[rank=16]` of every task, and for `mixed` two each of lora, full, ssf and bitfit. Top-1 is the mean over
@@ -82,6 +82,7 @@ def trained(asked: argparse.Namespace, zoo: Zoo, kind: str) -> list[str]:
         refs.append(f"{task.name}/{method.partition('[')[0]}")
         if refs[-1] not in known:
             recipe = {"epochs": asked.epochs, "limit": TRAIN} | ({"image_size": asked.pixels} if asked.pixels else {})
+            recipe |= {"lr": asked.lr} if asked.lr else {}
             train(backbone=asked.backbone, data=str(task), method=method, name=refs[-1], zoo=zoo, recipe=recipe)
     return refs
 
@@ -203,21 +204,26 @@ def main() -> None:
     parser.add_argument("--set", action="append", dest="sets", choices=("full", "lora", "mixed"))
     parser.add_argument("--pixels", type=int)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, help="of the deltas that are trained, in place of their methods' own")
     parser.add_argument("--again", action="store_true", help="also merges that have a row")
     parser.add_argument("merges", nargs="*", metavar="MERGE", default=[])
     asked = parser.parse_args()
     zoo = Zoo(asked.zoo) if (asked.zoo / "zoo_index.yaml").exists() else Zoo.init(asked.zoo)
     for kind in asked.sets or ("full", "lora", "mixed"):
+        refs = trained(asked, zoo, kind)
         run = f"{asked.backbone}, {kind}" + (f", {asked.pixels} px" if asked.pixels else "")
+        run += (f", {len(refs)} tasks" if len(refs) != len(MIXED) else "") + (f", lr {asked.lr:g}" if asked.lr else "")
         known = json.loads(KEPT.read_text())["runs"].get(run, {}) if KEPT.is_file() else {}
         raw: dict[str, Any] = known.get("raw", {"results": {}})
-        bench = prepared(asked, zoo, trained(asked, zoo, kind))
+        bench = prepared(asked, zoo, refs)
         raw["alone"] = list(bench.alone)
         raw["tasks"] = [d.tasks[0].name for d in bench.deltas]
+        raw["norms"] = plan(bench.deltas, "linear", base=bench.base).whole.norms()
+        alone = f"each delta alone, of norm {min(raw['norms']):.1f} to {max(raw['norms']):.1f}"
         for spec in ("*:0 linear", *(asked.merges or SINGLE)):
             if spec not in raw["results"] or asked.again:
                 raw["results"][spec] = measured(bench, spec)
-            table = [("each delta alone", f"{statistics.mean(bench.alone):.3f}", "1.000", "1.000", *[""] * 4)]
+            table = [(alone, f"{statistics.mean(bench.alone):.3f}", "1.000", "1.000", *[""] * 4)]
             table += [
                 row("the bare backbone" if s.startswith("*") else s, r, bench.alone) for s, r in raw["results"].items()
             ]

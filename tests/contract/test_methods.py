@@ -15,6 +15,7 @@ from tests.contract.cases import (
     SUPPORT,
     TASK,
     bare,
+    by_family,
     case,
     everything,
     fresh,
@@ -145,7 +146,7 @@ def test_save_and_open_keep_every_bit(spec: str, family: str, tmp_path) -> None:
     assert again.save(tmp_path / "b.safetensors") == first
 
 
-@each
+@pytest.mark.parametrize(("spec", "family"), by_family())
 def test_attach_refuses_other_weights(spec: str, family: str) -> None:
     """The same architecture with other weights is refused, and left as it was."""
     model = bare(family, seed=5)
@@ -156,7 +157,7 @@ def test_attach_refuses_other_weights(spec: str, family: str) -> None:
     assert _portrait(model) == before
 
 
-@each
+@pytest.mark.parametrize(("spec", "family"), by_family())
 def test_attach_refuses_another_depth(spec: str, family: str) -> None:
     """A deeper or shallower network is refused, by its fingerprint, and by its shapes where that is not asked."""
     deeper = families.FAMILIES[family].deeper
