@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _collect_less() -> None:
-    """Torch makes half a million objects that stay: rounds over them cost 0.2 s while it is imported, and 0.3 s at the exit."""
+    """Torch makes very many objects that stay: few rounds over them while it is imported, and none at the exit."""
     gc.set_threshold(100_000, 20, 20)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)

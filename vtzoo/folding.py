@@ -36,7 +36,7 @@ class Folded(Mapping[str, Tensor]):
         makers: the changed tensors' recipes, and their shapes where they differ from the base's.
         model_args: keyword arguments that the folded timm model needs beside the base's.
         parts: what computes a part of a changed tensor, of those that needn't be computed whole.
-        thin: what gives two matrices whose product a changed one is, [out, r] and [r, in], of those that are known to be one.
+        thin: what gives two matrices whose product a changed one is, [out, r] and [r, in], or None where it is no such product.
     """
 
     base: Mapping[str, Tensor]

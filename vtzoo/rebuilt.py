@@ -73,7 +73,17 @@ def _rebuilt(build: Callable[[], Graft], tensors: Mapping[str, Tensor] | None, d
 
 @dataclass(frozen=True)
 class Saved:
-    """A graft as a delta holds it."""
+    """A graft as a delta holds it.
+
+    Attributes:
+        module: of its method.
+        site: where it sits.
+        config: the method's knobs.
+        prefix: of its tensors' names, `<site>.<graft>.`.
+        tensors: all of the delta's; may be lazy.
+        names: those of its own.
+        common: gives what all grafts of the part share.
+    """
 
     module: Any
     site: Site
