@@ -147,9 +147,10 @@ def wudi(rows, steps=20, lr=1e-3):
     return d
 
 
-def test_wudi(agree):
-    """WUDI's descent from the sum."""
-    compare(agree, "wudi[steps=20,lr=0.001]", spectral(wudi))
+@pytest.mark.parametrize("rank", [0, 1])
+def test_wudi(rank, agree):
+    """WUDI's descent from the sum, of full rank and of so low a one that it goes by thin factors."""
+    compare(agree, "wudi[steps=20,lr=0.001]", spectral(wudi), sources=tasks(3, rank))
 
 
 def test_wudi_lowers_its_loss():

@@ -6,8 +6,9 @@ The rows of D_t lie in the span of the inputs that task t was trained on, so D_t
 Matrices are weights of linears and kernels of dense convolutions; the rest is averaged.
 Symmetric: yes.  Neutral: one delta comes back: there is nothing to minimise.
 Departs from the paper: kernels are matrices too; a weight multiplies its task vector. The gradient is taken from
-sum_t D_t' D_t / |D_t|^2 and sum_t D_t D_t' D_t / |D_t|^2, once for all steps: one product per step, whatever the number of
-tasks.
+G = sum_t D_t' D_t / |D_t|^2 and sum_t D_t D_t' D_t / |D_t|^2, found once in float64: one product per step, whatever the number of
+tasks, by (G Q) Q' where the inputs span few directions Q, as those of LoRAs do. The steps are taken in float32, as a distance from
+the start, so that what rounding leaves of a slope of zero moves nothing.
 """
 
 from typing import Annotated
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vtzoo.merges._spectral import average, matrices, shaped, sides
+from vtzoo.merges._spectral import average, matrices, shaped, sides, span
 from vtzoo.merges._whole import Vectors
 
 PAPER = "arXiv:2503.08099"
@@ -48,11 +49,18 @@ def wudi(
         own = matrix.T @ matrix / matrix.square().sum()
         wanted += matrix @ own
         gram += own
-    mean, square = torch.zeros_like(merged), torch.zeros_like(merged)
+    slope, *factors = (m.float() for m in (merged @ gram - wanted, *_factors(gram)))
+    moved, mean, square = (torch.zeros_like(slope) for _ in range(3))
     for step in range(1, steps + 1):
-        slope = (merged @ gram - wanted).mul_(2)
-        mean.lerp_(slope, 1 - _FIRST)
-        square.mul_(_SECOND).addcmul_(slope, slope, value=1 - _SECOND)
+        now = torch.linalg.multi_dot([moved, *factors]).add_(slope).mul_(2)
+        mean.lerp_(now, 1 - _FIRST)
+        square.mul_(_SECOND).addcmul_(now, now, value=1 - _SECOND)
         size = (square / (1 - _SECOND**step)).sqrt_().add_(_SMALL)
-        merged.addcdiv_(mean, size, value=-lr / (1 - _FIRST**step))
-    return shaped(merged, vectors)
+        moved.addcdiv_(mean, size, value=-lr / (1 - _FIRST**step))
+    return shaped(merged + moved, vectors)
+
+
+def _factors(gram: Tensor) -> tuple[Tensor, ...]:
+    """G [n, n], or G Q [n, r] and Q' [r, n] where these two are less work."""
+    reached = span(gram)
+    return (gram @ reached, reached.T) if 2 * reached.shape[1] < len(gram) else (gram,)
