@@ -64,8 +64,10 @@ class Folder:
             real = {f: os.path.realpath(Path(place, f)) for f in folders if not _hidden((f,))}
             folders[:] = [f for f in real if real[f] not in way]  # a link back up would lead round for ever
             above |= {os.path.join(place, f): way | {real[f]} for f in folders}  # noqa: PTH118 - as os.walk spells it
-            files = [Path(place, n) for n in names if Path(n).suffix.lower() in SUFFIXES and not _hidden((n,))]
-            found += [p.relative_to(self.root).as_posix() for p in files if p.is_file()]
+            images = [n for n in names if n[n.rfind(".") :].lower() in SUFFIXES and not _hidden((n,))]
+            images = [n for n in images if os.path.isfile(f"{place}/{n}")]  # noqa: PTH113 - no Path for each of a million
+            below = "" if place == str(self.root) else f"{Path(place).relative_to(self.root).as_posix()}/"
+            found += [f"{below}{n}" for n in images]
         return found
 
     def read(self, name: str) -> bytes:

@@ -4,19 +4,21 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtzoo import files, talk
-from vtzoo.bases import open_base
+from vtzoo.bases import checked_path, weights_path, without_head
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
 from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_masked, refuse_twice
 from vtzoo.merges._chain import Step, curious, steps
+from vtzoo.merges._checks import weights_of
 from vtzoo.merging import Plan, assembled, leveled, look, plan
 from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
 from vtzoo.zoo import Zoo
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vtzoo._images import Images
     from vtzoo.merges._scene import Scene
 
+T = TypeVar("T")
 BATCH = 32
 PAGE = ("interference", "backbone", "versions")
 """What only a report's page has."""
@@ -34,13 +37,17 @@ PAGE = ("interference", "backbone", "versions")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that was found and checked, nothing computed yet; `levels` are factors by depth that an earlier search found, `searched` what it said."""
+    """All that was found and checked, nothing computed yet; `levels` are factors by depth that an earlier search found, `searched` what it said.
+
+    That the backbone's tensors are those of its card is found out meanwhile: `sound` raises WrongBackbone if they aren't.
+    """
 
     zoo: Zoo
     refs: Sequence[str]
     digests: Sequence[str]
     deltas: Sequence[Delta]
     base: Mapping[str, "Tensor"]
+    sound: "Future[Path]"
     method: str
     coef: Sequence[float] | None
     layers: str | None
@@ -71,10 +78,22 @@ def job_of(
     refuse_masked(chain, wanted)
     step = curious(chain)
     images = images_of(refs, deltas, data, step, method, wanted)
+    weights_of(coef, len(deltas))
+    card = deltas[0].backbone
     return Job(
-        zoo=zoo, refs=refs, digests=digests, deltas=deltas, base=open_base(deltas[0].backbone, zoo) if deltas else {},
-        method=method, coef=coef, layers=layers, step=step, told=[{} for _ in images.get("merge", [])], images=images, wanted=wanted,
+        zoo=zoo, refs=refs, digests=digests, deltas=deltas, base=without_head(TensorFile(weights_path(card, zoo)), card.head),
+        sound=_meanwhile(checked_path, card, zoo), method=method, coef=coef, layers=layers, step=step,
+        told=[{} for _ in images.get("merge", [])], images=images, wanted=wanted,
     )  # fmt: skip
+
+
+def _meanwhile(call: Callable[..., T], *args: Any) -> "Future[T]":
+    """Start a call in a thread of its own."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(call, *args)
+    finally:
+        pool.shutdown(wait=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +108,8 @@ class Made:
 
 def run(job: Job, made: Plan, folder: Path) -> Made:
     """Look, search, merge, refit and measure, as far as each is wanted."""
+    if job.images:
+        job.sound.result()
     stage: Scene | None = None
 
     def on(use: str, *, heads: bool = True) -> "Scene":
@@ -109,6 +130,7 @@ def run(job: Job, made: Plan, folder: Path) -> Made:
     merged = assembled(made, job.digests, facts, kept, job.wanted.keep)
     path = folder / "merged.safetensors"
     digest = merged.save(path, workers=WORKERS)
+    job.sound.result()
     found: dict[str, Any] = {}
     if job.wanted.refit_heads:
         from vtzoo.stage import refit

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Protocol, TypeVar
 
 import torch
@@ -70,9 +70,10 @@ class TensorFile(Mapping[str, Tensor]):
         first = self.header.data_start + span.start
 
         def read(start: int, stop: int, every: int = 1) -> Tensor:
-            value = torch.empty(stop - start, dtype=dtype)
+            count = stop - start
+            value = torch.empty(count, dtype=dtype) if every == 1 else _room(count * dtype.itemsize).view(dtype)
             self._source.read_into(value.view(torch.uint8).numpy().data, first + start * dtype.itemsize)
-            return value[::every]
+            return value if every == 1 else value[::every].clone()
 
         return read
 
@@ -95,6 +96,16 @@ class TensorFile(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
         return tuple(self.header.tensors[name].shape)
+
+
+_own = local()
+
+
+def _room(size: int) -> Tensor:
+    """Bytes of this thread's own, for what is read and thrown away: new memory would take longer than reading."""
+    if getattr(_own, "room", None) is None or _own.room.numel() < size:
+        _own.room = torch.empty(size, dtype=torch.uint8)
+    return _own.room[:size]
 
 
 class _Source:
@@ -181,6 +192,7 @@ class Latest(Lazy):
         super().__init__({n: (lambda n=n: tensors[n]) for n in tensors}, {})
         self._tensors, self._get = tensors, lru_cache(maxsize=WORKERS)(tensors.__getitem__)
         self._part = lru_cache(maxsize=WORKERS)(self._read)
+        self._thin = cache(self._read)  # a sample of all is small
 
     def _read(self, name: str, start: int, stop: int, every: int) -> Tensor:
         piece = pieces_of(self._tensors, name)
@@ -201,7 +213,7 @@ class Latest(Lazy):
         """A part of a tensor, from what lies underneath."""
         if pieces_of(self._tensors, name) is None:
             return None
-        return lambda start, stop, every=1: self._part(name, start, stop, every)
+        return lambda start, stop, every=1: (self._part if every == 1 else self._thin)(name, start, stop, every)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from what lies underneath."""

@@ -87,8 +87,11 @@ def test_changed_weights_behind_a_source_are_noticed(zoo: Zoo, tmp_path: Path) -
         go_live(open_ref(path, zoo))
     with pytest.raises(WrongBackbone, match="not those"):
         go_live(open_ref(path, zoo), plain=True)
-    with pytest.raises(WrongBackbone, match="not those"):
-        merge_refs(refs=[path], method="linear", name="m", zoo=zoo)
+    before = {p for p in zoo.root.rglob("*") if p.is_file()}
+    for dry_run in (True, False):
+        with pytest.raises(WrongBackbone, match="not those"):
+            merge_refs(refs=[path], method="linear", name="m", zoo=zoo, dry_run=dry_run)
+    assert {p for p in zoo.root.rglob("*") if p.is_file()} == before
     with pytest.raises(WrongBackbone, match="not those"):
         build("conv", zoo=zoo)
 

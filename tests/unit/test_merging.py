@@ -143,6 +143,22 @@ def test_the_floor_is_found_once():
     assert sorted(reads) == ["a", "a", "b", "b"]
 
 
+def test_floors_are_found_together():
+    """Several task vectors are read in one pass, each with a floor of its own; one of weight 0 isn't read with the others."""
+    reads: list[int] = []
+
+    class Source(dict):
+        def __getitem__(self, name):
+            reads.append(int(super().__getitem__(name)[0]) // 100)
+            return super().__getitem__(name).clone()
+
+    sources = [Source(a=100.0 * i + torch.arange(10.0)) for i in range(7)]
+    whole = Whole(sources, [1, 1, 0, 1, 1, 1, 1], {"a": (10,)})
+    assert [whole.floor(i, 0.25) for i in (0, 1, 3, 4, 5, 6)] == [100.0 * i + 8 for i in (0, 1, 3, 4, 5, 6)]
+    assert sorted(reads) == [0, 0, 1, 1, 3, 3, 4, 4, 5, 5, 6, 6]
+    assert whole.floor(2, 0.25) == 208
+
+
 def test_the_report_compares_task_vectors():
     """Norms are L2, and the agreement of signs counts the entries that both task vectors move."""
     a, b, c = torch.tensor([1.0, -2.0, 0.0, 2.0]), torch.tensor([1.0, 2.0, 5.0, 0.5]), torch.zeros(4)

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vtzoo.tensors import WORKERS, ahead
 
-PIECE = 1 << 15
+PIECE = 1 << 16
 """So many entries are worked on at once: a few arrays of this length fit a core's cache."""
 _EVERY = 251  # one of so many entries is in the sample; a prime, since what repeats along a tensor has other periods
 _SURE = 5.0  # standard deviations
@@ -49,7 +48,8 @@ def floors(scan: Scan, count: int, density: float, sample: Scan | None = None) -
     """
     if density >= 1:
         return [0.0] * count
-    samples, found = _sampled(sample or scan, count, 1 if sample else _EVERY), [0.0] * count
+    samples = _sampled(sample, count, 1, 1) if sample else _sampled(scan, count, _EVERY, WORKERS)
+    found = [0.0] * count
     left, width = set(range(count)), _SURE
     while left:
         bounds = {i: _bounds(samples[i], density, width) for i in left}
@@ -61,26 +61,26 @@ def floors(scan: Scan, count: int, density: float, sample: Scan | None = None) -
     return found
 
 
-def _sampled(scan: Scan, count: int, every: int) -> list[Tensor]:
-    """Of each vector some magnitudes above zero, the largest first."""
-    parts = [[torch.zeros(0)] for _ in range(count)]
+def _sampled(scan: Scan, count: int, every: int, workers: int) -> list[NDArray[np.float32]]:
+    """Of each vector some magnitudes above zero, the least first; two workers would only wait for each other where all is read fast."""
+    parts = [[np.zeros(0, np.float32)] for _ in range(count)]
 
-    def one(entry: Entry) -> Tensor:
-        some = entry[1]().reshape(-1)[::every].abs()
+    def one(entry: Entry) -> NDArray[np.float32]:
+        some = np.abs(entry[1]().reshape(-1).numpy()[::every])
         return some[some > 0]
 
     entries = list(scan())
-    for (i, _), some in zip(entries, ahead(one, entries, min(WORKERS, len(entries))), strict=True):
+    for (i, _), some in zip(entries, ahead(one, entries, min(workers, len(entries))), strict=True):
         parts[i].append(some)
-    return [torch.cat(p).sort(descending=True).values for p in parts]
+    return [np.sort(np.concatenate(p)) for p in parts]
 
 
-def _bounds(sample: Tensor, share: float, width: float) -> Bounds:
+def _bounds(sample: NDArray[np.float32], share: float, width: float) -> Bounds:
     """Magnitudes between which the floor lies, unless the sample misleads by `width` deviations."""
     middle, spread = len(sample) * share, 1 + width * math.sqrt(len(sample) * share * (1 - share))
     first, last = math.floor(middle - spread), math.ceil(middle + spread)
-    low = float(sample[last]) if last < len(sample) else 0.0
-    return low, float(sample[first]) if first >= 0 else math.inf
+    low = float(sample[-1 - last]) if last < len(sample) else 0.0
+    return low, float(sample[-1 - first]) if first >= 0 else math.inf
 
 
 @dataclass(eq=False)
@@ -91,13 +91,14 @@ class _Seen:
         total: entries that aren't zero.
         above: entries above the upper bound.
         ties: entries equal to the upper and to the lower bound that `inside` lacks, where many are.
-        inside: magnitudes from the lower bound to the upper.
+        inside: magnitudes (float32) from the lower bound to the upper, in one piece: many small ones would lie between those
+            that are freed, and keep memory from being used again.
     """
 
     total: int = 0
     above: int = 0
     ties: list[int] = field(default_factory=lambda: [0, 0])
-    inside: list[NDArray[np.float32]] = field(default_factory=list[NDArray[np.float32]])
+    inside: bytearray = field(default_factory=bytearray)
 
     def add(self, other: "_Seen") -> None:
         """And what was seen elsewhere."""
@@ -117,7 +118,7 @@ class _Seen:
         if rank <= self.ties[0]:
             return high
         rank -= self.ties[0]
-        found = np.concatenate([np.zeros(0, np.float32), *self.inside])
+        found: NDArray[np.float32] = np.frombuffer(self.inside, np.float32)
         if rank <= len(found):
             return float(np.partition(found, len(found) - rank)[len(found) - rank])
         return low if low and rank <= len(found) + self.ties[1] else None
@@ -148,7 +149,7 @@ def _between(scan: Scan, bounds: Mapping[int, Bounds]) -> dict[int, _Seen]:
                 ]
                 np.logical_and(other, (size != high) & (size != low), out=other)
             if inside:
-                seen.inside.append(size[other])
+                seen.inside += size.compress(other).data
         return seen
 
     entries = [e for e in scan() if e[0] in bounds]

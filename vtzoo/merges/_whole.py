@@ -47,6 +47,8 @@ BLOCK = 1 << 18
 """So many entries are read at once where a tensor needn't be read whole."""
 _NOTHING = 1e-14
 """A product that is smaller than this share of its factors is what rounding to float64 leaves of zero."""
+_GROUP = 4
+"""The floors of so many task vectors are found in one pass, which reads the backbone once for all of them."""
 EVERY = 251
 """One of so many entries is in a sample; a prime, since what repeats along a tensor has other periods."""
 T = TypeVar("T")
@@ -282,10 +284,11 @@ class Whole:
             return self._facts[what]
 
     def floor(self, task: int, density: float) -> float:
-        """The floor (see `floors`) of a whole task vector, found at the first call; in a space, all tasks' together."""
-        tasks = range(len(self.sources)) if self.together else (task,)
+        """The floor (see `floors`) of a whole task vector, found at the first call, together with some other tasks'; in a space, with all."""
         with self._lock:
             if (task, density) not in self._floors:
+                others = (t for t in self.order if t != task and self.weights[t] and (t, density) not in self._floors)
+                tasks = [task, *others][: None if self.together else _GROUP]
                 sample = None if self.together else partial(self._entries, tasks, thin=True)
                 found = floors(partial(self._entries, tasks), len(tasks), density, sample)
                 self._floors.update({(t, density): f for t, f in zip(tasks, found, strict=True)})
@@ -301,12 +304,11 @@ class Whole:
         for name in sorted(set(self.shapes) - self.aside):
             count, pieces = math.prod(self.shapes[name]), not self.together and self.in_pieces(name)
             spans = spans_of(count, BLOCK if pieces else count)
-            for i, task in enumerate(tasks):
-                if name not in self.names[task]:
-                    continue
-                for span in spans:
-                    read = partial(self.read, task, name, span if pieces else None)
-                    yield i, (partial(self._thinned, task, name, span if pieces else None) if thin else read)
+            read = self._thinned if thin else self.read
+            for span in spans:
+                for i, task in enumerate(tasks):
+                    if name in self.names[task]:
+                        yield i, partial(read, task, name, span if pieces else None)
 
     def _thinned(self, task: int, name: str, span: Span | None) -> Tensor:
         """A few of some entries."""

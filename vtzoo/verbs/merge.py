@@ -98,6 +98,7 @@ def _done(job: Job, name: str, *, dry_run: bool = False) -> Merged:
     talk.say(f"merging {len(job.deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
     sizes = room(assembled(made, kept=kept_as(job, made)), job.zoo)
     if dry_run:
+        job.sound.result()
         return Merged(ref=name, path="", report=outline(made, job.refs, job.digests) | sizes)
     refuse_full(sizes)
     with folder_of(job.zoo) as folder:
