@@ -5,7 +5,8 @@
     S_r  <- S_r * T / sum_t max(least, s_t^r)
 
 After any merge: `ties+svc`; `svc` alone comes after task arithmetic. Matrices are weights of linears and kernels of dense
-convolutions; the rest stays as it was merged, as in the authors' code.
+convolutions; the rest stays as it was merged, as in the authors' code. It has little meaning after `iso-c` and `iso-cts`, which make singular
+values alike: rounding then decides which directions U and V have.
 Symmetric: yes.  Neutral: one delta comes back, if the merge gives it back.
 Departs from the paper: kernels are matrices too; where the authors' code leaves a direction alone unless every task's s is
 positive, this is the paper's formula everywhere; T counts the tasks that touch the tensor; a weight multiplies its task vector.
