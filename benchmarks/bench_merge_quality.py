@@ -6,7 +6,7 @@ DIR holds the tasks, one folder each with train, val and test. Deltas that ZOO l
 1,000 images: `full` and `lora[rank=16]` of every task, and for `mixed` two each of lora, full, ssf and bitfit. Top-1 is the mean over
 the tasks, on up to 100 test images each; normalised is divided by what each task's own delta has on the same images; the worst is
 the lowest of the normalised. The search is `--search scale` by agreement with the experts on 10 training images of each task, without
-labels, and the heads are refitted to the experts' answers on 48. Merges that look at images get the train split's. Rows that
+labels, and the heads are refitted to the experts' answers on 48, as many as `surgery` sees. Merges that look at images get the train split's. Rows that
 results/merge_quality.json has are not repeated: stop it and start it again as you like.
 """
 
@@ -27,12 +27,11 @@ from vtzoo import evidence as E
 from vtzoo.artifact import fold_artifact, plain_model
 from vtzoo.bases import open_base
 from vtzoo.delta import Delta
-from vtzoo.heads import linear_head
-from vtzoo.merges._chain import curious, steps
+from vtzoo.merges._chain import correcting, curious, steps
 from vtzoo.merges._scene import Scene
 from vtzoo.merging import Plan, assembled, look, plan
 from vtzoo.search import found
-from vtzoo.stage import answers, load_merged, opened, refit, scene
+from vtzoo.stage import answers, load_merged, logits, opened, refit, scene
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
@@ -41,6 +40,7 @@ SINGLE = (
     "linear", "task-arithmetic", "ties", "tsv", "iso-c", "iso-cts", "svc", "ties+svc", "regmean", "regmean-plus", "emr", "esm", "wudi", "ace",
     "cart", "core", "knots", "pcb", "consensus", "lines", "tall", "dare", "dare+ties", "adamerging[by=layer,steps=60]", "della",
     "breadcrumbs", "sce", "model-stock", "karcher", "tsv+svc", "core+iso-c", "fisher", "adamerging[by=task,steps=60]", "greedy-soup",
+    "surgery", "tsv+surgery",
 )  # fmt: skip
 MIXED = ("full", "lora[rank=16]", "ssf", "full", "bitfit", "lora[rank=16]", "ssf", "bitfit")
 HEAD = (
@@ -140,15 +140,19 @@ def scores(bench: Bench, made: Plan, *merges: Delta) -> list[list[float]]:
             load_merged(stage, made, merges[0], task)
         seen, name = stage.features(task), delta.tasks[0].name
         for rows, merged in zip(found_, merges, strict=True):
-            weight, bias = linear_head(merged.head(name), name)
-            guess = torch.nn.functional.linear(seen, weight, bias).argmax(-1)
-            rows.append((guess == stage.labels[task]).double().mean().item())
+            rows.append((logits(merged, name, seen).argmax(-1) == stage.labels[task]).double().mean().item())
     return found_
 
 
 def in_memory(merged: Delta) -> Delta:
     """Computed once."""
     return merged.with_(tensors={n: merged.tensors[n] for n in merged.tensors})
+
+
+def finished(bench: Bench, made: Plan) -> Delta:
+    """The merge, with corrected heads where a step does that."""
+    merged, fit = in_memory(assembled(made)), correcting(made.chain)
+    return in_memory(refit(on(bench.heads, made), made, merged, fit)) if fit else merged
 
 
 def measured(bench: Bench, spec: str) -> dict[str, Any]:
@@ -170,14 +174,14 @@ def measured(bench: Bench, spec: str) -> dict[str, Any]:
             images = opened(bench.data, bench.deltas, split="train", labelled=False, limit=min(step.images, 64))
             stage = scene(made, images, heads=True, model=bench.test.model)
         look(made, on(stage, made))
-    merged = in_memory(assembled(made))
+    merged, fits = finished(bench, made), correcting(made.chain) is not None
     seconds = time.monotonic() - started
-    fitted = refit(on(bench.heads, made), made, merged, "expert", bench.told)
-    plainly, with_heads = scores(bench, made, merged, in_memory(fitted))
-    result: dict[str, Any] = {"top1": plainly, "heads": with_heads, "seconds": seconds}
+    fitted = [] if fits else [in_memory(refit(on(bench.heads, made), made, merged, "expert", bench.told))]
+    plainly, *with_heads = scores(bench, made, merged, *fitted)
+    result: dict[str, Any] = {"top1": plainly, "seconds": seconds, **({"heads": with_heads[0]} if with_heads else {})}
     if not made.masking and not layers:
         best, (point, _), _ = found(made, on(bench.few, made), "scale", "agreement")
-        result["search"], result["scale"] = scores(bench, best, in_memory(assembled(best)))[0], point[0]
+        result["search"], result["scale"] = scores(bench, best, finished(bench, best))[0], point[0]
     return result
 
 

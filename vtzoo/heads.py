@@ -42,6 +42,31 @@ def refitted(tensors: Mapping[str, Tensor], weight: Tensor, bias: Tensor) -> dic
     return {n: (weight if n.endswith("weight") else bias).reshape(t.shape).to(t.dtype) for n, t in tensors.items()}
 
 
+def corrected(tensors: Mapping[str, Tensor], down: Tensor, up: Tensor, who: str) -> dict[str, Tensor]:
+    """A linear head W, b behind z - up relu(down z), as the tensors of `mlp-head[skip=true]` in its place.
+
+    Args:
+        tensors: of the head, by timm name.
+        down: [rank, features].
+        up: [features, rank].
+        who: the task, for a message.
+
+    Raises:
+        NotFoldable: it is no linear layer, such as a 1x1 convolution.
+    """
+    weight, bias = linear_head(tensors, who)
+    name = next(n for n in tensors if n.endswith("weight"))
+    if tensors[name].ndim != 2:
+        raise NotFoldable(
+            f"{who} has a head that is a convolution, and none but a linear layer can be corrected",
+            "--refit-heads expert fits it instead",
+        )
+    place = name.removesuffix("weight")
+    own = {"skip.weight": weight, "mlp.0.weight": down, "mlp.0.bias": torch.zeros(len(down))}
+    own |= {"mlp.3.weight": -weight @ up, "mlp.3.bias": bias}
+    return {f"{place}{n}": t for n, t in own.items()}
+
+
 def ridge(features: Tensor, wanted: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Fit weight [outputs, features] and bias [outputs].
 

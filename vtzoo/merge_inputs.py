@@ -9,7 +9,7 @@ from vtzoo import files
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFoldable, UsageError, did_you_mean
 from vtzoo.keeping import rank_asked
-from vtzoo.merges._chain import Step
+from vtzoo.merges._chain import Step, correcting, curious
 from vtzoo.refs import as_path, is_path
 from vtzoo.zoo import Zoo
 
@@ -121,15 +121,23 @@ def refuse_twice(refs: Sequence[str], digests: Sequence[str]) -> None:
 
 
 def images_of(
-    refs: Sequence[str], deltas: Sequence[Delta], data: Sequence[str], step: Step | None, method: str, wanted: Wanted
+    refs: Sequence[str],
+    deltas: Sequence[Delta],
+    data: Sequence[str],
+    chain: Sequence[Step],
+    method: str,
+    wanted: Wanted,
 ) -> "dict[str, list[Images]]":
     """Open each task's images for each use of them; refuse those that nobody looks at.
 
     Raises:
         UsageError: why.
     """
-    asked = {"search": bool(wanted.search), "refit-heads": bool(wanted.refit_heads)}
-    users = [f"--{u}" for u, is_asked in asked.items() if is_asked]
+    step, fit = curious(chain), correcting(chain)
+    asked = {"--search": bool(wanted.search), "--refit-heads": bool(wanted.refit_heads)}
+    users = [u for u, is_asked in asked.items() if is_asked] + ([fit.part.name] if fit else [])
+    if fit and wanted.refit_heads:
+        raise UsageError(f"{fit.part.name} and --refit-heads both fit the heads", "leave one out")
     if step:
         _refuse_unclear(refs, deltas, step)
     if data and not (step or users or wanted.report):
@@ -156,7 +164,7 @@ def images_of(
         found["search"] = opened(
             data, deltas, split="val" if labelled else "train", labelled=labelled, limit=SEARCH_IMAGES
         )
-    if wanted.refit_heads:
+    if wanted.refit_heads or fit:
         found["refit"] = opened(
             data, deltas, split="train", labelled=wanted.refit_heads == "labels", limit=REFIT_IMAGES
         )

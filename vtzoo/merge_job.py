@@ -17,7 +17,7 @@ from vtzoo.delta import Delta
 from vtzoo.errors import Resources
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
 from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_masked, refuse_twice
-from vtzoo.merges._chain import Step, curious, steps
+from vtzoo.merges._chain import Step, correcting, curious, steps
 from vtzoo.merges._checks import weights_of
 from vtzoo.merging import Plan, assembled, leveled, look, plan
 from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
@@ -77,7 +77,7 @@ def job_of(
     chain = steps(method)
     refuse_masked(chain, wanted)
     step = curious(chain)
-    images = images_of(refs, deltas, data, step, method, wanted)
+    images = images_of(refs, deltas, data, chain, method, wanted)
     weights_of(coef, len(deltas))
     card = deltas[0].backbone
     return Job(
@@ -132,10 +132,10 @@ def run(job: Job, made: Plan, folder: Path) -> Made:
     digest = merged.save(path, workers=WORKERS)
     job.sound.result()
     found: dict[str, Any] = {}
-    if job.wanted.refit_heads:
+    if job.wanted.refit_heads or correcting(made.chain):
         from vtzoo.stage import refit
 
-        again = refit(on("refit"), made, Delta.open(path), job.wanted.refit_heads)
+        again = refit(on("refit"), made, Delta.open(path), correcting(made.chain) or job.wanted.refit_heads)
         path = folder / "refitted.safetensors"
         digest, merged = again.save(path, workers=WORKERS), again
     if "test" in job.images:

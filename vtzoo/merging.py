@@ -22,7 +22,7 @@ from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.keeping import Kept
 from vtzoo.masks import MASK, SCALE, packed
-from vtzoo.merges._chain import Step, algorithm, checks, curious, steps, written
+from vtzoo.merges._chain import Step, algorithm, checks, correcting, curious, steps, written
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._scene import Scene
@@ -182,6 +182,11 @@ def merge(
         Conflict: two deltas have different heads for a task of the same name.
     """
     made = plan(deltas, method, base=base, coef=coef, layers=layers, evidence=evidence)
+    if (step := correcting(made.chain)) is not None:
+        raise UsageError(
+            f"{step.part.name} corrects heads by images, which only the command looks at",
+            "vtzoo merge, or --refit-heads",
+        )
     if check:
         check_base(base, made.deltas[0])
     return assembled(made, parents)

@@ -1,6 +1,6 @@
 """What merges, searches and reports look at: each task's images, and the plain network that takes on merged weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,19 +12,22 @@ from vtzoo import talk
 from vtzoo._images import Images
 from vtzoo._layout import Split
 from vtzoo.artifact import plain_model
-from vtzoo.delta import HEAD, Delta
+from vtzoo.delta import HEAD, Delta, Part
 from vtzoo.errors import Mismatch, UsageError
 from vtzoo.fit import accelerator
 from vtzoo.folding import fold
-from vtzoo.heads import classifier, linear_head, refitted, ridge
+from vtzoo.heads import classifier, corrected, linear_head, refitted, ridge
 from vtzoo.masks import is_masked
+from vtzoo.merges._chain import Step
 from vtzoo.merges._scene import Scene
 from vtzoo.merging import Plan
+from vtzoo.methods._protocol import head as build_head
 from vtzoo.recipe import Recipe
-from vtzoo.tensors import Lazy, dtype_of, shape_of
+from vtzoo.tensors import Lazy, dtype_of, fill, one_thread, prefixed, shape_of
 
 BATCH = 64
 Refit = Literal["expert", "labels"]
+MLP = "mlp-head"
 
 
 def opened(data: Sequence[str], deltas: Sequence[Delta], *, split: Split, labelled: bool, limit: int) -> list[Images]:
@@ -111,16 +114,19 @@ def answers(stage: Scene) -> list[Tensor]:
     return found
 
 
-def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit, told: Sequence[Tensor] | None = None) -> Delta:
-    """The merge with classifiers fitted to its own features, in closed form (see `vtzoo.heads`).
+def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit | Step, told: Sequence[Tensor] | None = None) -> Delta:
+    """The merge with heads fitted to its own features.
 
     Args:
         stage: has the images.
         plan: of the merge.
         merged: what came out.
-        by: `expert` fits to what the task's own delta says, staying near to its head, and needs no labels; `labels` starts anew.
+        by: `expert` fits classifiers to what the task's own delta says, in closed form and staying near to its head (see `vtzoo.heads`), and
+            needs no labels; `labels` starts anew; a step that corrects heads comes in front of each task's own.
         told: `answers` of this stage, where they are known already.
     """
+    if isinstance(by, Step):
+        return _corrected(stage, plan, merged, by)
     heads: dict[str, Tensor] = {}
     wanted = stage.labels if by == "labels" else told or answers(stage)
     for task, delta in enumerate(plan.deltas):
@@ -130,10 +136,47 @@ def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit, told: Sequence[Ten
         seen, targets = stage.features(task), wanted[task]
         fitted = ridge(seen, targets, weight) if by == "expert" else classifier(seen, targets, len(weight))
         heads |= {f"{HEAD}{name}/{n}": t for n, t in refitted(dict(merged.head(name)), *fitted).items()}
-    own = merged.tensors
-    makers = {n: (lambda n=n: heads[n] if n in heads else own[n]) for n in own}
-    shapes, dtypes = {n: shape_of(own, n) for n in own}, {n: dtype_of(own, n) for n in own}
+    return _with_heads(merged, heads, by)
+
+
+def _corrected(stage: Scene, plan: Plan, merged: Delta, step: Step) -> Delta:
+    """The merge with what `step` makes of each task's features, merged and its own, in front of its classifier."""
+    wanted: list[Tensor] = []
+    for task in range(len(plan.deltas)):
+        stage.load_expert(task)
+        wanted.append(stage.features(task))
+    load_merged(stage, plan, merged, 0)
+    with one_thread():
+        pairs = [step.run(stage.features(task), own) for task, own in enumerate(wanted)]
+    heads: dict[str, Tensor] = {}
+    for delta, pair in zip(plan.deltas, pairs, strict=True):
+        name = delta.tasks[0].name
+        heads |= {f"{HEAD}{name}/{n}": t for n, t in corrected(merged.head(name), *pair, name).items()}
+    part = Part(method=MLP, graft=MLP, knobs={"hidden": len(pairs[0][0]), "skip": True})
+    return _with_heads(merged, heads, str(step.part)).with_(parts=(*merged.parts, part))
+
+
+def _with_heads(merged: Delta, heads: Mapping[str, Tensor], by: str) -> Delta:
+    """Other heads' tensors in place of all, and how they came about."""
+    own = {n: (lambda n=n: merged.tensors[n]) for n in merged.tensors if not n.startswith(HEAD)}
+    shapes = {n: shape_of(merged.tensors, n) for n in own} | {n: tuple(t.shape) for n, t in heads.items()}
+    dtypes = {n: dtype_of(merged.tensors, n) for n in own} | {n: t.dtype for n, t in heads.items()}
+    makers = own | {n: (lambda t=t: t) for n, t in heads.items()}
     return merged.with_(tensors=Lazy(makers, shapes, dtypes), lineage={**merged.lineage, "heads": f"refitted by {by}"})
+
+
+def logits(merged: Delta, task: str, features: Tensor) -> Tensor:
+    """What a merge's own head says of a task's features [n, features], as [n, classes]."""
+    built = next((p for p in merged.parts if hasattr(p.module, "head")), None)
+    if built is None:
+        return F.linear(features, *linear_head(merged.head(task), task))
+    head = build_head(built.module, nn.Linear(features.shape[1], len(merged.task(task).classes)), built.config)
+    assert head is not None
+    places, tensors = head.state_dict(), merged.head(task)
+    first = next(iter(places))
+    fill(places, prefixed(tensors, next(n for n in tensors if n.endswith(first)).removesuffix(first)))
+    with torch.no_grad():
+        return head(features)
 
 
 def accuracies(stage: Scene, plan: Plan, merged: Delta) -> list[dict[str, Any]]:
@@ -145,7 +188,7 @@ def accuracies(stage: Scene, plan: Plan, merged: Delta) -> list[dict[str, Any]]:
     for task, row in enumerate(found):
         if not task or is_masked(merged):
             load_merged(stage, plan, merged, task)
-        guess = F.linear(stage.features(task), *linear_head(merged.head(row["task"]), row["task"])).argmax(-1)
+        guess = logits(merged, row["task"], stage.features(task)).argmax(-1)
         row["merged"] = (guess == stage.labels[task]).double().mean().item()
         row["normalized"] = row["merged"] / row["alone"] if row["alone"] else None
     return found

@@ -85,6 +85,7 @@ VARIANTS = {
     "lora[targets=conv,rank=2]": ("resnet", "nfnet", "efficientnet", "convnext", "mobilenetv4", "hybrid", "vit"),
     "lst[reduction=2,heads=6,join=replace]": ("vit", "cait", "swin", "resnet"),
     "mlp-head[layers=3,hidden=7]": ("vit", "resnet"),
+    "mlp-head[hidden=5,skip=true]": ("vit", "resnet"),
     "oft[block=8,share=true]": ("vit", "beit", "regnet"),
     "oft[block=5,eps=0.3]": ("vit", "nfnet"),
     "oft[targets=depthwise]": ("convnext", "mobilenetv4"),

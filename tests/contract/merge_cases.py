@@ -22,7 +22,8 @@ from vtzoo.merges._chain import curious, steps
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import Lazy, shape_of
 
-MERGES = registry.names("merges")
+MERGES = [m for m in registry.names("merges") if getattr(registry.load("merges", m), "STAGE", "") != "heads"]
+"""All that give tensors: what corrects heads afterwards is tested in tests/unit/test_merge_looks.py."""
 SYMMETRIC = [m for m in MERGES if registry.load("merges", m).SYMMETRIC]
 NEUTRAL = [m for m in MERGES if getattr(registry.load("merges", m), "NEUTRAL", True)]
 QUICK = ("cat", "core", "dare", "emr", "esm", "linear", "pcb", "regmean-plus", "slerp", "svc", "ties", "tsv")

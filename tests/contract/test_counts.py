@@ -245,7 +245,14 @@ def test_count_on_a_convolutional_network(spec: str) -> None:
     assert delta.size == RESNET[spec](families.build("resnet"))
 
 
-@pytest.mark.parametrize(("spec", "count"), [("linear", (D + 1) * N), ("mlp-head", (D + 1) * D + (D + 1) * N)])
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        ("linear", (D + 1) * N),
+        ("mlp-head", (D + 1) * D + (D + 1) * N),
+        ("mlp-head[hidden=5,skip=true]", (D + 1) * 5 + (5 + 1) * N + D * N),
+    ],
+)
 def test_count_of_the_head(spec: str, count: int) -> None:
     """The methods of the head alone hold their formula's numbers in the head."""
     _, model = _delta(spec, "vit")

@@ -19,6 +19,7 @@ from vtzoo.merges import _spectral
 from vtzoo.merges._chain import algorithm, checks, steps
 from vtzoo.merges._draw import uniform
 from vtzoo.merges._whole import Whole
+from vtzoo.merges.surgery import surgery
 
 SHAPES = {
     "stem.weight": (6, 3, 2, 2), "blocks.0.a.weight": (13, 7), "blocks.1.a.weight": (7, 13), "blocks.2.a.bias": (13,),
@@ -161,6 +162,26 @@ def test_wudi_lowers_its_loss():
         return sum((((d - r) @ r.T) ** 2).sum() / (r**2).sum() for r in rows)
 
     assert loss(wudi(rows)) < 0.99 * loss(sum(rows))
+
+
+def test_surgery(agree):
+    """Yang et al., eq. 4 and 6: z - U relu(D z), fitted by Adam to the task's own features in L1."""
+    draw = torch.Generator().manual_seed(1)
+    seen, own = torch.randn(2, 11, 7, generator=draw)
+    d = (2 * torch.rand(3, 7, generator=torch.Generator().manual_seed(0)).double().numpy() - 1) / math.sqrt(7)
+    u, z, t = np.zeros((7, 3)), seen.double().numpy(), own.double().numpy()
+    moments = [[0.0, 0.0], [0.0, 0.0]]
+    for i in range(1, 41):
+        hidden = np.maximum(z @ d.T, 0)
+        slope = -np.sign(z - hidden @ u.T - t) / z.size
+        for k, grad in enumerate((((slope @ u) * (hidden > 0)).T @ z, slope.T @ hidden)):
+            m, v = moments[k] = [0.9 * moments[k][0] + 0.1 * grad, 0.999 * moments[k][1] + 0.001 * grad**2]
+            step = 0.01 * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8)
+            d, u = (d - step, u) if k == 0 else (d, u - step)
+    down, up = surgery(seen, own, rank=3, steps=40, lr=0.01, batch=11)
+    wanted, got = (z - np.maximum(z @ a.T, 0) @ b.T for a, b in ((d, u), (down.double().numpy(), up.double().numpy())))
+    assert np.abs(wanted - z).max() > 0.1
+    agree("surgery", "rewrite", 1e-5, features=float(np.abs(wanted - got).max() / np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("least", [None, 1.0])

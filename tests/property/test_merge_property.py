@@ -6,14 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.contract.merge_cases import each
-from vtzoo import registry
+from tests.contract.merge_cases import MERGES, each
 from vtzoo.knobs import Part
 from vtzoo.merges._chain import algorithm, steps
 from vtzoo.merges._floor import floors
 from vtzoo.merges._whole import Whole
 
-MERGES = registry.names("merges")
 ENTRY = st.floats(-1e3, 1e3, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1.0, -1.0, 0.5])
 ROW = st.lists(ENTRY, min_size=6, max_size=6).map(torch.tensor)
 PIECES = st.lists(st.lists(ENTRY, min_size=1, max_size=9).map(torch.tensor), min_size=1, max_size=5)

@@ -23,13 +23,14 @@ from vtzoo.folding import fold
 from vtzoo.graft import tensors_of
 from vtzoo.heads import STRENGTHS, classifier, linear_head, ridge
 from vtzoo.interference import interference
-from vtzoo.live import extract, head_state, inject
+from vtzoo.live import attach, extract, head_state, inject
 from vtzoo.masks import packed, unpacked
 from vtzoo.merges._whole import Whole
-from vtzoo.merging import look, plan
+from vtzoo.merges.surgery import surgery
+from vtzoo.merging import look, merge, plan
 from vtzoo.search import evolve, judge
 from vtzoo.spec import BackboneCard, Preprocess, Task
-from vtzoo.stage import accuracies, opened, refit, scene
+from vtzoo.stage import accuracies, logits, opened, refit, scene
 from vtzoo.tensors import TensorFile, write
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs, unmerge
@@ -94,12 +95,12 @@ def world(tmp_path_factory):
     return zoo, [f"{s}/a" for s in SPECS], [str(root / s) for s in SPECS]
 
 
-def staged(world, method="linear", *, split="train", labelled=False, heads=True, told=None):
+def staged(world, method="linear", *, split="train", labelled=False, heads=True, told=None, limit=10):
     """The plan of a merge and its scene."""
     zoo, refs, folders = world
     deltas = [Delta.open(zoo.object(zoo.resolve(r).digest)) for r in refs]
     made = plan(deltas, method, base=base(), evidence=told)
-    return made, scene(made, opened(folders, deltas, split=split, labelled=labelled, limit=10), heads=heads)
+    return made, scene(made, opened(folders, deltas, split=split, labelled=labelled, limit=limit), heads=heads)
 
 
 def count_of(zoo):
@@ -322,6 +323,73 @@ def test_refitted_heads_answer_as_the_experts_do(world):
         assert errors[0] < errors[1]
     found = merge_refs(refs=refs, method="linear", name="refitted", data=folders, refit_heads="expert", zoo=zoo)
     assert Delta.open(found.path).lineage["heads"] == "refitted by expert"
+
+
+def test_surgery_brings_features_back(world):
+    """The bias of merged features becomes smaller, as the formula says; a network that is its own is left as it is."""
+    _, stage = staged(world)
+    stage.load_expert(0)
+    wanted = stage.features(0)
+    assert not surgery(wanted, wanted, steps=20)[1].any()
+    stage.load()
+    seen = stage.features(0)
+    down, up = surgery(seen, wanted, steps=300)
+    assert down.shape == (16, seen.shape[1])
+    assert up.shape == (seen.shape[1], 16)
+    assert (seen - (seen @ down.T).relu() @ up.T - wanted).abs().mean() < 0.5 * (seen - wanted).abs().mean()
+
+
+def test_surgery_stands_in_the_heads(world, tmp_path):
+    """Nothing but heads differs from the merge without it, and they say W (z - U relu(D z)) + b; the entry is used as any other."""
+    zoo, refs, folders = world
+    page = tmp_path / "r.html"
+    spec = "linear+surgery[rank=3,steps=50]"
+    path = merge_refs(refs=refs, method=spec, name="cut", data=folders, report=page, zoo=zoo).path
+    got, plain = Delta.open(path), Delta.open(merge_refs(refs=refs, method="linear", name="uncut", zoo=zoo).path)
+    assert {n for n in got.tensors if not n.startswith("@head/")} == {n for n in plain.tensors if "@head/" not in n}
+    assert all(torch.equal(got.tensors[n], plain.tensors[n]) for n in plain.tensors if not n.startswith("@head/"))
+    assert got.method == spec
+    assert got.lineage["heads"] == "refitted by surgery[rank=3,steps=50]"
+    _, stage = staged(world, limit=256)
+    wanted = []
+    for task in range(3):
+        stage.load_expert(task)
+        wanted.append(stage.features(task))
+    stage.load()
+    model = timm.create_model("test_vit", num_classes=len(CLASSES), img_size=SIZE)
+    model.load_state_dict(base(), strict=False)
+    attach(model.eval(), got.with_(backbone=replace(got.backbone, fingerprint="")), task="ssf", check=False)
+    seen, (weight, bias) = stage.features(1), linear_head(plain.head("ssf"), "ssf")
+    down, up = surgery(seen, wanted[1], rank=3, steps=50)
+    said = F.linear(seen - (seen @ down.T).relu() @ up.T, weight, bias)
+    assert torch.allclose(logits(got, "ssf", seen), said, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(model(stage.images[1]), said, atol=1e-4)
+    made, stage = staged(world, split="test", labelled=True)
+    assert json.loads(page.with_suffix(".json").read_text())["accuracy"] == accuracies(stage, made, got)
+    with pytest.raises(NotFoldable, match="head is not linear"):
+        fold_ref(ref="cut", out=tmp_path / "f", task="ssf", zoo=zoo)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "said"),
+    [
+        ("linear+surgery", {}, "surgery needs images of every task"),
+        ("linear+surgery", {"refit_heads": "expert"}, "both fit the heads"),
+        ("surgery+linear", {}, "wrong order"),
+        ("surgery+surgery", {}, "corrects heads 2 times"),
+    ],
+)
+def test_surgery_that_can_not_be_is_refused(world, method, more, said):
+    """Without images, beside another way to fit heads, in the wrong place, and twice."""
+    zoo, refs, folders = world
+    before = count_of(zoo)
+    data = folders if more else ()
+    with pytest.raises(UsageError, match=said):
+        merge_refs(refs=refs, method=method, name="never", data=data, zoo=zoo, **more)
+    with pytest.raises(UsageError, match="only the command"):
+        merge([Delta.open(zoo.object(zoo.resolve(r).digest)) for r in refs], "surgery", base=base())
+    assert count_of(zoo) == before
 
 
 # -------------------------------------------------------------------------------------------------------------- reports

@@ -4,9 +4,10 @@
     space     gives coordinates in which the rest happens        (vectors) -> Frame, or None where it leaves a tensor alone
     merge     makes one tensor of all                            (vectors) -> tensor
     after     changes the merged tensor, in sight of the tasks'  (merged, vectors) -> tensor
+    heads     corrects what reaches each task's classifier       (merged features, the task's own) -> down, up
 
-The first two stand in any order, then one merge, then what comes after; a spec without a merge gets the one that its
-last step names (`THEN`), or task arithmetic.
+The first two stand in any order, then one merge, then what comes after, then what corrects heads; a spec without a merge gets
+the one that its last step before it names (`THEN`), or task arithmetic.
 """
 
 import math
@@ -22,7 +23,7 @@ from vtzoo import knobs, registry
 from vtzoo.errors import UsageError
 from vtzoo.merges._whole import Frame, Whole, spans_of
 
-_RANK = {"before": 0, "space": 0, "merge": 1, "after": 2}
+_RANK = {"before": 0, "space": 0, "merge": 1, "after": 2, "heads": 3}
 IMAGES = 256
 """How many images of each task are looked at where a merge says nothing, as RegMean and Fisher merging do."""
 PIECES = 1 << 19
@@ -96,8 +97,12 @@ def steps(spec: str) -> tuple[Step, ...]:
     merges = [s.part.name for s in found if s.stage == "merge"]
     if len(merges) > 1:
         raise UsageError(f"'{spec}' holds {len(merges)} merges: {', '.join(merges)}", f"keep one, such as {merges[0]}")
+    if len(fits := [s.part.name for s in found if s.stage == "heads"]) > 1:
+        raise UsageError(
+            f"'{spec}' corrects heads {len(fits)} times: {', '.join(fits)}", f"keep one, such as {fits[0]}"
+        )
     if not merges:
-        earlier = [s for s in found if s.stage != "after"]
+        earlier = [s for s in found if _RANK[s.stage] < _RANK["merge"]]
         then = getattr(earlier[-1].module, "THEN", "task-arithmetic") if earlier else "task-arithmetic"
         found.insert(len(earlier), _step(knobs.one(then)))
     wanted = sorted(found, key=lambda s: _RANK[s.stage])
@@ -109,7 +114,8 @@ def steps(spec: str) -> tuple[Step, ...]:
             f"{masked} keeps masks of the task vectors as they are, and '{spec}' changes them", f"write {masked} alone"
         )
     spaces = [s.part.name for s in found if s.stage == "space"]
-    for step in (s for s in found if spaces and (s.needs or getattr(s.module, "GROUND", False))):
+    weights = [s for s in found if s.stage != "heads" and (s.needs or getattr(s.module, "GROUND", False))]
+    for step in weights if spaces else ():
         what = "what images tell of the weights" if step.needs else "the backbone's own weights"
         raise UsageError(
             f"{step.part.name} looks at {what}, and {spaces[0]} replaces weights by coordinates",
@@ -119,8 +125,13 @@ def steps(spec: str) -> tuple[Step, ...]:
 
 
 def curious(chain: Sequence[Step]) -> Step | None:
-    """The step that needs images of every task, where one does."""
-    return next((s for s in chain if s.needs), None)
+    """The step that needs images of every task to merge, where one does."""
+    return next((s for s in chain if s.needs and s.stage != "heads"), None)
+
+
+def correcting(chain: Sequence[Step]) -> Step | None:
+    """The step that corrects heads once all is merged, where one does."""
+    return next((s for s in chain if s.stage == "heads"), None)
 
 
 def written(chain: Sequence[Step]) -> str:

@@ -7,6 +7,7 @@ knobs. Beside it the file has
     LOW_RANK              whether what it makes of low-rank matrices has at most the sum of their ranks, so that it can stay a LoRA
     STAGE                 optional: when it acts, "merge" where nothing is said (see `vtzoo.merges._chain`)
     THEN                  optional: the merge that follows where the spec names none
+                          (one that acts on heads is another kind of function: see `vtzoo.merges.surgery`)
     TASKS                 optional: how many task vectors it takes, where not any number
     NEEDS                 optional: what must be given, "images" or "labels" (of every task)
     EVIDENCE              optional: the function of `vtzoo.evidence` that looks at each task's own network on them

@@ -1,13 +1,14 @@
 """MLP head: a small perceptron on frozen pooled features (Jia et al. 2022, arXiv:2203.12119, Mlp-k).
 
-    logits = W_k relu(... relu(W_1 h + b_1) ...) + b_k,   h = pooled features of the frozen backbone
+    logits = W_k relu(... relu(W_1 h + b_1) ...) + b_k,   h = pooled features of the frozen backbone;  with `skip`, + W_0 h
 
-Shapes: W_1 [hidden, features], the layers between [hidden, hidden], W_k [classes, hidden].
+Shapes: W_1 [hidden, features], the layers between [hidden, hidden], W_k [classes, hidden], W_0 [classes, features].
 Folds: no: the head is not linear (a headless fold gives the bare backbone).  Identity at init: yes (of the features;
 the head is new).
-Parameters: (features + 1) * hidden + (layers - 2) * (hidden + 1) * hidden + (hidden + 1) * classes, all in the head.
+Parameters: (features + 1) * hidden + (layers - 2) * (hidden + 1) * hidden + (hidden + 1) * classes, and features * classes with
+`skip`, all in the head.
 Departs from the paper: two layers by default, since a thousand images seldom feed the three of its tables; no
-normalisation between them.
+normalisation between them. `skip` is ours.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
@@ -39,11 +40,25 @@ class Config:
         layers: linear layers, the classifier counted.
         hidden: their width; None means as wide as the features.
         dropout: before each layer but the first, while training.
+        skip: add a linear classifier beside them, which they correct.
     """
 
     layers: Annotated[int, Field(ge=2)] = 2
     hidden: Annotated[int, Field(ge=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    skip: bool = False
+
+
+class Skipped(nn.Module):
+    """A perceptron and a linear map beside it."""
+
+    def __init__(self, mlp: nn.Module, skip: nn.Linear) -> None:
+        super().__init__()
+        self.mlp, self.skip = mlp, skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Their sum."""
+        return self.skip(x) + self.mlp(x)
 
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 - the head only
@@ -60,4 +75,5 @@ def head(old: nn.Linear, config: Config) -> nn.Module:
     layers: list[nn.Module] = [nn.Linear(sizes[0], sizes[1])]
     for fan_in, out in pairwise(sizes[1:]):
         layers += [nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(fan_in, out)]
-    return nn.Sequential(*layers)
+    mlp = nn.Sequential(*layers)
+    return Skipped(mlp, nn.Linear(old.in_features, old.out_features, bias=False)) if config.skip else mlp
