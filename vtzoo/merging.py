@@ -23,7 +23,7 @@ from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.keeping import Kept
 from vtzoo.masks import MASK, SCALE, packed
 from vtzoo.merges._chain import Step, algorithm, checks, correcting, curious, steps, written
-from vtzoo.merges._checks import complete, equal_values, label, same_backbone, weights_of
+from vtzoo.merges._checks import complete, equal_values, label, same_backbone, sharpest, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._scene import Scene
 from vtzoo.merges._whole import Whole, square_of
@@ -212,7 +212,7 @@ def plan(
     base, labels = Latest(base), [label(i, d) for i, d in enumerate(deltas)]
     for delta, who in zip(deltas, labels, strict=True):
         complete(delta, who, grounded(base, delta))
-    vectors, ground = [task_vector(base, d) for d in deltas], grounded(base, deltas[0])
+    vectors, ground = [task_vector(base, d) for d in deltas], grounded(base, sharpest(deltas))
     shapes = {n: ground.shape(n) for n in sorted({n for v in vectors for n in v})}
     factors, statistics = factors_of(layers, list(shapes)), _statistics(deltas)
     equal_values(deltas)
@@ -267,7 +267,7 @@ def assembled(
             makers[place], dtypes[place] = (lambda n=name: plan.masks(n)), torch.uint8
             shapes[place] = (len(plan.deltas), -(-math.prod(plan.whole.shapes[name]) // 8))
         makers[SCALE], shapes[SCALE], dtypes[SCALE] = plan.scales, (len(plan.deltas),), torch.float32
-    for delta in plan.deltas:
+    for delta in (sharpest(plan.deltas), *plan.deltas):
         for name in delta.tensors:
             if name.startswith((HEAD, BASE)) and name not in makers:
                 makers[name], shapes[name] = (lambda d=delta, n=name: d.tensors[n]), shape_of(delta.tensors, name)

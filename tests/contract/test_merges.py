@@ -33,8 +33,8 @@ from tests.contract.merge_cases import (
     stored,
 )  # fmt: skip
 from vtzoo import registry
-from vtzoo.delta import Delta
-from vtzoo.errors import NotFoldable, UsageError
+from vtzoo.delta import BASE, Delta
+from vtzoo.errors import NotFoldable, ShapeMismatch, UsageError
 from vtzoo.folding import fold
 from vtzoo.live import attach, detach, set_head
 from vtzoo.masks import MASK, SCALE
@@ -257,6 +257,24 @@ def test_half_precision_is_merged_in_float32(merge):
     wanted = joined(wide, merge, base={n: v.float() for n, v in low.items()}, check=False).tensors["a.full.weight"]
     assert got.dtype == torch.float32
     assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("low", [0, 1])
+def test_resized_tensors_of_half_precision(low):
+    """A delta stored in bfloat16 brings its rounded position table; the float32 one is kept, whichever comes first, and another is refused."""
+    base, deltas = random_deltas(2, {"a.weight": (9, 7)})
+    table = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0))
+    base = {**base, "pos_embed": torch.zeros(1, 9, 3)}
+    own = [d.with_(tensors={**d.tensors, f"{BASE}pos_embed": table}) for d in deltas]
+    own[low] = own[low].with_(tensors={n: v.bfloat16() for n, v in own[low].tensors.items()})
+    merged = vtzoo.merge(own, "linear", base=base, check=False)
+    assert torch.equal(merged.tensors[f"{BASE}pos_embed"], table)
+    for other in (low, 1 - low):
+        moved = list(own)
+        places = {f"{BASE}pos_embed": own[other].tensors[f"{BASE}pos_embed"] + 0.1}
+        moved[other] = own[other].with_(tensors={**own[other].tensors, **places})
+        with pytest.raises(ShapeMismatch, match="different resized tensors"):
+            vtzoo.merge(moved, "linear", base=base, check=False)
 
 
 class Peak(TorchDispatchMode):

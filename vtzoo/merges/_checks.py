@@ -11,7 +11,7 @@ from vtzoo.errors import Conflict, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.folding import Folded
 from vtzoo.rebuilt import rebuild_shared, skeleton
 from vtzoo.spec import BackboneCard
-from vtzoo.tensors import shape_of
+from vtzoo.tensors import dtype_of, shape_of
 
 
 def label(index: int, delta: Delta) -> str:
@@ -92,13 +92,14 @@ def complete(delta: Delta, who: str, ground: Folded) -> None:
 
 
 def equal_values(deltas: Sequence[Delta]) -> None:
-    """What two deltas hold under one name is the same: heads of tasks of one name, and resized tensors.
+    """What two deltas hold under one name is the same: heads of tasks of one name, and resized tensors but for their precision.
 
     Raises:
         Conflict: two different heads for one task.
         ShapeMismatch: two different resizings.
     """
     seen: dict[str, tuple[str, Delta]] = {}
+    first = next(i for i, d in enumerate(deltas) if d is sharpest(deltas))
     for i, delta in enumerate(deltas):
         who = label(i, delta)
         for task in delta.tasks:
@@ -110,8 +111,8 @@ def equal_values(deltas: Sequence[Delta]) -> None:
                     f"{before} and {who} have different heads for a task named '{task.name}'",
                     f"rename one's task: vtzoo mv REF NEW --task {task.name}={task.name}-2",
                 )
-        if i and not _equal(delta.overrides, deltas[0].overrides):
-            said = f"{who} and {label(0, deltas[0])} hold different resized tensors of one backbone"
+        if i != first and not _equal(delta.overrides, deltas[first].overrides, rounded=True):
+            said = f"{who} and {label(first, deltas[first])} hold different resized tensors of one backbone"
             raise ShapeMismatch(said, "train them with one version of vtzoo")
 
 
@@ -122,8 +123,23 @@ def _fits(shapes: Mapping[str, tuple[int, ...]], name: str, wanted: Sequence[int
         raise ShapeMismatch(f"{who}: {name} {found} where {list(wanted)} is wanted", "is the file complete?")
 
 
-def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return sorted(a) == sorted(b) and all(torch.equal(a[n], b[n]) for n in a)
+def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor], *, rounded: bool = False) -> bool:
+    """Whether all values are the same; where rounded, as the one of lower precision has them."""
+    if sorted(a) != sorted(b):
+        return False
+    common = (lambda x, y: min(x, y, key=_precision)) if rounded else torch.promote_types
+    kinds = {n: common(a[n].dtype, b[n].dtype) for n in a}
+    return all(torch.equal(a[n].to(k), b[n].to(k)) for n, k in kinds.items())
+
+
+def sharpest(deltas: Sequence[Delta]) -> Delta:
+    """The first whose resized tensors have the highest precision."""
+    return max(deltas, key=lambda d: min((_precision(dtype_of(d.tensors, BASE + n)) for n in d.overrides), default=0))
+
+
+def _precision(dtype: torch.dtype) -> int:
+    """Bits that tell one value from another."""
+    return -round(math.log2(torch.finfo(dtype).eps)) if dtype.is_floating_point else 0
 
 
 def _resized(delta: Delta) -> dict[str, tuple[int, ...]]:
