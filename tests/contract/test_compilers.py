@@ -39,12 +39,13 @@ def fresh_dynamo():
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("spec", "family"), PAIRS)
-def test_compile_gives_the_same(spec: str, family: str) -> None:
-    """torch.compile (aot_eager, one graph) of the attached model gives the attached output."""
+def test_compile_gives_the_same(spec: str, family: str, backend: str) -> None:
+    """torch.compile (one graph) of the attached model gives the attached output; autograd is traced, too, in test-all alone, since that takes longer."""
     made = case(spec, family)
     model = attach(bare(family), made.delta)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     assert relative(made.live, logits(compiled, made.x)) <= 1e-12
 
 
