@@ -713,14 +713,19 @@ class Thin(Fresh):
 
 
 @pytest.mark.parametrize(
-    ("spec", "allowed"), [("tsv", False), ("iso-cts", True), ("core+ties", True), ("knots+ties", True)]
+    ("spec", "allowed"),
+    [("tsv", False), ("iso-cts", True), ("esm", True), ("core+ties", True), ("knots+ties", True)],
 )
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_factors_merge_as_their_products(spec, allowed, rank, agree):
     """A LoRA kept as two matrices merges as their product does; TSV never makes it."""
     thin = [Thin(t, rank, i, allowed) for i, t in enumerate(tasks(3))]
     dense = [Fresh(t.items()) for t in thin]
-    whole, kept = (Whole(s, COEF, SHAPES) for s in (dense, thin))
+    draw, told = torch.Generator().manual_seed(9), list[dict[str, torch.Tensor]]()
+    for _ in COEF:
+        seen = {n: torch.randn(40, math.prod(SHAPES[n][1:]), generator=draw) for n in sorted(MATRICES)}
+        told.append({n: x.T @ x for n, x in seen.items()})
+    whole, kept = (Whole(s, COEF, SHAPES, evidence=told) for s in (dense, thin))
     wanted, got = algorithm(steps(spec), whole), algorithm(steps(spec), kept)
     worst = max(float((wanted(n) - got(n)).abs().max() / wanted(n).abs().max()) for n in SHAPES)
     agree(spec, "dense", 1e-5, factors=worst)

@@ -77,11 +77,12 @@ def _joined(vectors: Vectors, power: float) -> Tensor:
     left, right = (
         torch.zeros(*s, dtype=torch.float64) for s in ((height, most * len(owners)), (most * len(owners), width))
     )
-    for vector in (v for v in vectors if v.task in owners):
-        own = vector.value.double().reshape(height, width).mul_(vector.weight)
-        seen = vectors.evidence(vector.task)
+    for task in owners:
+        factor, thin = vectors.whole.product(task, vectors.name)
+        factor = vectors.weights[task] * factor.double().reshape(height, -1)
+        own, seen = factor if thin is None else factor @ thin, vectors.evidence(task)
         assert seen is not None
-        found = span(own @ seen.double() @ own.T)[:, :most]
+        found = _strongest(factor, thin, seen.double(), most)
         lengths.append(float(own.norm()))
         place = slice(used, used := used + found.shape[1])
         left[:, place], right[place] = found, found.T @ own * lengths[-1] ** power
@@ -90,6 +91,15 @@ def _joined(vectors: Vectors, power: float) -> Tensor:
     columns = right.norm(dim=0)
     right *= (columns / columns.mean().clamp(min=1e-30)) ** power
     return _even(left) @ _even(right)
+
+
+def _strongest(factor: Tensor, thin: Tensor | None, seen: Tensor, most: int) -> Tensor:
+    """The first output directions [out, most] of a matrix, factor or factor @ thin, on inputs of the Gram matrix `seen`, by the smaller of two."""
+    inner = seen if thin is None else thin @ seen @ thin.T
+    if len(inner) > len(factor):
+        return span(factor @ inner @ factor.T)[:, :most]
+    squares, found = torch.linalg.eigh(inner)
+    return directions(factor @ (found * squares.clamp(min=0).sqrt()), most)[0]
 
 
 def _even(matrix: Tensor) -> Tensor:
