@@ -30,7 +30,7 @@ def linear_head(tensors: Mapping[str, Tensor], who: str) -> tuple[Tensor, Tensor
     if len(weights) != 1 or first.ndim not in (2, 4) or first[0, 0].numel() != 1 or len(tensors) > 2:
         raise NotFoldable(
             f"{who} has a head that is not one linear layer",
-            "take a merge that looks at features alone, such as regmean",
+            "take a merge that looks at features alone, such as regmean, without --search and --refit-heads",
         )
     bias = tensors.get(weights[0].removesuffix("weight") + "bias")
     weight = first.float().flatten(1)
@@ -40,6 +40,20 @@ def linear_head(tensors: Mapping[str, Tensor], who: str) -> tuple[Tensor, Tensor
 def refitted(tensors: Mapping[str, Tensor], weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
     """A head's tensors with another weight and bias, in their own shapes and dtypes; without a bias, where it has none."""
     return {n: (weight if n.endswith("weight") else bias).reshape(t.shape).to(t.dtype) for n, t in tensors.items()}
+
+
+def layer_of(tensors: Mapping[str, Tensor], who: str) -> str:
+    """Where a head's linear layer is: "head." or what timm calls it.
+
+    Raises:
+        NotFoldable: it is none, such as a 1x1 convolution.
+    """
+    weights = [n for n in tensors if n.endswith("weight")]
+    if len(weights) != 1 or tensors[weights[0]].ndim != 2 or len(tensors) > 2:
+        raise NotFoldable(
+            f"{who} has a head that is not one linear layer, which alone can be corrected", "leave surgery out"
+        )
+    return weights[0].removesuffix("weight")
 
 
 def corrected(tensors: Mapping[str, Tensor], down: Tensor, up: Tensor, who: str) -> dict[str, Tensor]:
@@ -54,14 +68,7 @@ def corrected(tensors: Mapping[str, Tensor], down: Tensor, up: Tensor, who: str)
     Raises:
         NotFoldable: it is no linear layer, such as a 1x1 convolution.
     """
-    weight, bias = linear_head(tensors, who)
-    name = next(n for n in tensors if n.endswith("weight"))
-    if tensors[name].ndim != 2:
-        raise NotFoldable(
-            f"{who} has a head that is a convolution, and none but a linear layer can be corrected",
-            "--refit-heads expert fits it instead",
-        )
-    place = name.removesuffix("weight")
+    (weight, bias), place = linear_head(tensors, who), layer_of(tensors, who)
     own = {"skip.weight": weight, "mlp.0.weight": down, "mlp.0.bias": torch.zeros(len(down))}
     own |= {"mlp.3.weight": -weight @ up, "mlp.3.bias": bias}
     return {f"{place}{n}": t for n, t in own.items()}

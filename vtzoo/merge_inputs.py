@@ -1,13 +1,14 @@
 """What a merge is given: deltas by their refs, folded models as deltas, each task's images, and what is wanted beside."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vtzoo import files
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFoldable, UsageError, did_you_mean
+from vtzoo.heads import layer_of, linear_head
 from vtzoo.keeping import rank_asked
 from vtzoo.merges._chain import Step, correcting, curious
 from vtzoo.refs import as_path, is_path
@@ -60,12 +61,14 @@ def check_wanted(wanted: Wanted) -> None:
         ready(wanted.report)
 
 
-def refuse_masked(chain: Sequence[Step], wanted: Wanted) -> None:
-    """Refuse what a merge can't be that keeps a network of its own for each task.
+def refuse_contrary(chain: Sequence[Step], wanted: Wanted) -> None:
+    """Refuse what a step leaves no room for: what needs one network where it keeps one for each task, and heads fitted twice.
 
     Raises:
         UsageError: why.
     """
+    if (fit := correcting(chain)) and wanted.refit_heads:
+        raise UsageError(f"{fit.part.name} and --refit-heads both fit the heads", "leave one out")
     name = next((s.part.name for s in chain if s.masks), "")
     if name and wanted.search:
         raise UsageError(
@@ -132,14 +135,15 @@ def images_of(
 
     Raises:
         UsageError: why.
+        NotFoldable: a head that is no linear layer, and is looked at.
     """
     step, fit = curious(chain), correcting(chain)
     asked = {"--search": bool(wanted.search), "--refit-heads": bool(wanted.refit_heads)}
     users = [u for u, is_asked in asked.items() if is_asked] + ([fit.part.name] if fit else [])
-    if fit and wanted.refit_heads:
-        raise UsageError(f"{fit.part.name} and --refit-heads both fit the heads", "leave one out")
     if step:
         _refuse_unclear(refs, deltas, step)
+    if users:
+        _refuse_other_heads(refs, deltas, layer_of if fit else linear_head)
     if data and not (step or users or wanted.report):
         raise UsageError(
             f"{method} looks at no images", "leave --data out, or choose a merge that needs them (vtzoo merges)"
@@ -171,6 +175,13 @@ def images_of(
     if wanted.report:
         found["test"] = opened(data, deltas, split="test", labelled=True, limit=TEST_IMAGES)
     return found
+
+
+def _refuse_other_heads(refs: Sequence[str], deltas: Sequence[Delta], check: Callable[..., Any]) -> None:
+    """Refuse heads that can't be looked at."""
+    for ref, delta in zip(refs, deltas, strict=True):
+        for task in delta.tasks:
+            check(delta.head(task.name), ref)
 
 
 def _refuse_unclear(refs: Sequence[str], deltas: Sequence[Delta], step: Step) -> None:

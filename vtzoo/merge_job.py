@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vtzoo import files, talk
 from vtzoo.bases import checked_path, weights_path, without_head
 from vtzoo.delta import Delta
-from vtzoo.errors import Resources
+from vtzoo.errors import Resources, VtzooError
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
-from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_masked, refuse_twice
+from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_contrary, refuse_twice
 from vtzoo.merges._chain import Step, correcting, curious, steps
 from vtzoo.merges._checks import weights_of
 from vtzoo.merging import Plan, assembled, leveled, look, plan
@@ -75,7 +75,7 @@ def job_of(
     digests, deltas = [d for d, _ in found], [d for _, d in found]
     refuse_twice(refs, digests)
     chain = steps(method)
-    refuse_masked(chain, wanted)
+    refuse_contrary(chain, wanted)
     step = curious(chain)
     images = images_of(refs, deltas, data, chain, method, wanted)
     weights_of(coef, len(deltas))
@@ -85,6 +85,20 @@ def job_of(
         sound=_meanwhile(checked_path, card, zoo), method=method, coef=coef, layers=layers, step=step,
         told=[{} for _ in images.get("merge", [])], images=images, wanted=wanted,
     )  # fmt: skip
+
+
+@contextmanager
+def sound_first(job: Job) -> Generator[None, None, None]:
+    """Where something fails since the backbone's tensors are not those of its card, say that: nothing else is to blame.
+
+    Raises:
+        WrongBackbone: they are others.
+    """
+    try:
+        yield
+    except VtzooError:
+        job.sound.result()
+        raise
 
 
 def _meanwhile(call: Callable[..., T], *args: Any) -> "Future[T]":
@@ -132,10 +146,12 @@ def run(job: Job, made: Plan, folder: Path) -> Made:
     digest = merged.save(path, workers=WORKERS)
     job.sound.result()
     found: dict[str, Any] = {}
-    if job.wanted.refit_heads or correcting(made.chain):
+    if by := correcting(made.chain) or job.wanted.refit_heads:
         from vtzoo.stage import refit
 
-        again = refit(on("refit"), made, Delta.open(path), correcting(made.chain) or job.wanted.refit_heads)
+        again = refit(on("refit"), made, Delta.open(path), by)
+        seen = [_fact(d, own) for d, own in zip(job.deltas, job.images["refit"], strict=True)]
+        again = again.with_(lineage={**again.lineage, "heads_images": seen})
         path = folder / "refitted.safetensors"
         digest, merged = again.save(path, workers=WORKERS), again
     if "test" in job.images:

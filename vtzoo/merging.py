@@ -183,10 +183,8 @@ def merge(
     """
     made = plan(deltas, method, base=base, coef=coef, layers=layers, evidence=evidence)
     if (step := correcting(made.chain)) is not None:
-        raise UsageError(
-            f"{step.part.name} corrects heads by images, which only the command looks at",
-            "vtzoo merge, or --refit-heads",
-        )
+        rest = written([s for s in made.chain if s is not step])
+        raise UsageError(f"{step.part.name} corrects heads by images, which `vtzoo merge` looks at", f"merge by {rest}")
     if check:
         check_base(base, made.deltas[0])
     return assembled(made, parents)

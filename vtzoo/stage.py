@@ -136,7 +136,7 @@ def refit(stage: Scene, plan: Plan, merged: Delta, by: Refit | Step, told: Seque
         seen, targets = stage.features(task), wanted[task]
         fitted = ridge(seen, targets, weight) if by == "expert" else classifier(seen, targets, len(weight))
         heads |= {f"{HEAD}{name}/{n}": t for n, t in refitted(dict(merged.head(name)), *fitted).items()}
-    return _with_heads(merged, heads, by)
+    return _with_heads(merged, heads, f"refitted by {by}")
 
 
 def _corrected(stage: Scene, plan: Plan, merged: Delta, step: Step) -> Delta:
@@ -146,23 +146,23 @@ def _corrected(stage: Scene, plan: Plan, merged: Delta, step: Step) -> Delta:
         stage.load_expert(task)
         wanted.append(stage.features(task))
     load_merged(stage, plan, merged, 0)
+    seen, heads, rank = [stage.features(task) for task in range(len(plan.deltas))], dict[str, Tensor](), 0
     with one_thread():
-        pairs = [step.run(stage.features(task), own) for task, own in enumerate(wanted)]
-    heads: dict[str, Tensor] = {}
-    for delta, pair in zip(plan.deltas, pairs, strict=True):
-        name = delta.tasks[0].name
-        heads |= {f"{HEAD}{name}/{n}": t for n, t in corrected(merged.head(name), *pair, name).items()}
-    part = Part(method=MLP, graft=MLP, knobs={"hidden": len(pairs[0][0]), "skip": True})
-    return _with_heads(merged, heads, str(step.part)).with_(parts=(*merged.parts, part))
+        for delta, own, goal in zip(plan.deltas, seen, wanted, strict=True):
+            name, (down, up) = delta.tasks[0].name, step.run(own, goal)
+            rank = len(down)
+            heads |= {f"{HEAD}{name}/{n}": t for n, t in corrected(merged.head(name), down, up, name).items()}
+    part = Part(method=MLP, graft=MLP, knobs={"hidden": rank, "skip": True})
+    return _with_heads(merged, heads, f"corrected by {step.part}").with_(parts=(*merged.parts, part))
 
 
-def _with_heads(merged: Delta, heads: Mapping[str, Tensor], by: str) -> Delta:
+def _with_heads(merged: Delta, heads: Mapping[str, Tensor], how: str) -> Delta:
     """Other heads' tensors in place of all, and how they came about."""
     own = {n: (lambda n=n: merged.tensors[n]) for n in merged.tensors if not n.startswith(HEAD)}
     shapes = {n: shape_of(merged.tensors, n) for n in own} | {n: tuple(t.shape) for n, t in heads.items()}
     dtypes = {n: dtype_of(merged.tensors, n) for n in own} | {n: t.dtype for n, t in heads.items()}
     makers = own | {n: (lambda t=t: t) for n, t in heads.items()}
-    return merged.with_(tensors=Lazy(makers, shapes, dtypes), lineage={**merged.lineage, "heads": f"refitted by {by}"})
+    return merged.with_(tensors=Lazy(makers, shapes, dtypes), lineage={**merged.lineage, "heads": how})
 
 
 def logits(merged: Delta, task: str, features: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def logits(merged: Delta, task: str, features: Tensor) -> Tensor:
     assert head is not None
     places, tensors = head.state_dict(), merged.head(task)
     first = next(iter(places))
-    fill(places, prefixed(tensors, next(n for n in tensors if n.endswith(first)).removesuffix(first)))
+    fill(places, prefixed(tensors, next(n for n in tensors if n.endswith(f".{first}")).removesuffix(first)))
     with torch.no_grad():
         return head(features)
 

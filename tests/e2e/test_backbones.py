@@ -44,9 +44,25 @@ def zoo(tmp_path: Path) -> Zoo:
     return made
 
 
-def _swap(zoo: Zoo, tmp_path: Path) -> None:
+def _scaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t * 1.2 if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def _spoilt(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: torch.full_like(t, torch.nan) if t.ndim == 4 else t for n, t in tensors.items()}
+
+
+def _cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t[1:] if t.ndim == 4 else t for n, t in tensors.items()}
+
+
+def _less(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t for n, t in tensors.items() if t.ndim != 4}
+
+
+def _swap(zoo: Zoo, tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _scaled) -> None:
     """Put other weights behind the backbone's source, as a moved branch on a hub would."""
-    weights = {n: t * 1.2 if t.is_floating_point() else t for n, t in load_file(tmp_path / "conv.safetensors").items()}
+    weights = {n: t.contiguous() for n, t in change(load_file(tmp_path / "conv.safetensors")).items()}
     save_file(weights, tmp_path / "other.safetensors")
     digest = zoo.add_object(tmp_path / "other.safetensors")
     entry = zoo.resolve("conv", "backbones")
@@ -75,9 +91,12 @@ def test_weights_that_nothing_could_read_are_not_added(
     assert "bad" not in {e.name for e in zoo.entries("backbones")}
 
 
-def test_changed_weights_behind_a_source_are_noticed(zoo: Zoo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [_scaled, _spoilt, _cut, _less])
+def test_changed_weights_behind_a_source_are_noticed(
+    zoo: Zoo, tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
     """Attaching, folding and merging by ref, and building the entry, refuse weights that the fingerprint doesn't fit."""
-    _swap(zoo, tmp_path)
+    _swap(zoo, tmp_path, change)
     delta = Delta.open(zoo.object(zoo.resolve("a/full").digest))
     card = replace(delta.backbone, source=zoo.resolve("conv", "backbones").facts["source"])
     digest = delta.with_(backbone=card).save(tmp_path / "moved.safetensors")

@@ -25,6 +25,7 @@ from vtzoo.heads import STRENGTHS, classifier, linear_head, ridge
 from vtzoo.interference import interference
 from vtzoo.live import attach, extract, head_state, inject
 from vtzoo.masks import packed, unpacked
+from vtzoo.merges._chain import correcting, steps
 from vtzoo.merges._whole import Whole
 from vtzoo.merges.surgery import surgery
 from vtzoo.merging import look, merge, plan
@@ -322,7 +323,9 @@ def test_refitted_heads_answer_as_the_experts_do(world):
         errors = [(F.linear(seen, *linear_head(d.head(name), name)) - wanted).square().mean() for d in (fitted, merged)]
         assert errors[0] < errors[1]
     found = merge_refs(refs=refs, method="linear", name="refitted", data=folders, refit_heads="expert", zoo=zoo)
-    assert Delta.open(found.path).lineage["heads"] == "refitted by expert"
+    lineage = Delta.open(found.path).lineage
+    assert lineage["heads"] == "refitted by expert"
+    assert [(f["task"], f["images"]) for f in lineage["heads_images"]] == [(s, 15) for s in SPECS]
 
 
 def test_surgery_brings_features_back(world):
@@ -349,7 +352,8 @@ def test_surgery_stands_in_the_heads(world, tmp_path):
     assert {n for n in got.tensors if not n.startswith("@head/")} == {n for n in plain.tensors if "@head/" not in n}
     assert all(torch.equal(got.tensors[n], plain.tensors[n]) for n in plain.tensors if not n.startswith("@head/"))
     assert got.method == spec
-    assert got.lineage["heads"] == "refitted by surgery[rank=3,steps=50]"
+    assert [f["task"] for f in got.lineage["heads_images"]] == list(SPECS)
+    assert got.lineage["heads"] == "corrected by surgery[rank=3,steps=50]"
     _, stage = staged(world, limit=256)
     wanted = []
     for task in range(3):
@@ -378,6 +382,7 @@ def test_surgery_stands_in_the_heads(world, tmp_path):
         ("linear+surgery", {"refit_heads": "expert"}, "both fit the heads"),
         ("surgery+linear", {}, "wrong order"),
         ("surgery+surgery", {}, "corrects heads 2 times"),
+        ("emr+surgery", {}, "corrects the features of one"),
     ],
 )
 def test_surgery_that_can_not_be_is_refused(world, method, more, said):
@@ -387,9 +392,58 @@ def test_surgery_that_can_not_be_is_refused(world, method, more, said):
     data = folders if more else ()
     with pytest.raises(UsageError, match=said):
         merge_refs(refs=refs, method=method, name="never", data=data, zoo=zoo, **more)
-    with pytest.raises(UsageError, match="only the command"):
+    with pytest.raises(UsageError, match="corrects heads by images"):
         merge([Delta.open(zoo.object(zoo.resolve(r).digest)) for r in refs], "surgery", base=base())
     assert count_of(zoo) == before
+
+
+def test_surgery_is_the_same_in_any_number_of_threads(world):
+    """One thread and two give the same bits."""
+    made, stage = staged(world)
+    zoo, refs, _ = world
+    plain = Delta.open(merge_refs(refs=refs, method="linear", name="threads", zoo=zoo).path)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(refit(stage, made, plain, correcting(steps("linear+surgery[steps=20]"))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0].tensors[n], found[1].tensors[n]) for n in found[0].tensors if "@head/" in n)
+
+
+def test_a_head_that_can_not_be_corrected_is_refused_first(world, capsys):
+    """A perceptron is found before anything is merged, also by a dry run."""
+    zoo, _, folders = world
+    put(
+        zoo,
+        "mlp/a",
+        made_by("bitfit+mlp-head[hidden=4]", "lora"),
+        Delta.open(zoo.object(zoo.resolve("lora/a").digest)).backbone.source,
+    )
+    before = count_of(zoo)
+    for more in (
+        {"method": "linear+surgery"},
+        {"method": "linear", "search": "scale"},
+        {"method": "ties", "refit_heads": "expert"},
+    ):
+        for dry_run in (True, False):
+            with pytest.raises(NotFoldable, match="not one linear layer"):
+                merge_refs(refs=["mlp/a"], name="never", data=folders[:1], zoo=zoo, dry_run=dry_run, **more)
+    assert "merging" not in capsys.readouterr().err
+    assert count_of(zoo) == before
+
+
+def test_a_task_leaves_a_merge_whose_heads_were_corrected(world, capsys):
+    """The rest is merged and corrected anew, and nothing else is said."""
+    zoo, refs, folders = world
+    spec = "linear+surgery[steps=5]"
+    merge_refs(refs=refs, method=spec, name="three", data=folders, zoo=zoo)
+    capsys.readouterr()
+    rest = unmerge(ref="three", tasks=["ssf"], name="rest", data=[folders[0], folders[2]], zoo=zoo)
+    assert "deltas' own" not in capsys.readouterr().err
+    wanted = merge_refs(refs=[refs[0], refs[2]], method=spec, name="two", data=[folders[0], folders[2]], zoo=zoo)
+    assert Path(rest.path).read_bytes() == Path(wanted.path).read_bytes()
 
 
 # -------------------------------------------------------------------------------------------------------------- reports

@@ -109,6 +109,9 @@ def steps(spec: str) -> tuple[Step, ...]:
     if wanted != found:
         raise UsageError(f"'{spec}' is in the wrong order", f"write {written(wanted)}")
     masked = next((s.part.name for s in found if s.masks), "")
+    if masked and fits:
+        why = f"{masked} keeps a network of its own for each task, and {fits[0]} corrects the features of one"
+        raise UsageError(why, f"leave {fits[0]} out, or take --refit-heads expert")
     if masked and len(found) > 1:
         raise UsageError(
             f"{masked} keeps masks of the task vectors as they are, and '{spec}' changes them", f"write {masked} alone"

@@ -3,7 +3,7 @@
     z  <-  z - U relu(D z)                                          z: features of the merged network
     minimise over U, D   mean_x |z - U relu(D z) - z_t|_1           z_t: those of task t's own network; x: images of task t, without labels
 
-What was merged stays as it is: after any merge, `ties+surgery`; `surgery` alone comes after task arithmetic. Only heads change: the
+What was merged stays as it is: after any merge into one network, `ties+surgery`; `surgery` alone comes after task arithmetic. Only heads change: the
 task's classifier W, b behind the module is one head, W z + b - (W U) relu(D z), of the method `mlp-head[skip=true]`.
 Symmetric: yes.  Neutral: one delta comes back, if the merge gives it back.
 Departs from the paper: images of the train split, where the paper takes those that it is measured on; both networks' features

@@ -3,7 +3,7 @@
     logits = W_k relu(... relu(W_1 h + b_1) ...) + b_k,   h = pooled features of the frozen backbone;  with `skip`, + W_0 h
 
 Shapes: W_1 [hidden, features], the layers between [hidden, hidden], W_k [classes, hidden], W_0 [classes, features].
-Folds: no: the head is not linear (a headless fold gives the bare backbone).  Identity at init: yes (of the features;
+Folds: no: the head is not linear (a headless fold leaves it out).  Identity at init: yes (of the features;
 the head is new).
 Parameters: (features + 1) * hidden + (layers - 2) * (hidden + 1) * hidden + (hidden + 1) * classes, and features * classes with
 `skip`, all in the head.

@@ -25,8 +25,9 @@ from vtzoo.merge_job import (
     refuse_full,
     room,
     run,
+    sound_first,
 )
-from vtzoo.merges._chain import checks, steps
+from vtzoo.merges._chain import checks, correcting, steps
 from vtzoo.merging import assembled, plan
 from vtzoo.results import Merged
 from vtzoo.tensors import WORKERS, Lazy, dtype_of, shape_of
@@ -94,18 +95,20 @@ def merge_refs(
 
 def _done(job: Job, name: str, *, dry_run: bool = False) -> Merged:
     """Plan, merge, publish, and write the page."""
-    started, made, page = time.monotonic(), job.plan(), job.wanted.report
-    talk.say(f"merging {len(job.deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
-    sizes = room(assembled(made, kept=kept_as(job, made)), job.zoo)
-    if dry_run:
-        job.sound.result()
-        return Merged(ref=name, path="", report=outline(made, job.refs, job.digests) | sizes)
-    refuse_full(sizes)
-    with folder_of(job.zoo) as folder:
-        found = run(job, made, folder)
-        told = found.report | {"seconds": round(time.monotonic() - started, 1)}
-        with _reported(page, name, told):
-            path = publish(job.zoo, name, found)
+    started, page = time.monotonic(), job.wanted.report
+    with sound_first(job):
+        made = job.plan()
+        talk.say(f"merging {len(job.deltas)} deltas, {len(made.whole.shapes)} tensors, by {made.spec}")
+        sizes = room(assembled(made, kept=kept_as(job, made)), job.zoo)
+        if dry_run:
+            job.sound.result()
+            return Merged(ref=name, path="", report=outline(made, job.refs, job.digests) | sizes)
+        refuse_full(sizes)
+        with folder_of(job.zoo) as folder:
+            found = run(job, made, folder)
+            told = found.report | {"seconds": round(time.monotonic() - started, 1)}
+            with _reported(page, name, told):
+                path = publish(job.zoo, name, found)
     if page is not None:
         told["page"] = str(page)
     return Merged(ref=name, path=str(path), report={k: v for k, v in told.items() if k not in PAGE})
@@ -188,9 +191,9 @@ def _again(
     lineage = merged.lineage
     searched = lineage.get("searched", {})
     keep = lineage.get("keep", "")
-    if lineage.get("heads"):
-        talk.say("the heads are the deltas' own again: they were refitted to the merge as it was")
     job = job_of(zoo, refs, lineage["spec"], coef, lineage["layers"] or None, data, Wanted(keep=keep))
+    if lineage.get("heads") and not correcting(steps(lineage["spec"])):
+        talk.say("the heads are the deltas' own again: they were refitted to the merge as it was")
     levels = searched["found"] if searched.get("what") in ("scale", "layers") else ()
     return _done(replace(job, levels=levels, searched=searched), name)
 
