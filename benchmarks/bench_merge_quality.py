@@ -13,7 +13,6 @@ results/merge_quality.json has are not repeated: stop it and start it again as y
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +50,6 @@ HEAD = (
     "with a search",
     "its scale",
     "with refitted heads",
-    "seconds",
 )
 KEPT = FOLDER / "merge_quality.json"
 
@@ -158,7 +156,6 @@ def finished(bench: Bench, made: Plan) -> Delta:
 def measured(bench: Bench, spec: str) -> dict[str, Any]:
     """One merge, four ways."""
     layers, _, method = spec.rpartition(" ")  # "*:0 linear" is the bare backbone
-    started = time.monotonic()
     seen = evidence(bench, method)
     made = plan(bench.deltas, method, base=bench.base, layers=layers or None, evidence=seen)
     step = curious(made.chain)
@@ -175,10 +172,9 @@ def measured(bench: Bench, spec: str) -> dict[str, Any]:
             stage = scene(made, images, heads=True, model=bench.test.model)
         look(made, on(stage, made))
     merged, fits = finished(bench, made), correcting(made.chain) is not None
-    seconds = time.monotonic() - started
     fitted = [] if fits else [in_memory(refit(on(bench.heads, made), made, merged, "expert", bench.told))]
     plainly, *with_heads = scores(bench, made, merged, *fitted)
-    result: dict[str, Any] = {"top1": plainly, "seconds": seconds, **({"heads": with_heads[0]} if with_heads else {})}
+    result: dict[str, Any] = {"top1": plainly, **({"heads": with_heads[0]} if with_heads else {})}
     if not made.masking and not layers:
         best, (point, _), _ = found(made, on(bench.few, made), "scale", "agreement")
         result["search"], result["scale"] = scores(bench, best, finished(bench, best))[0], point[0]
@@ -195,7 +191,6 @@ def row(name: str, result: dict[str, Any], alone: Sequence[float]) -> tuple[str,
     scale = f"{result['scale']:g}" if "scale" in result else ""
     return (
         name, mean("top1"), f"{statistics.mean(ratios):.3f}", f"{min(ratios):.3f}", mean("search"), scale, mean("heads"),
-        f"{result['seconds']:.0f}",
     )  # fmt: skip
 
 
@@ -227,7 +222,7 @@ def main() -> None:
         for spec in ("*:0 linear", *(asked.merges or SINGLE)):
             if spec not in raw["results"] or asked.again:
                 raw["results"][spec] = measured(bench, spec)
-            table = [(alone, f"{statistics.mean(bench.alone):.3f}", "1.000", "1.000", *[""] * 4)]
+            table = [(alone, f"{statistics.mean(bench.alone):.3f}", "1.000", "1.000", *[""] * 3)]
             table += [
                 row("the bare backbone" if s.startswith("*") else s, r, bench.alone) for s, r in raw["results"].items()
             ]
