@@ -48,7 +48,7 @@ def layer_of(tensors: Mapping[str, Tensor], who: str) -> str:
     Raises:
         NotFoldable: it is none, such as a 1x1 convolution.
     """
-    weights = [n for n in tensors if n.endswith("weight")]
+    weights = [n for n in tensors if n.endswith("weight")]  # not by `linear_head`, which takes 1x1 convolutions, too
     if len(weights) != 1 or tensors[weights[0]].ndim != 2 or len(tensors) > 2:
         raise NotFoldable(
             f"{who} has a head that is not one linear layer, which alone can be corrected", "leave surgery out"
