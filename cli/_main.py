@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 import typer
@@ -24,8 +25,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An exception that is not a refusal is a bug: it passes through, and Python prints its traceback (exit code 1).
     """
-    _collect_less()
-    words = list(sys.argv[1:] if argv is None else argv)
+    gc.set_threshold(
+        100_000, 20, 20
+    )  # torch makes very many objects that stay: few rounds over them while it is imported
+    if argv is not None:
+        return _status(list(argv))
+    leave = _Leave()
+    atexit.register(leave)
+    leave.status = _status(sys.argv[1:])
+    return leave.status
+
+
+class _Leave:
+    """The last thing that is done at the exit: go, since taking torch apart object by object takes longer than many a command."""
+
+    status = 1
+
+    def __call__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or its reader has gone
+                stream.flush()
+        os._exit(self.status)  # threads have been waited for, and all other functions for the exit have run
+
+
+def _status(words: list[str]) -> int:
     _never_fail_on_a_character(sys.stdout, sys.stderr)
     try:
         status = _run(words)
@@ -39,13 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _render.refuse(refusal.message, refusal.hint)
         return refusal.exit_code
     return status
-
-
-def _collect_less() -> None:
-    """Torch makes very many objects that stay: few rounds over them while it is imported, and none at the exit."""
-    gc.set_threshold(100_000, 20, 20)
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
 
 
 def _run(words: list[str]) -> int:

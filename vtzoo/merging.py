@@ -26,8 +26,8 @@ from vtzoo.merges._chain import Step, algorithm, checks, correcting, curious, st
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, sharpest, weights_of
 from vtzoo.merges._layers import factors_of
 from vtzoo.merges._scene import Scene
-from vtzoo.merges._whole import Whole, square_of
-from vtzoo.tensors import Latest, Lazy, dtype_of, one_thread, shape_of, working
+from vtzoo.merges._whole import BLOCK, Whole, spans_of, square_of
+from vtzoo.tensors import Latest, Lazy, dtype_of, one_thread, pieces_of, shape_of, working
 from vtzoo.tied import further, tied
 
 FULL = "full"
@@ -84,10 +84,15 @@ class Plan:
         Computed in one thread, since more would round matrix products differently; `Delta.save` computes several tensors
         at once.
         """
-        merged = self.vector(name)
-        base = self.ground[name]
-        kind = working(base, merged)
-        return merged.to(kind).add_(base.to(kind))
+        merged, piece = self.vector(name), pieces_of(self.ground, name)
+        kind = torch.float64 if dtype_of(self.ground, name) == torch.float64 else working(merged)
+        found = merged.to(kind).contiguous()
+        if piece is None:
+            return found.add_(self.ground[name].to(kind))
+        flat = found.view(-1)  # the base is read in pieces, into memory that is still at hand
+        for start, stop in spans_of(flat.numel(), BLOCK):
+            flat[start:stop].add_(piece(start, stop).to(kind))
+        return found
 
     def vector(self, name: str) -> Tensor:
         """One tensor of the merged task vector, scaled as `--layers` says, in float32."""

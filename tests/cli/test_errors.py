@@ -186,3 +186,28 @@ def _program(body: str) -> str:
         _cards.answer = answer
         sys.exit(_main.main())
     """)
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["show", "nothing-like-it"], 3), (["bug"], 1)])
+def test_the_program_leaves_with_its_code_and_all_that_was_left_to_do(words: list[str], code: int) -> None:
+    """What a command leaves for the exit is done and its output complete; only then the process goes, with the code it found."""
+    script = textwrap.dedent(
+        """
+        import atexit, sys, threading, time
+        import vtzoo_cli._main as program
+
+        run = program._run
+
+        def leaving(words):
+            atexit.register(print, "kept")
+            threading.Thread(target=lambda: (time.sleep(0.2), print("waited for"))).start()
+            return run(words) if words != ["bug"] else 1 / 0
+
+        program._run = leaving
+        sys.exit(program.main())
+        """
+    )
+    ran = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert ran.returncode == code
+    assert ran.stdout.splitlines()[-2:] == ["waited for", "kept"]
+    assert ("ZeroDivisionError" in ran.stderr) == (words == ["bug"])
