@@ -1,6 +1,7 @@
 """How each verb's result looks to a person."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from ._blocks import Block, Line, Table, number, size
@@ -9,9 +10,25 @@ _SHOWN = ("top1", "top5", "balanced_accuracy", "loss", "ece")
 
 
 def trained(facts: dict[str, Any]) -> list[Block]:
-    """Metrics by split, then what was made."""
+    """Metrics by split, then what was made; of a dry run what it would take."""
     made = f"{facts['ref']}: {number(facts['params'])} trainable parameters"
-    return [*_metrics("split", facts["metrics"]), Line(made), *_where(facts)]
+    return [*_planned(facts.get("plan")), *_metrics("split", facts["metrics"]), Line(made), *_where(facts)]
+
+
+def _planned(plan: dict[str, Any] | None) -> list[Block]:
+    if not plan:
+        return []
+    rows = [
+        ("images", f"{plan['images']:,}"),
+        ("steps", f"{plan['steps']:,}"),
+        ("estimated time", str(timedelta(seconds=round(plan["seconds"])))),
+        *([("peak memory", size(plan["peak_bytes"]))] if plan["peak_bytes"] else []),
+    ]
+    if kept := plan["features"]:
+        rows.append(
+            ("runs once", f"all before {kept['cut']}, for {kept['views']} views; {size(kept['size_bytes'])} of disk")
+        )
+    return [Table(("what", "value"), [*rows, *(("acts on", line) for line in plan["acts"])])]
 
 
 def evaluated(facts: dict[str, Any]) -> list[Block]:

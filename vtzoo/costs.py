@@ -23,6 +23,7 @@ from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.files import safetensors_header
 from vtzoo.fingerprint import base_state
 from vtzoo.folding import Folded, fold_part, reason
+from vtzoo.lean import counting
 from vtzoo.live import head_state, trainable
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import head as build_head
@@ -114,7 +115,7 @@ def _kept(model: nn.Module, size: tuple[int, int, int], count: int) -> int:
         return tensor
 
     like = next(model.parameters())
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.enable_grad(), counting(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model(torch.zeros(count, *size, device=like.device, dtype=like.dtype))
     return sum(s.nbytes() for s in kept.values())
 

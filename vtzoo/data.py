@@ -100,18 +100,68 @@ def transforms(preprocess: Preprocess, *, train: bool, augment: Augment = "flip"
     strong: the same from 20 %, with RandAugment and random erasing.
     """
     from timm.data import create_transform  # type: ignore[reportMissingTypeStubs, unused-ignore] - timm ships no stubs
-    from torchvision.transforms import Compose, RandomHorizontalFlip  # type: ignore[reportMissingTypeStubs, unused-ignore] - nor torchvision
+    from torchvision.transforms import Compose  # type: ignore[reportMissingTypeStubs, unused-ignore] - nor torchvision
 
     shared: dict[str, Any] = {"input_size": preprocess.input_size, "mean": preprocess.mean, "std": preprocess.std}
     shared |= {"interpolation": preprocess.interpolation}
     create = cast("Callable[..., Transform]", create_transform)
     if not train or augment in ("none", "flip"):
         plain = create(**shared, is_training=False, crop_pct=preprocess.crop_pct, crop_mode=preprocess.crop_mode)
-        return cast("Transform", Compose([RandomHorizontalFlip(), plain])) if train and augment == "flip" else plain
+        return cast("Transform", Compose([_flipped, plain])) if train and augment == "flip" else plain
     strong: dict[str, Any] = {"scale": (0.2, 1.0), "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
     return create(
         **shared, is_training=True, color_jitter=None, **(strong if augment == "strong" else {"scale": (0.35, 1.0)})
     )
+
+
+def _flipped(image: Image.Image) -> Image.Image:
+    """Mirrored half the time."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _heads() else image
+
+
+def _heads(generator: torch.Generator | None = None) -> bool:
+    return bool(torch.rand(1, generator=generator) < 0.5)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which of few views of each picture an epoch sees: without augmentation there is one, with "flip" there are two.
+
+    Args:
+        augment: what is done to the pictures.
+        seed: of the draws.
+        most: of a random augmentation, so many are drawn and shown in turn; 0 draws a new one each epoch.
+    """
+
+    augment: Augment
+    seed: int
+    most: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are; 0 where they are without number."""
+        return {"none": 1, "flip": 2}.get(self.augment, self.most)
+
+    def draw(self, epoch: int) -> int:
+        """The seed of an epoch's random numbers."""
+        return mixed(self.seed, epoch % self.most if self.most else epoch)
+
+    def __call__(self, epoch: int, index: int) -> int:
+        """The number of the view of one picture in one epoch."""
+        if self.augment == "flip":
+            return int(_heads(torch.Generator().manual_seed(mixed(self.draw(epoch), index))))
+        return epoch % self.most if self.augment != "none" else 0
+
+    def transform(self, preprocess: Preprocess, view: int) -> tuple[Transform, int | None]:
+        """Pixels to input for one view, and the seed of its random numbers."""
+        if self.augment in ("none", "flip"):
+            plain = transforms(preprocess, train=False)
+            return (lambda image: plain(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) if view else plain, None
+        return transforms(preprocess, train=True, augment=self.augment), mixed(self.seed, view)
+
+    def facts(self, view: int) -> list[Any]:
+        """What one view depends on."""
+        return [view] if self.augment in ("none", "flip") else [self.augment, self.seed, view]
 
 
 def order(count: int, seed: int, epoch: int) -> list[int]:
@@ -130,14 +180,16 @@ def loader(
     workers: int = 0,
     start: int = 0,
     drop_last: bool = False,
+    views: int = 0,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of (input [n, c, h, w], label [n]) for one epoch.
 
     With a seed the order and each picture's augmentation follow from seed, epoch and place, whatever the number of
-    workers; without one the order is as stored. `start` leaves out that many batches (to resume inside an epoch).
+    workers; without one the order is as stored. `start` leaves out that many batches (to resume inside an epoch);
+    `views` augmentations of each picture are shown in turn, where it isn't 0 for a new one each epoch.
     """
     places = list(range(len(images))) if seed is None else order(len(images), seed, epoch)
-    ready = Seeded(images, transform, None if seed is None else mixed(seed, epoch))
+    ready = Seeded(images, transform, None if seed is None else mixed(seed, epoch % views if views else epoch))
     return DataLoader(ready, batch_size, sampler=places[start * batch_size :], num_workers=workers, drop_last=drop_last)  # type: ignore[arg-type] - a sequence is a sampler
 
 

@@ -113,6 +113,22 @@ def accelerator(recipe: Recipe) -> "Accelerator":
     return made
 
 
+@contextmanager
+def computing(made: "Accelerator") -> Generator[None]:
+    """The precision that an accelerator stands for, with attention that is fast in it."""
+    reduced = made.device.type == "cpu" and made.mixed_precision == "bf16"
+    with made.autocast(), PlainAttention() if reduced else nullcontext():
+        yield
+
+
+def warmed(recipe: Recipe, lr: float, steps: int, of_epoch: int) -> dict[str, Any]:
+    """What timm's cosine schedule is given: warm-up from a hundredth, then down, over `steps`, of which an epoch has `of_epoch`."""
+    return {
+        "t_initial": max(2, steps), "lr_min": lr * recipe.min_lr_fraction, "warmup_lr_init": lr * 0.01,
+        "warmup_t": min(steps // 2, math.ceil(recipe.warmup_epochs * of_epoch)), "warmup_prefix": False, "t_in_epochs": False,
+    }  # fmt: skip
+
+
 def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
     """Train; afterwards the model holds the last epoch's weights, or the best validated ones when `patience` is on.
 
@@ -164,8 +180,6 @@ class _Run:
         self.accelerator = accelerator(recipe)
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
-        reduced = self.device.type == "cpu" and recipe.precision == "bf16"
-        self.attention = PlainAttention() if reduced else nullcontext()
         self.model = channels_last(plan.model.to(self.device))
         self.everything = nn.ModuleDict(
             {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
@@ -197,12 +211,8 @@ class _Run:
 
     def _schedule(self, steps: int) -> CosineLRScheduler:
         """Warm-up and cosine over so many steps."""
-        recipe = self.plan.recipe
-        lr, warmup = recipe.lr or DEFAULT_LR, min(steps // 2, math.ceil(recipe.warmup_epochs * self.plan.steps))
-        return CosineLRScheduler(
-            self.optimizer, t_initial=max(2, steps), lr_min=lr * recipe.min_lr_fraction, warmup_t=warmup,
-            warmup_lr_init=lr * 0.01, warmup_prefix=False, t_in_epochs=False,
-        )  # fmt: skip
+        lr = self.plan.recipe.lr or DEFAULT_LR
+        return CosineLRScheduler(self.optimizer, **warmed(self.plan.recipe, lr, steps, self.plan.steps))
 
     def _set_rate(self, step: int) -> None:
         """The learning rates of a step."""
@@ -231,7 +241,7 @@ class _Run:
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
         if plan.validate is not None:
-            with self.accelerator.autocast(), self.attention:
+            with computing(self.accelerator):
                 record |= plan.validate(self.ema.module if self.ema else self.model)
             self._note(record)
         state.history.append(record)
@@ -241,10 +251,10 @@ class _Run:
     def step(self, batch: Batch) -> Tensor:
         """One update; its random numbers depend on the seed and the step alone."""
         recipe, state = self.plan.recipe, self.state
-        torch.manual_seed((recipe.seed << 24) + state.step + 1)
+        self._reseed((recipe.seed << 24) + state.step + 1)
         np.random.seed((recipe.seed * 1_000_003 + state.step) % 2**32)  # noqa: NPY002 - timm's Mixup draws from the global generator
         self._set_rate(state.step)
-        with self.accelerator.autocast(), self.attention:
+        with computing(self.accelerator):
             loss = self.plan.loss(self.parallel, batch)
         self.accelerator.backward(loss)
         if recipe.clip_norm:
@@ -255,6 +265,14 @@ class _Run:
         if self.ema:
             self.ema.update(self.model, step=state.step)
         return loss.detach().float()
+
+    def _reseed(self, seed: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(
+                seed
+            )  # torch.manual_seed would note a stack trace for other devices, too
+        else:
+            torch.manual_seed(seed)
 
     def interrupted(self, when: str) -> Interrupted:
         """What to raise once the checkpoint is written."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtzoo import lean
 from vtzoo.errors import UsageError
 
 Scores = Callable[[str], Tensor]
@@ -51,6 +52,7 @@ class Graft(nn.Module):
         rates: factors of the learning rate by the name of a parameter of its own; 1 where it names none.
         undecayed: names of its own matrices that are factors, and rest at one: weight decay is not for them.
         replaces: what it holds stands in the place of the host's parameters, as it is.
+        adds: when called on a linear it adds the product of `factors("weight")` to its weight, and does nothing else.
         shared: what all grafts of the method have in common, hung on the root; None where it has no `Shared`.
     """
 
@@ -60,6 +62,7 @@ class Graft(nn.Module):
     rates: Mapping[str, float] = MappingProxyType({})
     undecayed: tuple[str, ...] = ()
     replaces: bool = False
+    adds: bool = False
     shared: Any = None
 
     def enter(self, x: Tensor) -> Tensor:
@@ -221,6 +224,11 @@ class _Host:
         for child in children:
             if child.rewrites:
                 run = partial(child.around, self, run)
+        if _leanly(self, children):
+            first = children.pop(0)
+            inputs.pop()
+            _Watch.note(first)
+            run = partial(_with_product, self, first)
         y = run(x, *args, **kwargs)
         for child in children:
             _Watch.note(child)
@@ -230,6 +238,21 @@ class _Host:
     def __reduce_ex__(self, protocol: Any) -> Any:
         base, reads, calls, frozen = self._vtzoo_made_from  # type: ignore[attr-defined] - set by _host_class
         return _rebuild, (base, reads, calls, frozen), self.__dict__
+
+
+def _leanly(host: Any, children: list[Graft]) -> bool:
+    """Whether the first graft and its host can run as one (see `vtzoo.lean`)."""
+    if not children or not children[0].adds or any(g.rewrites for g in children):
+        return False
+    base, reads, *_ = host._vtzoo_made_from
+    return base.forward is nn.Linear.forward and not reads and lean.applies(*host._parameters.values())
+
+
+def _with_product(host: Any, child: Graft, x: Tensor) -> Tensor:
+    """The host with its first graft."""
+    factors = child.factors("weight")
+    assert factors is not None
+    return lean.linear(x, stored(host, "weight"), host._parameters["bias"], *factors)
 
 
 def _like(before: Any, after: Any) -> Any:

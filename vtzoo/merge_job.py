@@ -1,8 +1,6 @@
 """The work of merging: what is found and checked first, what is looked at, and what comes out, still outside the zoo."""
 
 import math
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +14,7 @@ from vtzoo.bases import checked_path, weights_path, without_head
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, VtzooError
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
+from vtzoo.machine import free_bytes
 from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_contrary, refuse_twice
 from vtzoo.merges._chain import Step, correcting, curious, steps
 from vtzoo.merges._checks import weights_of
@@ -219,21 +218,7 @@ def _searched(job: Job, made: Plan, stage: "Scene") -> Plan:
 def room(merged: Delta, zoo: Zoo) -> dict[str, int]:
     """What the file will take, and what the zoo's disk has."""
     size = sum(bytes_of(merged.tensors, n) for n in merged.tensors)
-    return {"size_bytes": size, "free_bytes": shutil.disk_usage(_there(zoo.root)).free}
-
-
-def _there(path: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held; 0 where the system doesn't say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"size_bytes": size, "free_bytes": free_bytes(zoo.root)}
 
 
 def refuse_full(sizes: Mapping[str, int]) -> None:

@@ -16,6 +16,9 @@ class Recipe:
     With probe_epochs the head is trained alone first, for so many epochs more, and everything from that head on (LP-FT, Kumar
     et al. 2022, arXiv:2202.10054).
 
+    Of each image, `views` augmentations are drawn and shown in turn; with 0 each epoch draws its own. What the frozen layers before
+    the first trained one make of few views is computed once and kept on the disk where that pays (cache=auto).
+
     head_lr is the classifier's rate: lr where that is given, else the linear probe's, however slowly the method learns.
 
     Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limit in images.
@@ -35,6 +38,8 @@ class Recipe:
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     ema_decay: Fraction = 0.0
     augment: Literal["none", "flip", "crop", "strong"] = "flip"
+    views: Annotated[int, Field(ge=0)] = 0
+    cache: Literal["auto", "off"] = "auto"
     image_size: Annotated[int, Field(ge=8)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0

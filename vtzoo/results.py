@@ -16,7 +16,8 @@ class Result:
 class Trained(Result):
     """A delta made: metrics by split, the resolved recipe, trainable parameters, digest, and the stack of methods that it is.
 
-    A dry run of a method that searches has an example of what it might find: `example`.
+    A dry run of a method that searches has an example of what it might find: `example`; of every method it has a `plan`: steps,
+    estimated seconds, peak memory, disk for features, and where the delta acts.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -25,6 +26,7 @@ class Trained(Result):
     digest: str = ""
     method: str = ""
     example: bool = False
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

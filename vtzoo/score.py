@@ -1,6 +1,6 @@
 """One evaluation pass and what is measured in it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,11 +11,14 @@ ECE_BINS = 15
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Run a model over labelled batches: ([n, classes] float32, [n])."""
+def logits_of(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run a model over labelled batches: ([n, classes] float32, [n]); `run` says how, where the inputs aren't images."""
     device = next(model.parameters()).device
     was, model = model.training, model.eval()
-    pairs = [(model(x.to(device)).float().cpu(), y) for x, y in batches]
+    run = run or nn.Module.__call__
+    pairs = [(run(model, x.to(device)).float().cpu(), y) for x, y in batches]
     model.train(was)
     return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
 

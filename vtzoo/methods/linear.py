@@ -2,12 +2,17 @@
 
     logits = W h + b,   h = pooled features of the frozen backbone
 
+    lr=[1e-3,1e-2]        a probe for each, and each weight_decay; the best on the validation images is kept
+
 Shapes: W [classes, features], b [classes].  Folds: exactly (it is the head).  Identity at init: yes.
 Parameters: (features + 1) * classes, all in the head.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Graft
@@ -20,7 +25,15 @@ __all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "sites"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """No knobs."""
+    """Knobs, of `vtzoo train` alone.
+
+    Attributes:
+        lr: learning rates of probes that are trained side by side on the same features.
+        weight_decay: their weight decays; each goes with each learning rate.
+    """
+
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = ()
 
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 - the head only

@@ -135,6 +135,7 @@ class Graft(graft.Graft):
         lengths = config.dora and "standardised" not in site.facts
         self.m = nn.Parameter(torch.ones(*lead, out)) if lengths else None
         self.first = config.init == "pissa"
+        self.adds = not (self.m is not None or self.dropout or self.dynamic or self.first)
         if self.first:
             self.register_buffer("A0", torch.zeros_like(self.A))
             self.register_buffer("B0", torch.zeros_like(self.B))

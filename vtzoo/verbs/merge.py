@@ -11,6 +11,7 @@ from vtzoo import talk
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.machine import peak_bytes
 from vtzoo.merge_inputs import By, Refit, Search, Wanted, check_wanted, open_delta
 from vtzoo.merge_job import (
     PAGE,
@@ -20,7 +21,6 @@ from vtzoo.merge_job import (
     job_of,
     kept_as,
     outline,
-    peak_bytes,
     publish,
     refuse_full,
     room,

@@ -1,19 +1,15 @@
 """Train a delta: backbone and data in, one self-describing file out."""
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.mixup import Mixup
-from timm.loss.cross_entropy import SoftTargetCrossEntropy
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from vtzoo import data as D
 from vtzoo import files, knobs, registry, talk
@@ -22,35 +18,22 @@ from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
-from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
-from vtzoo.graft import rates, undecayed
+from vtzoo.feed import Feed
+from vtzoo.fit import accelerator, checkpoint_path, fit
 from vtzoo.identity import CARD
-from vtzoo.live import extract, head_state, inject, installed, trainable
+from vtzoo.live import extract, inject, installed, trainable
 from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
+from vtzoo.prefix import Prefix
+from vtzoo.probes import best_of, sweep
+from vtzoo.probes import check as check_probes
 from vtzoo.recipe import Recipe
 from vtzoo.results import Trained
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
-from vtzoo.spec import BackboneCard, Task
+from vtzoo.spec import Task
+from vtzoo.train_job import Job, cut, feed_of, forecast_of, mixes, plan_of
 from vtzoo.zoo import Zoo
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything resolved, nothing trained yet; `asked` is the stack as it was given, `spec` what a part that composes made of it."""
-
-    zoo: Zoo
-    name: str
-    card: BackboneCard
-    asked: str
-    spec: str
-    model: nn.Module
-    recipe: Recipe
-    task: Task
-    train: D.Images
-    val: D.Images
-    test: D.Images | None
 
 
 def train(
@@ -96,15 +79,21 @@ def train(
     talk.say(
         f"{name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {job.recipe.lr:g}"
     )
+    prefix = cut(job)
     if dry_run:
         searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
-        return Trained(ref=name, path="", recipe=shown, params=params, method=job.spec, example=searches)
+        plan = forecast_of(job, prefix)
+        return Trained(ref=name, path="", recipe=shown, params=params, method=job.spec, example=searches, plan=plan)
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
     started = time.monotonic()
-    history = _run(job, checkpoint, resume=resume)
+    feed, epochs, probes = feed_of(job, prefix), job.recipe.epochs, list[dict[str, Any]]()
+    if job.grid and prefix is not None:
+        job, probes = _sweep(job, feed, prefix)
+    else:
+        epochs = len(_run(job, feed, checkpoint, resume=resume))
     seconds = round(time.monotonic() - started, 1)
     try:
-        made = _keep(job, _delta(job, _measured(job, len(history))), params, seconds)
+        made = _keep(job, _delta(job, _measured(job, epochs)), params, seconds, probes)
     except BaseException:
         talk.say(f"{name} is trained: once the fault is mended, the same command with --resume measures and keeps it")
         raise
@@ -124,7 +113,7 @@ def _prepare(
     resume: bool,
     skip_bad: bool,
     dry_run: bool,
-) -> _Job:
+) -> Job:
     """All that can be refused before a step is taken; in a dry run what searches takes the shortest of its searches."""
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
@@ -133,6 +122,7 @@ def _prepare(
         knobs.decode(module.Config, part.knobs, part.name)
     asked = knobs.decode(Recipe, user, "recipe")
     assert isinstance(asked, Recipe)
+    probing = _probing(parts, asked, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad)
@@ -147,12 +137,36 @@ def _prepare(
     made = _composed(checkpoint_path(zoo.root, name, "delta")) if resume else ""
     if any(composes(m) for _, m in parts) and not made:
         model.to(accelerator(asked).device)  # it is trained on before there is a delta
-    inject(model, made or (_tried(parts) if dry_run else spec), seed=asked.seed, batches=few)
+    chosen = "linear" if probing else made or (_tried(parts) if dry_run else spec)
+    inject(model, chosen, seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     task = Task(name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess)
-    return _Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test)
+    grid: tuple[tuple[float, float], ...] = ()
+    if probing:
+        assert resolved.head_lr is not None
+        grid = tuple(
+            product(probing.lr or (resolved.head_lr,), probing.weight_decay or (resolved.weight_decay or 0.0,))
+        )
+    return Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test, grid)
+
+
+def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, *, resume: bool) -> Any:
+    """The linear probe's knobs, where it has any: then many are trained side by side.
+
+    Raises:
+        UsageError: it stands in a stack, has a checkpoint to go on from, or wants what such probes don't have.
+    """
+    found = [knobs.decode(m.Config, p.knobs, p.name) for p, m in parts if p.name == "linear" and p.knobs]
+    if not found:
+        return None
+    if len(parts) > 1:
+        raise UsageError("linear[lr=…] trains nothing but heads", "leave the other methods out, or give --lr")
+    if resume:
+        raise UsageError("probes that are trained together have no checkpoint", "start without --resume")
+    check_probes(recipe)
+    return found[0]
 
 
 def _tried(parts: Sequence[tuple[knobs.Part, Any]]) -> str:
@@ -175,17 +189,13 @@ def _check_batches(recipe: Recipe, count: int) -> None:
         UsageError: odd batches, or fewer images than one.
     """
     size = recipe.batch_size
-    if not _mixes(recipe):
+    if not mixes(recipe):
         return
     if size % 2:
         raise UsageError(f"mixup and cutmix need an even batch size, not {size}", f"use --batch-size {size + 1}")
     if count < size:
         hint = f"use --batch-size {count - count % 2}, or more images" if count > 1 else "use more images"
         raise UsageError(f"mixup and cutmix need whole batches, and {count} images make none of {size}", hint)
-
-
-def _mixes(recipe: Recipe) -> bool:
-    return recipe.mixup > 0 or recipe.cutmix > 0
 
 
 def _with_head(method: str, head: str | None) -> str:
@@ -211,34 +221,20 @@ def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
     return replace(recipe, lr=lr, head_lr=head_lr, weight_decay=decay)
 
 
-def _run(job: _Job, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
+def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, Any]]]:
+    """Train every probe; the model holds the best one, and the recipe has its rate."""
+    head = job.model.get_submodule(prefix.cut)
+    assert isinstance(head, nn.Linear)
+    found = sweep(head, feed, job.recipe, job.grid)
+    best = best_of(found)
+    talk.say(f"{len(found)} probes: the best has lr {best.lr:g} and weight_decay {best.weight_decay:g}")
+    recipe = replace(job.recipe, lr=best.lr, head_lr=best.lr, weight_decay=best.weight_decay)
+    return replace(job, recipe=recipe), [asdict(p) for p in found]
+
+
+def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
     """Train; the model holds the result."""
-    recipe, model, shape = job.recipe, job.model, job.task.preprocess
-    transform = D.transforms(shape, train=True, augment=recipe.augment)
-    plain = D.transforms(shape, train=False)
-    facts = [job.name, job.asked, asdict(recipe), job.card.name, job.train.digest, len(job.train)]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def batches(epoch: int, start: int) -> D.Batches:
-        return D.loader(
-            job.train, transform, batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, start=start, workers=recipe.workers,
-            drop_last=_mixes(recipe),
-        )  # fmt: skip
-
-    def held_out(which: nn.Module) -> dict[str, float]:
-        found = measure(
-            *logits_of(which, D.loader(job.val, plain, batch_size=recipe.batch_size, workers=recipe.workers))
-        )
-        return {"top1": found["top1"], "val_loss": found["loss"]}
-
-    history = fit(
-        Plan(
-            model=model, loss=_loss(recipe, len(job.task.classes)), batches=batches, steps=len(batches(0, 0)),
-            recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model), undecayed=undecayed(model),
-            checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
-        ),
-        resume=resume,
-    )  # fmt: skip
+    history = fit(plan_of(job, feed, checkpoint), resume=resume)
     chance = math.log(len(job.task.classes))
     if history and history[-1]["loss"] > 2 * chance + 1:
         loss = history[-1]["loss"]
@@ -246,7 +242,7 @@ def _run(job: _Job, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
     return history
 
 
-def _measured(job: _Job, epochs: int) -> dict[str, Any]:
+def _measured(job: Job, epochs: int) -> dict[str, Any]:
     """What the trained model does on val and test."""
     plain = D.transforms(job.task.preprocess, train=False)
     metrics: dict[str, Any] = {"epochs": epochs}
@@ -259,22 +255,6 @@ def _measured(job: _Job, epochs: int) -> dict[str, Any]:
     return metrics
 
 
-def _loss(recipe: Recipe, classes: int) -> Any:
-    mix = None
-    if _mixes(recipe):
-        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
-    soft = SoftTargetCrossEntropy()
-
-    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        x, y = batch
-        if mix is None:
-            return F.cross_entropy(model(x).float(), y, label_smoothing=recipe.label_smoothing)
-        x, y = mix(x, y)
-        return soft(model(x).float(), y)
-
-    return loss
-
-
 def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | None:
     try:
         images = D.open_data(data, split="test", skip_bad=skip_bad)
@@ -283,7 +263,7 @@ def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | 
     return images.aligned(classes)
 
 
-def _delta(job: _Job, metrics: Mapping[str, Any]) -> Delta:
+def _delta(job: Job, metrics: Mapping[str, Any]) -> Delta:
     lineage = {
         "verb": "train",
         "data": f"sha256:{job.train.digest}",
@@ -308,7 +288,7 @@ def versions() -> dict[str, str]:
     return {p: version(p) for p in ("vtzoo", "torch", "timm")}
 
 
-def _keep(job: _Job, delta: Delta, params: int, seconds: float) -> Trained:
+def _keep(job: Job, delta: Delta, params: int, seconds: float, probes: Sequence[Mapping[str, Any]]) -> Trained:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -328,7 +308,7 @@ def _keep(job: _Job, delta: Delta, params: int, seconds: float) -> Trained:
         method=job.spec,
         ref=job.name,
         path=str(job.zoo.object(digest)),
-        metrics={"seconds": seconds, **delta.metrics},
+        metrics={"seconds": seconds, **delta.metrics, **({"probes": list(probes)} if probes else {})},
         recipe=asdict(job.recipe),
         params=params,
         digest=digest,

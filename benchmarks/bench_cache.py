@@ -1,0 +1,148 @@
+"""Training whose frozen layers run once for each view of an image, beside a plain loop that runs them in every step.
+
+    python benchmarks/bench_cache.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--limit 250] [--epochs 100] DATA
+
+The same images, views (plain and mirrored), order, first weights, optimiser and schedule on both sides; both validate after
+each epoch. Ours is timed from the call to the stored delta, features included, which it computes anew for each row; the plain
+loop from its first step to its last validation. The last column is how far the trained numbers lie apart at most. Adds its rows
+to results/cache.json.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from _results import keep
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vtzoo
+from vtzoo import data as D
+from vtzoo.artifact import resolved_card
+from vtzoo.backbone import build_sized
+from vtzoo.delta import Delta
+from vtzoo.live import trainable
+from vtzoo.recipe import Recipe
+from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+HEAD = (
+    "method",
+    "epochs",
+    "plain loop, s",
+    "ours, s",
+    "times faster",
+    "val top-1, plain and ours",
+    "largest difference",
+)
+METHODS = (
+    ("linear", 100),
+    ("partial[blocks=2]", 10),
+    ("lora[rank=8,targets=blocks.8.*|blocks.9.*|blocks.10.*|blocks.11.*]", 10),
+)
+
+
+def plain(zoo: Zoo, method: str, recipe: Recipe, data: str) -> tuple[float, float, dict[str, Tensor]]:
+    """Train in a loop as one writes it with timm: seconds, validation top-1, the trained tensors."""
+    images = D.open_data(data, split="train").limit(recipe.limit, recipe.seed)
+    val = D.open_data(data, split="val").aligned(images.classes)
+    torch.manual_seed(recipe.seed)
+    card, model = build_sized(
+        resolved_card("measured", zoo), recipe.image_size, zoo=zoo, num_classes=len(images.classes)
+    )
+    vtzoo.inject(model, method, seed=recipe.seed)
+    trained = trainable(model)
+    shape, size, top1 = card.preprocess, recipe.batch_size, 0.0
+    flipped, as_is = D.transforms(shape, train=True, augment="flip"), D.transforms(shape, train=False)
+    start, steps = time.perf_counter(), -(-len(images) // size)
+    weights = [p for p in trained.values() if p.ndim > 1], [p for p in trained.values() if p.ndim == 1]
+    groups = [{"params": p, "weight_decay": d} for p, d in zip(weights, (recipe.weight_decay or 0.0, 0.0), strict=True)]
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.lr)
+    schedule = CosineLRScheduler(
+        optimizer, t_initial=steps * recipe.epochs, lr_min=recipe.lr * recipe.min_lr_fraction, warmup_t=steps,
+        warmup_lr_init=recipe.lr * 0.01, warmup_prefix=False, t_in_epochs=False,
+    )  # fmt: skip
+    step = 0
+    for epoch in range(recipe.epochs):
+        model.train()
+        for x, y in D.loader(images, flipped, batch_size=size, seed=recipe.seed, epoch=epoch):
+            schedule.step_update(step)
+            F.cross_entropy(model(x), y).backward()
+            nn.utils.clip_grad_norm_(trained.values(), recipe.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        model.eval()
+        with torch.inference_mode():
+            right = [(model(x).argmax(1) == y).float() for x, y in D.loader(val, as_is, batch_size=size)]
+        top1 = torch.cat(right).mean().item()
+    return time.perf_counter() - start, top1, {n: p.detach() for n, p in trained.items()}
+
+
+def ours(zoo: Zoo, method: str, recipe: Recipe, data: str) -> tuple[float, float, dict[str, Tensor]]:
+    """The same by this package."""
+    start = time.perf_counter()
+    made = train(backbone="measured", data=data, method=method, name="task/run", zoo=zoo, recipe=asdict(recipe))
+    seconds = time.perf_counter() - start
+    tensors = dict(Delta.open(made.path).tensors)
+    zoo.remove(zoo.resolve("task/run"))
+    for file in (zoo.root / ".vtzoo" / "features").iterdir():
+        file.unlink()
+    return seconds, made.metrics["val"]["top1"], {n.removeprefix("@head/task/"): t for n, t in tensors.items()}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference of what has the same name, a replacement tensor's as `x.full.weight` or `x.weight`."""
+    named = {n.replace(".partial.", "."): t for n, t in b.items()}
+    return max((t - named[n.replace(".partial.", ".")]).abs().max().item() for n, t in a.items())
+
+
+def main() -> None:
+    """Run and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--arch", default="vit_small_patch14_dinov2")
+    parser.add_argument("--pixels", type=int, default=56)
+    parser.add_argument("--limit", type=int, default=250)
+    parser.add_argument("--epochs", type=int, help="of every method, in place of its own")
+    asked = parser.parse_args()
+    rows: list[tuple[str, ...]] = []
+    raw: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        zoo = Zoo.init(Path(folder) / "zoo")
+        add_backbone(name="measured", arch=asked.arch, weights=asked.weights, zoo=zoo)
+        for method, epochs in METHODS:
+            rate = 1e-2 if method == "linear" else 1e-3
+            recipe = Recipe(
+                epochs=asked.epochs or epochs, lr=rate, head_lr=rate, weight_decay=1e-4, limit=asked.limit,
+                image_size=asked.pixels,
+            )  # fmt: skip
+            (slow, before, a), (fast, after, b) = (run(zoo, method, recipe, asked.data) for run in (plain, ours))
+            raw[method] = {"plain": slow, "ours": fast, "top1": [before, after], "apart": apart(a, b)}
+            scores = f"{before:.3f} and {after:.3f}"
+            rows.append(
+                (
+                    method,
+                    str(recipe.epochs),
+                    f"{slow:.1f}",
+                    f"{fast:.1f}",
+                    f"{slow / fast:.1f}",
+                    scores,
+                    f"{apart(a, b):.1e}",
+                )
+            )
+            print(" | ".join(rows[-1]), flush=True)
+            title = f"{asked.arch}, {asked.pixels} px, {asked.limit} images of {Path(asked.data).name}"
+            keep(__doc__ or "", title, HEAD, rows, raw)
+
+
+if __name__ == "__main__":
+    main()

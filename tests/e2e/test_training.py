@@ -1,0 +1,176 @@
+"""Training that computes the frozen layers once: the same result, files that runs share, and what becomes of them."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vtzoo import data as D
+from vtzoo import feed, machine, talk
+from vtzoo.delta import Delta
+from vtzoo.prefix import Prefix
+from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+RECIPE: dict[str, Any] = {"epochs": 6, "limit": 60, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.5}
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    """A zoo with a tiny ViT."""
+    made = Zoo.init(tmp_path / "zoo")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "tiny.safetensors")
+    add_backbone(name="tiny", arch="test_vit", weights=tmp_path / "tiny.safetensors", zoo=made)
+    return made
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said while it trains."""
+    lines: list[str] = []
+    monkeypatch.setattr(talk, "say", lines.append)
+    return lines
+
+
+def kept(zoo: Zoo) -> list[Path]:
+    """The files of features, and whatever else lies beside them."""
+    folder = zoo.root / ".vtzoo" / "features"
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def run(zoo: Zoo, name: str, method: str = "linear", **recipe: Any) -> dict[str, torch.Tensor]:
+    """Train and give the delta's tensors."""
+    made = train(backbone="tiny", data="vtzoo:fashion", method=method, name=name, zoo=zoo, recipe={**RECIPE, **recipe})
+    return dict(Delta.open(Path(made.path)).tensors)
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [
+        ("linear", {}),
+        ("mlp-head", {"augment": "none", "ema_decay": 0.9}),
+        ("partial", {"augment": "crop", "views": 2}),
+        ("lora[rank=2,targets=blocks.5.*]", {"probe_epochs": 1}),
+    ],
+)
+def test_kept_features_change_nothing(zoo: Zoo, said: list[str], method: str, recipe: dict[str, Any]) -> None:
+    """With the frozen layers computed once per view the trained tensors are those that come out without."""
+    cached = run(zoo, "fashion/with", method, **recipe)
+    assert any(line.startswith("all before ") for line in said)
+    assert kept(zoo)
+    plain = run(zoo, "fashion/without", method, cache="off", **recipe)
+    assert cached.keys() == plain.keys()
+    assert all(torch.allclose(cached[n], plain[n], rtol=1e-5, atol=1e-6) for n in plain)
+
+
+def test_runs_share_their_features(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another seed, rate and head find what the first run computed; other images, of course, don't."""
+    run(zoo, "first")
+    before = kept(zoo)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the features are there")
+
+    features = Prefix.features
+    monkeypatch.setattr(feed, "_write", never)
+    run(zoo, "second", "linear", lr=3e-3, epochs=9)
+    run(zoo, "third", "mlp-head[hidden=8]")
+    with pytest.raises(AssertionError, match="are there"):
+        run(zoo, "fourth", limit=40)
+    assert kept(zoo) == before
+    assert Prefix.features is features
+
+
+@pytest.mark.parametrize("recipe", [{"epochs": 2}, {"augment": "crop"}, {"mixup": 0.2}, {"cache": "off"}], ids=str)
+def test_nothing_is_kept_where_it_does_not_pay(zoo: Zoo, recipe: dict[str, Any]) -> None:
+    """As many views as epochs, a new view each epoch, mixed images, or the user's wish: images are fed as they are."""
+    run(zoo, "plain", **recipe)
+    assert not kept(zoo)
+
+
+def test_a_small_disk_is_left_alone(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that would fill the disk are not kept."""
+    monkeypatch.setattr(machine, "free_bytes", lambda _: 1000)
+    run(zoo, "plain")
+    assert not kept(zoo)
+
+
+def test_a_dry_run_tells_and_keeps_nothing(zoo: Zoo, said: list[str]) -> None:
+    """Where the cut is, what it costs, how long it would take and where the delta acts is told before anything is kept."""
+    asked: dict[str, Any] = {"backbone": "tiny", "data": "vtzoo:fashion", "name": "dry", "zoo": zoo, "dry_run": True}
+    plan = train(method="partial[targets=fc2]+linear", recipe=RECIPE, **asked).plan
+    assert "all before blocks.5 runs once for each of 2 views of an image: " in said[-1]
+    val = len(D.open_data("vtzoo:fashion", split="val"))
+    assert plan["features"]["views"] == 2
+    assert plan["features"]["size_bytes"] == 4 * 64 * 101 * (2 * 60 + val)
+    assert plan["steps"] == 6 * 3
+    assert plan["acts"] == ["partial: blocks.5.mlp.fc2", "linear: the head"]
+    assert 0 < plan["seconds"] < 600
+    longer = train(method="linear", recipe={**RECIPE, "epochs": 2000, "cache": "off"}, **asked).plan
+    assert longer["seconds"] > 20 * plan["seconds"]
+    assert longer["features"] is None
+    assert (
+        train(method="bitfit", recipe=RECIPE, **asked)
+        .plan["acts"][0]
+        .startswith("bitfit: patch_embed.proj, 6 blocks.*.norm1")
+    )
+    assert not kept(zoo)
+    assert not list(zoo.root.rglob("*.tmp"))
+    assert zoo.entries("deltas") == []
+
+
+def test_features_that_could_not_be_finished_leave_nothing(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops while features are computed finds no half of a file, and the next run computes them."""
+    features = Prefix.features
+
+    def interrupted(self: Prefix, model: Any, x: torch.Tensor) -> torch.Tensor:
+        if len(x) < feed.BATCH:  # the last batch
+            raise KeyboardInterrupt
+        return features(self, model, x)
+
+    monkeypatch.setattr(Prefix, "features", interrupted)
+    monkeypatch.setattr(feed, "BATCH", 40)
+    with pytest.raises(KeyboardInterrupt):
+        run(zoo, "stopped")
+    assert not kept(zoo)
+    monkeypatch.setattr(Prefix, "features", features)
+    assert run(zoo, "stopped")
+
+
+@pytest.mark.parametrize("after", ["features", "epoch 2 ", "epoch 5 "])
+def test_killed_training_goes_on_where_it_stopped(zoo: Zoo, after: str) -> None:
+    """After kill -9 at any time --resume, or the same command where there was no epoch yet, gives the same file."""
+    whole = train(backbone="tiny", data="vtzoo:fashion", method="partial", name="run", zoo=zoo, recipe=RECIPE)
+    zoo.remove(zoo.resolve("run"))
+    for path in kept(zoo):
+        path.unlink()
+    command = [
+        sys.executable, "-m", "vtzoo_cli", "train", "--zoo", str(zoo.root), "--backbone", "tiny", "--data",
+        "vtzoo:fashion", "--method", "partial", "--name", "run", *(f"--set={k}={v}" for k, v in RECIPE.items()),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        wanted = "all before" if after == "features" else after
+        next(line for line in process.stderr if line.startswith(wanted))
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    resumed = [] if after == "features" else ["--resume"]
+    done = subprocess.run([*command, *resumed], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert zoo.resolve("run").facts["digest"] == whole.digest
+
+
+def test_a_recipe_says_what_it_shows() -> None:
+    """Views and cache are knobs of a recipe, so that a delta's header tells them."""
+    from vtzoo.recipe import Recipe
+
+    assert {"views", "cache"} <= {f.name for f in dataclasses.fields(Recipe)}

@@ -1,0 +1,187 @@
+"""What training is fed with: images, or what the frozen prefix makes of them, computed once for each view and kept on disk.
+
+Kept where it pays: at least a tenth of the work goes away, and the disk has room for it. A file of features is named by all
+that they depend on: the backbone's fingerprint, the cut, the images and their order, the preprocessing, the view, precision
+and device, torch's version. So runs share it, and it is never stale.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vtzoo import data as D
+from vtzoo import files, machine, talk
+from vtzoo.prefix import Prefix, share
+from vtzoo.recipe import Recipe
+from vtzoo.spec import Preprocess
+from vtzoo.tensors import CODES, TensorFile
+
+BATCH = 64
+"""Images that go through the prefix at once."""
+LEAST = 0.1
+"""Which part of the work the features must save."""
+Batch = tuple[Tensor, Tensor]
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches, and how a network takes them.
+
+    Attributes:
+        batches: (epoch, first step) -> batches of training.
+        held_out: batches of the validation images.
+        run: (model, inputs) -> logits; the model may be wrapped for several devices.
+        steps: of an epoch.
+    """
+
+    batches: Callable[[int, int], Iterable[Batch]]
+    held_out: Callable[[], Iterable[Batch]]
+    run: Forward
+    steps: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where features are kept, and how they are computed.
+
+    Attributes:
+        folder: of their files.
+        facts: what they depend on beside images and cut: the backbone, the precision.
+        precision: in which the network runs, a context.
+    """
+
+    folder: Path
+    facts: Mapping[str, str]
+    precision: Callable[[], AbstractContextManager[Any]]
+
+
+def of_images(train: D.Images, val: D.Images, preprocess: Preprocess, recipe: Recipe, *, whole: bool = False) -> Feed:
+    """Images as they are; `whole` leaves out a last batch that isn't full."""
+    size, workers = recipe.batch_size, recipe.workers
+    drawn, plain = D.transforms(preprocess, train=True, augment=recipe.augment), D.transforms(preprocess, train=False)
+
+    def batches(epoch: int, start: int) -> D.Batches:
+        return D.loader(
+            train, drawn, batch_size=size, seed=recipe.seed, epoch=epoch, start=start, workers=workers, drop_last=whole,
+            views=recipe.views,
+        )  # fmt: skip
+
+    return Feed(
+        batches,
+        lambda: D.loader(val, plain, batch_size=size, workers=workers),
+        nn.Module.__call__,
+        len(batches(0, 0)),
+    )
+
+
+def of_features(
+    prefix: Prefix,
+    model: nn.Module,
+    train: D.Images,
+    val: D.Images,
+    preprocess: Preprocess,
+    recipe: Recipe,
+    place: Place,
+) -> Feed:
+    """What the prefix makes of images; computed here where it isn't kept already."""
+    views, size = views_of(recipe), recipe.batch_size
+    own = [_features(place, prefix, model, train, preprocess, views, v) for v in range(views.count)]
+    held = _features(place, prefix, model, val, preprocess, D.Views("none", 0), 0)
+    labels, held_labels = torch.tensor(train.labels), torch.tensor(val.labels)
+
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        order = D.order(len(labels), recipe.seed, epoch)
+        return _batches(order[start * size :], size, lambda i: own[views(epoch, i)][i], labels)
+
+    return Feed(
+        batches,
+        lambda: _batches(range(len(held_labels)), size, held.__getitem__, held_labels),
+        prefix.rest,
+        -(-len(labels) // size),
+    )
+
+
+def views_of(recipe: Recipe) -> D.Views:
+    """Which views of the images a recipe shows."""
+    return D.Views(recipe.augment, recipe.seed, recipe.views)
+
+
+def pays(model: nn.Module, prefix: Prefix, views: D.Views, epochs: int, images: Sequence[int], folder: Path) -> bool:
+    """Whether features are worth their place.
+
+    Args:
+        model: that is cut.
+        prefix: where.
+        views: of the training.
+        epochs: of the training.
+        images: how many there are for training, and for validation.
+        folder: where they would be kept.
+    """
+    saved = share(model, prefix) * (1 - views.count / max(epochs, 1)) if views.count else 0.0
+    return saved >= LEAST and 2 * size_bytes(prefix, views, images) <= machine.free_bytes(folder)
+
+
+def size_bytes(prefix: Prefix, views: D.Views, images: Sequence[int]) -> int:
+    """What the features take in float32, for so many images of training and validation."""
+    train, val = images
+    return 4 * math.prod(prefix.shape) * (views.count * train + val)
+
+
+def _batches(places: Sequence[int], size: int, row: Callable[[int], Tensor], labels: Tensor) -> Iterator[Batch]:
+    for at in range(0, len(places), size):
+        own = list(places[at : at + size])
+        yield torch.stack([row(i) for i in own]), labels[own]
+
+
+def _features(
+    place: Place, prefix: Prefix, model: nn.Module, images: D.Images, preprocess: Preprocess, views: D.Views, view: int
+) -> Tensor:
+    """Features of every image in one view, [images, …], mapped from their file; computed where there is none."""
+    known = {
+        "cut": prefix.cut, "size": prefix.size, "images": images.digest, "order": _sha("\n".join(images.paths)),
+        "preprocess": asdict(preprocess), "view": views.facts(view), "torch": torch.__version__, **place.facts,
+    }  # fmt: skip
+    path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
+    if not path.exists():
+        device, (transform, seed) = next(model.parameters()).device, views.transform(preprocess, view)
+        ready = DataLoader(D.Seeded(images, transform, seed), BATCH)
+        place.folder.mkdir(parents=True, exist_ok=True)
+        with place.precision():
+            rows = (prefix.features(model, x.to(device)).cpu() for x, _ in talk.track(ready, "features", len(ready)))
+            _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
+    return _mapped(path)
+
+
+def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str, str]) -> None:
+    """One tensor, batch by batch."""
+    with files.atomic_write(path) as out:
+        for i, batch in enumerate(rows):
+            if i == 0:
+                shape = (count, *batch.shape[1:])
+                out.write(files.safetensors_header([("features", CODES[batch.dtype], shape)], metadata))
+            out.write(batch.contiguous().view(torch.uint8).numpy().data)
+
+
+def _mapped(path: Path) -> Tensor:
+    """The one tensor of a file, read where it is looked at."""
+    file = TensorFile(path)
+    shape, dtype = file.shape("features"), file.dtype("features")
+    with path.open("rb") as opened:
+        room = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    flat = torch.frombuffer(room, dtype=torch.uint8)[file.header.data_start :]
+    return flat.view(dtype).view(shape)
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

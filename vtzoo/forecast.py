@@ -1,0 +1,79 @@
+"""What a training will take, from two of its steps: time, memory, disk, and where the delta acts."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtzoo.delta import Part
+from vtzoo.feed import Feed
+from vtzoo.fit import Plan, stepper
+from vtzoo.machine import peak_bytes
+from vtzoo.prefix import Prefix
+
+
+class _Watch:
+    """Seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def __call__(self) -> float:
+        now = time.perf_counter()
+        self.last, passed = now, now - self.last
+        return passed
+
+
+def forecast(plan: Plan, feed: Feed, prefix: Prefix | None, views: int, val: int) -> dict[str, Any]:
+    """Take two steps; the model is not the same afterwards.
+
+    Args:
+        plan: of the training.
+        feed: its images as they are, with what runs on them, or on their features.
+        prefix: where features are kept, if they are.
+        views: of each image, then.
+        val: how many images are validated on.
+
+    Returns:
+        `steps` of all epochs, `seconds` of the whole training by the second of its steps, `peak_bytes` of the process so far: with
+        the backbone, its optimiser and a batch.
+    """
+    step, watch = stepper(plan), _Watch()
+    for start in (0, min(1, plan.steps - 1)):  # the second time everything is warm
+        watch()
+        x, y = next(iter(feed.batches(0, start)))
+        loading = watch()
+        inputs = x if prefix is None else prefix.features(plan.model, x)
+        before = watch()
+        step((inputs, y))
+        stepping = watch()
+        _look(plan.model, feed, inputs)
+        looking = watch()
+    epochs, batches = plan.recipe.probe_epochs + plan.recipe.epochs, -(-val // plan.recipe.batch_size)
+    once, each = (loading + before, 0.0) if prefix else (0.0, loading)
+    seconds = once * (views * plan.steps + batches) + epochs * (
+        plan.steps * (stepping + each) + batches * (looking + each)
+    )
+    return {"steps": epochs * plan.steps, "seconds": seconds, "peak_bytes": peak_bytes()}
+
+
+@torch.inference_mode()
+def _look(model: nn.Module, feed: Feed, inputs: Tensor) -> None:
+    feed.run(model, inputs)
+
+
+def acting(parts: Sequence[Part]) -> list[str]:
+    """Where a stack acts, a line for each method: sites that differ by numbers alone are told together, with their count."""
+    lines: list[str] = []
+    for part in parts:
+        alike: dict[str, list[str]] = {}
+        for site in part.sites:
+            alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", site.name), []).append(
+                site.name or "the whole network"
+            )
+        said = ", ".join(f"{len(own)} {name}" if len(own) > 1 else own[0] for name, own in alike.items())
+        lines.append(f"{part.method}: {said or 'the head'}")
+    return lines

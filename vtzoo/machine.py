@@ -1,0 +1,19 @@
+"""What the machine has left and what the process took of it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder, or of the place where it will be, has left."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held; 0 where the system doesn't say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

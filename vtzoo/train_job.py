@@ -1,0 +1,148 @@
+"""A training resolved: where the network is cut, what it is fed with, what is trained, and what that would take."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtzoo import data as D
+from vtzoo import talk
+from vtzoo.errors import UsageError
+from vtzoo.feed import Feed, Forward, Place, of_features, of_images, pays, size_bytes, views_of
+from vtzoo.fit import Plan, accelerator, computing
+from vtzoo.forecast import acting, forecast
+from vtzoo.graft import rates, undecayed
+from vtzoo.live import head_state, installed
+from vtzoo.prefix import Prefix, find
+from vtzoo.recipe import Recipe
+from vtzoo.score import logits_of, measure
+from vtzoo.spec import BackboneCard, Task
+from vtzoo.tensors import channels_last
+from vtzoo.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything resolved, nothing trained yet; `asked` is the stack as it was given, `spec` what a part that composes made of it.
+
+    `grid` has the learning rate and weight decay of each probe, where many are trained at once.
+    """
+
+    zoo: Zoo
+    name: str
+    card: BackboneCard
+    asked: str
+    spec: str
+    model: nn.Module
+    recipe: Recipe
+    task: Task
+    train: D.Images
+    val: D.Images
+    test: D.Images | None
+    grid: tuple[tuple[float, float], ...] = ()
+
+
+def mixes(recipe: Recipe) -> bool:
+    """Whether images are mixed with each other."""
+    return recipe.mixup > 0 or recipe.cutmix > 0
+
+
+def cut(job: Job) -> Prefix | None:
+    """Where the frozen layers end, if what they make of the images is worth keeping."""
+    recipe, size = job.recipe, job.task.preprocess.input_size
+    if job.grid:
+        return _probed(job)
+    if recipe.cache == "off" or mixes(recipe) or not views_of(recipe).count:
+        return None
+    prefix = find(channels_last(job.model.to(accelerator(recipe).device)), size)
+    epochs, images, views = recipe.probe_epochs + recipe.epochs, (len(job.train), len(job.val)), views_of(recipe)
+    if prefix is None or not pays(job.model, prefix, views, epochs, images, _folder(job)):
+        return None
+    size = f"{_size_bytes(job, prefix) / 2**20:,.0f} MiB of features"
+    talk.say(f"all before {prefix.cut} runs once for each of {views.count} views of an image: {size}")
+    return prefix
+
+
+def _probed(job: Job) -> Prefix:
+    """Where the features of many probes come from.
+
+    Raises:
+        UsageError: each epoch would have its own features, or the head is none of one linear layer.
+    """
+    if not views_of(job.recipe).count:
+        raise UsageError("probes are trained together on kept features", "say how many: --set views=4, or augment=flip")
+    prefix = find(channels_last(job.model.to(accelerator(job.recipe).device)), job.task.preprocess.input_size)
+    if prefix is None or not prefix.last or not isinstance(job.model.get_submodule(prefix.cut), nn.Linear):
+        raise UsageError(f"the head of {job.card.name} is no single linear layer", "train one probe: --method linear")
+    return prefix
+
+
+def feed_of(job: Job, prefix: Prefix | None) -> Feed:
+    """Images, or what a cut network's first part makes of them; computed here where it isn't kept already."""
+    recipe, shape = job.recipe, job.task.preprocess
+    if prefix is None:
+        return of_images(job.train, job.val, shape, recipe, whole=mixes(recipe))
+    made = accelerator(recipe)
+    facts = {"backbone": job.card.fingerprint, "precision": recipe.precision, "device": made.device.type}
+    return of_features(
+        prefix, job.model, job.train, job.val, shape, recipe, Place(_folder(job), facts, lambda: computing(made))
+    )
+
+
+def forecast_of(job: Job, prefix: Prefix | None) -> dict[str, Any]:
+    """What the training would take; it takes two steps of it."""
+    feed, views = of_images(job.train, job.val, job.task.preprocess, job.recipe, whole=mixes(job.recipe)), 0
+    record, kept = installed(job.model), None
+    assert record is not None
+    if prefix is not None:
+        feed, views = replace(feed, run=prefix.rest), views_of(job.recipe).count
+        kept = {"cut": prefix.cut, "views": views, "size_bytes": _size_bytes(job, prefix)}
+    found = forecast(plan_of(job, feed), feed, prefix, views, len(job.val))
+    return {**found, "images": len(job.train), "features": kept, "acts": acting(record.parts)}
+
+
+def _size_bytes(job: Job, prefix: Prefix) -> int:
+    return size_bytes(prefix, views_of(job.recipe), (len(job.train), len(job.val)))
+
+
+def _folder(job: Job) -> Path:
+    return job.zoo.root / ".vtzoo" / "features"
+
+
+def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
+    """What is trained, and on what."""
+    recipe, model = job.recipe, job.model
+    facts = [job.name, job.asked, asdict(recipe), job.card.name, job.train.digest, len(job.train)]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def held_out(which: nn.Module) -> dict[str, float]:
+        found = measure(*logits_of(which, feed.held_out(), feed.run))
+        return {"top1": found["top1"], "val_loss": found["loss"]}
+
+    return Plan(
+        model=model, loss=_loss(recipe, len(job.task.classes), feed.run), batches=feed.batches, steps=feed.steps,
+        recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model), undecayed=undecayed(model),
+        checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
+    )  # fmt: skip
+
+
+def _loss(recipe: Recipe, classes: int, run: Forward) -> Any:
+    mix = None
+    if mixes(recipe):
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
+    soft = SoftTargetCrossEntropy()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y = batch
+        if mix is None:
+            return F.cross_entropy(run(model, x).float(), y, label_smoothing=recipe.label_smoothing)
+        x, y = mix(x, y)
+        return soft(run(model, x).float(), y)
+
+    return loss
