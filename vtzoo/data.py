@@ -100,23 +100,32 @@ def transforms(preprocess: Preprocess, *, train: bool, augment: Augment = "flip"
     strong: the same from 20 %, with RandAugment and random erasing.
     """
     from timm.data import create_transform  # type: ignore[reportMissingTypeStubs, unused-ignore] - timm ships no stubs
-    from torchvision.transforms import Compose  # type: ignore[reportMissingTypeStubs, unused-ignore] - nor torchvision
 
     shared: dict[str, Any] = {"input_size": preprocess.input_size, "mean": preprocess.mean, "std": preprocess.std}
     shared |= {"interpolation": preprocess.interpolation}
     create = cast("Callable[..., Transform]", create_transform)
     if not train or augment in ("none", "flip"):
         plain = create(**shared, is_training=False, crop_pct=preprocess.crop_pct, crop_mode=preprocess.crop_mode)
-        return cast("Transform", Compose([_flipped, plain])) if train and augment == "flip" else plain
+        return _composed(_flipped, plain) if train and augment == "flip" else plain
     strong: dict[str, Any] = {"scale": (0.2, 1.0), "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
     return create(
         **shared, is_training=True, color_jitter=None, **(strong if augment == "strong" else {"scale": (0.35, 1.0)})
     )
 
 
+def _composed(*steps: Callable[[Any], Any]) -> Transform:
+    from torchvision.transforms import Compose  # type: ignore[reportMissingTypeStubs, unused-ignore] - torchvision ships no stubs
+
+    return cast("Transform", Compose(steps))
+
+
 def _flipped(image: Image.Image) -> Image.Image:
     """Mirrored half the time."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if _heads() else image
+    return _mirrored(image) if _heads() else image
+
+
+def _mirrored(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _heads(generator: torch.Generator | None = None) -> bool:
@@ -155,8 +164,7 @@ class Views:
     def transform(self, preprocess: Preprocess, view: int) -> tuple[Transform, int | None]:
         """Pixels to input for one view, and the seed of its random numbers."""
         if self.augment in ("none", "flip"):
-            plain = transforms(preprocess, train=False)
-            return (lambda image: plain(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))) if view else plain, None
+            return _composed(*[_mirrored] * view, transforms(preprocess, train=False)), None
         return transforms(preprocess, train=True, augment=self.augment), mixed(self.seed, view)
 
     def facts(self, view: int) -> list[Any]:

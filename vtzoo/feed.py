@@ -2,7 +2,7 @@
 
 Kept where it pays: at least a tenth of the work goes away, and the disk has room for it. A file of features is named by all
 that they depend on: the backbone's fingerprint, the cut, the images and their order, the preprocessing, the view, precision
-and device, torch's version. So runs share it, and it is never stale.
+and device, the packages' versions. So runs share it, and it is never stale.
 """
 
 import hashlib
@@ -57,13 +57,15 @@ class Place:
 
     Attributes:
         folder: of their files.
-        facts: what they depend on beside images and cut: the backbone, the precision.
+        facts: what they depend on beside images and cut: the backbone, the precision, versions.
         precision: in which the network runs, a context.
+        workers: processes that read images.
     """
 
     folder: Path
     facts: Mapping[str, str]
     precision: Callable[[], AbstractContextManager[Any]]
+    workers: int = 0
 
 
 def of_images(train: D.Images, val: D.Images, preprocess: Preprocess, recipe: Recipe, *, whole: bool = False) -> Feed:
@@ -150,12 +152,12 @@ def _features(
     """Features of every image in one view, [images, …], mapped from their file; computed where there is none."""
     known = {
         "cut": prefix.cut, "size": prefix.size, "images": images.digest, "order": _sha("\n".join(images.paths)),
-        "preprocess": asdict(preprocess), "view": views.facts(view), "torch": torch.__version__, **place.facts,
+        "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
     }  # fmt: skip
     path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
     if not path.exists():
         device, (transform, seed) = next(model.parameters()).device, views.transform(preprocess, view)
-        ready = DataLoader(D.Seeded(images, transform, seed), BATCH)
+        ready = DataLoader(D.Seeded(images, transform, seed), BATCH, num_workers=place.workers)
         place.folder.mkdir(parents=True, exist_ok=True)
         with place.precision():
             rows = (prefix.features(model, x.to(device)).cpu() for x, _ in talk.track(ready, "features", len(ready)))

@@ -8,7 +8,7 @@ features, and all else runs as it is written. Whether the network really passes 
 around it) is not reasoned about but tried: `rest(features(x))` must be `model(x)`, bit for bit, or the cut is moved up.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -113,21 +113,25 @@ class _Call:
 
 
 @torch.no_grad()
-def find(model: nn.Module, size: Sequence[int] | None = None) -> Prefix | None:
+def find(model: nn.Module, size: Sequence[int] | None = None, least: float = 0.0) -> Prefix | None:
     """The last cut before everything that training changes; None where there is none.
 
     Args:
         model: as it will be trained; what requires gradients changes, grafts, and running statistics that aren't frozen.
         size: of its input, [channels, height, width].
+        least: give up, after one forward pass, where less than this share of the network's numbers lies before that.
     """
     like, size = next(model.parameters()), tuple(size or input_size(model, most=None))
     draw = torch.Generator().manual_seed(0)
     images = [torch.randn(n, *size, generator=draw).to(like.device, like.dtype) for n in (2, 2, 3)]
     with torch.random.fork_rng(devices=[]), evaluating(model):
-        seen, others = (_watched(model, x) for x in images[:2])
-        wanted = model(images[2])
+        seen = _watched(model, images[0])
         firsts = [_first(seen, n) for n in _changing(model)]
-        for cut in _cuts(seen, others, min(firsts, key=lambda c: c.start)) if firsts else ():
+        first = min(firsts, key=lambda c: c.start, default=seen[0])
+        if _part(model, {c.name for c in seen if c.end < first.start}) < least:
+            return None
+        others, wanted = _watched(model, images[1]), model(images[2])
+        for cut in _cuts(seen, others, first):
             stubs, shape = _stubs(seen, others, cut), tuple(cut.value.shape[1:])
             found = Prefix(cut.name, shape, stubs, cut.out is seen[0].out, size)
             if _equal(found, model, images[2], wanted):
@@ -137,8 +141,13 @@ def find(model: nn.Module, size: Sequence[int] | None = None) -> Prefix | None:
 
 def share(model: nn.Module, prefix: Prefix) -> float:
     """Which part of the network's numbers lies before the cut, from 0 to 1: about the time that is saved."""
-    before = sum(p.numel() for n in prefix.stubs for p in model.get_submodule(n).parameters())
-    return before / max(1, sum(p.numel() for p in model.parameters()))
+    return _part(model, prefix.stubs)
+
+
+def _part(model: nn.Module, names: Iterable[str]) -> float:
+    """The share of a network's numbers that some of its modules own, each counted once."""
+    own = {p for n in names for p in model.get_submodule(n).parameters()}
+    return sum(p.numel() for p in own) / max(1, sum(p.numel() for p in model.parameters()))
 
 
 def _changing(model: nn.Module) -> set[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.errors import UsageError
-from vtzoo.feed import Feed, Forward, Place, of_features, of_images, pays, size_bytes, views_of
+from vtzoo.feed import LEAST, Feed, Forward, Place, of_features, of_images, pays, size_bytes, views_of
 from vtzoo.fit import Plan, accelerator, computing
 from vtzoo.forecast import acting, forecast
 from vtzoo.graft import rates, undecayed
@@ -60,7 +61,7 @@ def cut(job: Job) -> Prefix | None:
         return _probed(job)
     if recipe.cache == "off" or mixes(recipe) or not views_of(recipe).count:
         return None
-    prefix = find(channels_last(job.model.to(accelerator(recipe).device)), size)
+    prefix = find(channels_last(job.model.to(accelerator(recipe).device)), size, LEAST)
     epochs, images, views = recipe.probe_epochs + recipe.epochs, (len(job.train), len(job.val)), views_of(recipe)
     if prefix is None or not pays(job.model, prefix, views, epochs, images, _folder(job)):
         return None
@@ -88,10 +89,17 @@ def feed_of(job: Job, prefix: Prefix | None) -> Feed:
     recipe, shape = job.recipe, job.task.preprocess
     if prefix is None:
         return of_images(job.train, job.val, shape, recipe, whole=mixes(recipe))
-    made = accelerator(recipe)
+    made, used = accelerator(recipe), ("vtzoo", "torch", "torchvision", "timm", "pillow")
     facts = {"backbone": job.card.fingerprint, "precision": recipe.precision, "device": made.device.type}
+    facts |= {name: version(name) for name in used}
     return of_features(
-        prefix, job.model, job.train, job.val, shape, recipe, Place(_folder(job), facts, lambda: computing(made))
+        prefix,
+        job.model,
+        job.train,
+        job.val,
+        shape,
+        recipe,
+        Place(_folder(job), facts, lambda: computing(made), recipe.workers),
     )
 
 

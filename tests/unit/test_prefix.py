@@ -1,5 +1,6 @@
 """The frozen prefix: the rest on its features is the whole network, and where that can't be there is no cut."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -61,6 +62,26 @@ def test_late_sites_cut_late() -> None:
         assert found is not None
         assert found.cut == "blocks.1"
         assert "blocks.0" in found.stubs
+
+
+def test_what_is_not_worth_while_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where too little lies before the first change, one forward pass is all that is spent."""
+    model = vtzoo.inject(families.build("vit"), "bitfit")
+    runs = list[int]()
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, x: (runs.append(1), self.head(self.forward_features(x)[:, 0]))[1]
+    )
+    assert prefix.find(model, size("vit"), least=0.1) is None
+    assert runs == [1]
+    assert prefix.find(vtzoo.inject(families.build("vit"), "linear"), size("vit"), least=0.1) is not None
+
+
+def test_views_travel_to_other_processes() -> None:
+    """Their transforms can be pickled, as workers of a loader want it."""
+    for augment in ("none", "flip", "crop"):
+        views = D.Views(augment, 0, 2)  # type: ignore[arg-type] - one of its words
+        for view in range(views.count):
+            assert pickle.loads(pickle.dumps(views.transform(Preprocess(input_size=(3, 32, 32)), view)[0]))
 
 
 class Around(nn.Module):

@@ -93,7 +93,7 @@ def train(
         epochs = len(_run(job, feed, checkpoint, resume=resume))
     seconds = round(time.monotonic() - started, 1)
     try:
-        made = _keep(job, _delta(job, _measured(job, epochs)), params, seconds, probes)
+        made = _keep(job, _delta(job, _measured(job, feed, epochs)), params, seconds, probes)
     except BaseException:
         talk.say(f"{name} is trained: once the fault is mended, the same command with --resume measures and keeps it")
         raise
@@ -242,13 +242,14 @@ def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool) -> list[dict[s
     return history
 
 
-def _measured(job: Job, epochs: int) -> dict[str, Any]:
+def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
     """What the trained model does on val and test."""
-    plain = D.transforms(job.task.preprocess, train=False)
     metrics: dict[str, Any] = {"epochs": epochs}
+    if job.recipe.precision == "fp32":  # what is kept in fewer bits is not measured in these
+        metrics["val"] = brief(measure(*logits_of(job.model, feed.held_out(), feed.run)))
     for split, images in (("val", job.val), ("test", job.test)):
-        if images is not None:
-            batches = D.loader(images, plain, batch_size=job.recipe.batch_size)
+        if images is not None and split not in metrics:
+            batches = D.loader(images, D.transforms(job.task.preprocess, train=False), batch_size=job.recipe.batch_size)
             metrics[split] = brief(measure(*logits_of(job.model, batches)))
     if skipped := len(job.train.skipped) + len(job.val.skipped):
         metrics["skipped"] = skipped
