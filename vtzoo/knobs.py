@@ -30,7 +30,7 @@ class Part:
     knobs: dict[str, str | list[str]]
 
     def __str__(self) -> str:
-        inside = ",".join(f"{k}={'|'.join(v) if isinstance(v, list) else v}" for k, v in self.knobs.items())
+        inside = ",".join(f"{k}={'|'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in self.knobs.items())
         return f"{self.name}[{inside}]" if inside else self.name
 
 

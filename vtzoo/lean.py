@@ -61,7 +61,7 @@ class _Linear(torch.autograd.Function):
             return F.linear(x, torch.addmm(weight, left, right), bias)
         y = F.linear(x, weight, bias)
         hidden = F.linear(x, right).flatten(0, -2)
-        y.view(-1, y.shape[-1]).addmm_(hidden, left.to(y.dtype).mT)
+        y.flatten(0, -2).addmm_(hidden, left.to(y.dtype).mT)
         return y
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Linear(torch.autograd.Function):
             del x
             full = torch.addmm(weight, left, right) if ctx.summed else weight.to(dy.dtype)
             dx = dy @ full
-            dx = (dx if ctx.summed else dx.addmm_(inner.mT, high)).view(*grad.shape[:-1], -1)
+            dx = (dx if ctx.summed else dx.addmm_(inner.mT, high)).view(*grad.shape[:-1], weight.shape[1])
         return dx, None, None, dleft, dright, None, *[None] * len(kept)
 
 

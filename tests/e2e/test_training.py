@@ -20,7 +20,14 @@ from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-RECIPE: dict[str, Any] = {"epochs": 6, "limit": 60, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.5}
+RECIPE: dict[str, Any] = {
+    "epochs": 6,
+    "limit": 60,
+    "batch_size": 20,
+    "lr": 1e-3,
+    "warmup_epochs": 0.5,
+    "image_size": 64,
+}
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ def test_a_dry_run_tells_and_keeps_nothing(zoo: Zoo, said: list[str]) -> None:
     assert "all before blocks.5 runs once for each of 2 views of an image: " in said[-1]
     val = len(D.open_data("vtzoo:fashion", split="val"))
     assert plan["features"]["views"] == 2
-    assert plan["features"]["size_bytes"] == 4 * 64 * 101 * (2 * 60 + val)
+    assert plan["features"]["size_bytes"] == 4 * 64 * 17 * (2 * 60 + val)
     assert plan["steps"] == 6 * 3
     assert plan["acts"] == ["partial: blocks.5.mlp.fc2", "linear: the head"]
     assert 0 < plan["seconds"] < 600
@@ -146,7 +153,9 @@ def test_features_that_could_not_be_finished_leave_nothing(zoo: Zoo, monkeypatch
     assert run(zoo, "stopped")
 
 
-@pytest.mark.parametrize("after", ["features", "epoch 2 ", "epoch 5 "])
+@pytest.mark.parametrize(
+    "after", ["epoch 2 ", *(pytest.param(a, marks=pytest.mark.slow) for a in ("features", "epoch 5 "))]
+)
 def test_killed_training_goes_on_where_it_stopped(zoo: Zoo, after: str) -> None:
     """After kill -9 at any time --resume, or the same command where there was no epoch yet, gives the same file."""
     whole = train(backbone="tiny", data="vtzoo:fashion", method="partial", name="run", zoo=zoo, recipe=RECIPE)

@@ -46,7 +46,8 @@ def _values(annotation: Any, default: Any) -> st.SearchStrategy[Any]:
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple:
-        return st.lists(WORDS, min_size=1, max_size=3).map(tuple)
+        each = WORDS if arguments[0] is str else _values(arguments[0], default)
+        return st.lists(each, min_size=1, max_size=3).map(tuple)
     if annotation is type(None):
         return st.none()
     if annotation is bool:

@@ -63,17 +63,8 @@ def train(
     The checkpoint stays until the delta is kept: when a later step fails, `resume` only measures and keeps.
     """
     job = _prepare(
-        backbone,
-        data,
-        method,
-        name,
-        zoo or Zoo.find(),
-        recipe or {},
-        head,
-        resume=resume,
-        skip_bad=skip_bad,
-        dry_run=dry_run,
-    )
+        backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run
+    )  # fmt: skip
     params = sum(p.numel() for p in trainable(job.model).values())
     shown = asdict(job.recipe)
     talk.say(
