@@ -40,8 +40,9 @@ HEAD = (
     "plain loop, s",
     "ours, s",
     "times faster",
+    "whole call, s",
     "val top-1, plain and ours",
-    "largest difference",
+    "largest difference, largest number",
 )
 METHODS = (
     ("linear", 100),

@@ -25,9 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     An exception that is not a refusal is a bug: it passes through, and Python prints its traceback (exit code 1).
     """
-    gc.set_threshold(
-        100_000, 20, 20
-    )  # torch makes very many objects that stay: few rounds over them while it is imported
+    # torch makes very many objects that stay: few rounds over them while it is imported
+    gc.set_threshold(100_000, 20, 20)
     if argv is not None:
         return _status(list(argv))
     leave = _Leave()
@@ -45,7 +44,7 @@ class _Leave:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # closed, or its reader has gone
                 stream.flush()
-        os._exit(self.status)  # threads have been waited for, and all other functions for the exit have run
+        os._exit(self.status)  # threads have been waited for, and what was registered since for the exit has run
 
 
 def _status(words: list[str]) -> int:

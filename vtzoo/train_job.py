@@ -74,8 +74,12 @@ def _probed(job: Job) -> Prefix:
     """Where the features of many probes come from.
 
     Raises:
-        UsageError: each epoch would have its own features, or the head is none of one linear layer.
+        UsageError: none are to be kept, each epoch would have its own, or the head is none of one linear layer.
     """
+    if job.recipe.cache == "off":
+        raise UsageError(
+            "probes are trained together on kept features, and cache=off keeps none", "leave cache=off out"
+        )
     if not views_of(job.recipe).count:
         raise UsageError("probes are trained together on kept features", "say how many: --set views=4, or augment=flip")
     prefix = find(channels_last(job.model.to(accelerator(job.recipe).device)), job.task.preprocess.input_size)

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from vtzoo import talk
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.results import Trained
@@ -83,6 +84,7 @@ def test_decays_alone_take_the_probes_rate(zoo: Zoo) -> None:
         ("linear[lr=[1e-3,1e-2]]", {"patience": 2}, "no patience=2"),
         ("linear[lr=[1e-3,1e-2]]", {"ema_decay": 0.9, "mixup": 0.1}, "no ema_decay=0.9, mixup=0.1"),
         ("linear[lr=[1e-3,1e-2]]", {"augment": "crop"}, "on kept features"),
+        ("linear[lr=[1e-3,1e-2]]", {"cache": "off"}, "cache=off keeps none"),
         ("linear[lr=[1e-3,-1]]", {}, "lr"),
     ],
 )
@@ -102,3 +104,17 @@ def test_a_head_of_two_layers_is_refused(zoo: Zoo) -> None:
 def test_views_of_a_random_augmentation_will_do(zoo: Zoo) -> None:
     """With so many views told, random crops have features, too."""
     assert len(run(zoo, "crops", "linear[lr=[1e-3,1e-2]]", augment="crop", views=2).metrics["probes"]) == 2
+
+
+def test_probes_that_could_not_be_stored_are_not_to_be_resumed(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a fault after the training names the command that works, which --resume does not."""
+    said: list[str] = []
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(talk, "say", said.append)
+    monkeypatch.setattr(Zoo, "add_object", full)
+    with pytest.raises(OSError, match="No space"):
+        run(zoo, "full", "linear[lr=[1e-3,1e-2]]")
+    assert said[-1].endswith("the same command trains once more, on the kept features")

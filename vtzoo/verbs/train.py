@@ -86,7 +86,8 @@ def train(
     try:
         made = _keep(job, _delta(job, _measured(job, feed, epochs)), params, seconds, probes)
     except BaseException:
-        talk.say(f"{name} is trained: once the fault is mended, the same command with --resume measures and keeps it")
+        again = "trains once more, on the kept features" if job.grid else "with --resume measures and keeps it"
+        talk.say(f"{name} is trained: once the fault is mended, the same command {again}")
         raise
     checkpoint.unlink(missing_ok=True)
     return made
