@@ -78,15 +78,13 @@ class Prefix:
     @contextmanager
     def _short(self, model: nn.Module, features: Tensor) -> Generator[None]:
         """The network without what lies before the cut."""
-        modules = dict(model.named_modules())
-        zeros: dict[tuple[int, ...], Tensor] = {}
+        zeros = {s: features.new_zeros((len(features), *s)) for s in set(self.stubs.values())}
         changed: list[nn.Module] = []
         try:
             for name, shape in self.stubs.items():
-                value = zeros.setdefault(shape, features.new_zeros((len(features), *shape)))
-                modules[name].__dict__["forward"] = partial(_given, value)
-                changed.append(modules[name])
-            first = modules[self.cut]
+                changed.append(model.get_submodule(name))
+                changed[-1].__dict__["forward"] = partial(_given, zeros[shape])
+            first = model.get_submodule(self.cut)
             run = first.forward
             first.__dict__["forward"] = lambda _, *args, **kwargs: run(features, *args, **kwargs)
             changed.append(first)
