@@ -21,10 +21,12 @@ from . import (
     methods,
     mv,
     predict,
+    report,
     rm,
     sensitivity,
     show,
     suggest,
+    sweep,
     train,
 )
 from ._argv import GLOBALS
@@ -35,7 +37,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, eval, predict, merge, fold, distill, methods, merges, losses, rm, mv, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, merge, fold, distill, methods, merges, losses, rm, mv, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."

@@ -123,9 +123,38 @@ def suggested(facts: dict[str, Any]) -> list[Block]:
     return blocks
 
 
+def swept(facts: dict[str, Any]) -> list[Block]:
+    """How the methods stand, then the counts; of a dry run the names of what would be made."""
+    found = facts["report"]
+    counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before, {found['made']} made now"
+    counts += f", {found['stopped']} stopped early" if found["stopped"] else ""
+    if not facts["path"]:
+        return [*(Line(name) for name in found["names"]), Line(counts)]
+    return [_standings(found["standings"]), Line(counts), Line(f"table: {facts['path']}")]
+
+
+def reported(facts: dict[str, Any]) -> list[Block]:
+    """How the methods stand, then the page."""
+    found = facts["report"]
+    return [_standings(found["standings"]), Line(f"{found['rows']} rows, in {facts['path']}")]
+
+
 def demo(facts: dict[str, Any]) -> list[Block]:
     """The whole main job's table."""
     return [*report(facts["report"]), Line(f"everything is in {facts['path']}: vtzoo ls --zoo {facts['path']}")]
+
+
+def _standings(found: list[dict[str, Any]]) -> Table:
+    columns = ("backbone", "method", "runs", "tasks", "mean top-1", "± 95 %", "rank", "parameters", "seconds")
+    rows = [
+        (
+            s["backbone"], f"{s['method']} {s['knobs']}".strip(), str(s["runs"]), str(len(s["by_task"])), f"{s['mean']:.1%}",
+            "" if s["half"] is None else f"{s['half']:.1%}", "" if s["rank"] is None else f"{s['rank']:.1f}",
+            number(s["params"]), "" if s["seconds"] is None else f"{s['seconds']:.1f}",
+        )
+        for s in found
+    ]  # fmt: skip
+    return Table(columns, rows, right=frozenset(columns[2:]))
 
 
 def report(found: Mapping[str, Any]) -> list[Block]:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from vtzoo.verbs.export.onnx import export_onnx
     from vtzoo.verbs.export.peft import export_peft
     from vtzoo.verbs.predict import predict
+    from vtzoo.verbs.report import report
     from vtzoo.verbs.sensitivity import sensitivity_of
     from vtzoo.verbs.suggest import suggest
+    from vtzoo.verbs.sweep import sweep
     from vtzoo.verbs.train import train
     from vtzoo.zoo import Zoo
 
@@ -50,8 +52,10 @@ __all__ = [
     "inject",
     "merge",
     "predict",
+    "report",
     "sensitivity_of",
     "suggest",
+    "sweep",
     "train",
 ]
 
@@ -73,8 +77,10 @@ _HOME = {
     "inject": "vtzoo.live",
     "merge": "vtzoo.merging",
     "predict": "vtzoo.verbs.predict",
+    "report": "vtzoo.verbs.report",
     "sensitivity_of": "vtzoo.verbs.sensitivity",
     "suggest": "vtzoo.verbs.suggest",
+    "sweep": "vtzoo.verbs.sweep",
     "train": "vtzoo.verbs.train",
 }
 

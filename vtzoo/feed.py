@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,35 @@ def _features(
     }  # fmt: skip
     path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
     if not path.exists():
-        device, (transform, seed) = next(model.parameters()).device, views.transform(preprocess, view)
-        ready = DataLoader(D.Seeded(images, transform, seed), BATCH, num_workers=place.workers)
-        place.folder.mkdir(parents=True, exist_ok=True)
-        with place.precision():
-            rows = (prefix.features(model, x.to(device)).cpu() for x, _ in talk.track(ready, "features", len(ready)))
-            _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
+        with _alone(path):
+            if not path.exists():  # nobody has computed it meanwhile
+                rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
+                _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
     return _mapped(path)
+
+
+def _computed(place: Place, prefix: Prefix, model: nn.Module, images: D.Seeded) -> Iterator[Tensor]:
+    """Features of image after image, in batches."""
+    device = next(model.parameters()).device
+    ready = DataLoader(images, BATCH, num_workers=place.workers)
+    with place.precision():
+        for x, _ in talk.track(ready, "features", len(ready)):
+            yield prefix.features(model, x.to(device)).cpu()
+
+
+@contextmanager
+def _alone(path: Path) -> Generator[None]:
+    """Let only one of several runs compute a file; the others find it when they get in."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what somebody has open
+                lock.unlink()
 
 
 def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str, str]) -> None:

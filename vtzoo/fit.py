@@ -55,6 +55,7 @@ class Plan:
         checkpoint: where to write after each epoch and when interrupted.
         key: identifies the run; a checkpoint of another key is refused.
         notes: what else the checkpoint's header is to say.
+        watch: is told each epoch's record.
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class Plan:
     checkpoint: Path | None = None
     key: str = ""
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    watch: Callable[[Mapping[str, Any]], None] | None = None
 
 
 @dataclass
@@ -159,6 +161,8 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
         while len(run.state.history) < plan.recipe.probe_epochs + plan.recipe.epochs and not run.exhausted():
             run.epoch(len(run.state.history), stopped)
             run.save()
+            if plan.watch is not None:
+                plan.watch(run.state.history[-1])
             if stopped():
                 raise run.interrupted(f"after epoch {len(run.state.history)}")
     run.finish()
@@ -240,7 +244,7 @@ class _Run:
         if not math.isfinite(mean):
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
-        if plan.validate is not None:
+        if plan.validate is not None and ((epoch + 1) % plan.recipe.eval_every == 0 or epoch + 1 == count):
             with computing(self.accelerator):
                 record |= plan.validate(self.ema.module if self.ema else self.model)
             self._note(record)

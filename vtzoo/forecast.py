@@ -54,9 +54,9 @@ def forecast(plan: Plan, feed: Feed, prefix: Prefix | None, views: int, val: int
         looking = watch()
     epochs, batches = plan.recipe.probe_epochs + plan.recipe.epochs, -(-val // plan.recipe.batch_size)
     once, each = (loading + before, 0.0) if prefix else (0.0, loading)
-    seconds = once * (views * plan.steps + batches) + epochs * (
-        plan.steps * (stepping + each) + batches * (looking + each)
-    )
+    looks = -(-epochs // plan.recipe.eval_every)
+    seconds = once * (views * plan.steps + batches)
+    seconds += epochs * plan.steps * (stepping + each) + looks * batches * (looking + each)
     return {"steps": epochs * plan.steps, "seconds": seconds, "peak_bytes": peak_bytes()}
 
 

@@ -1,5 +1,6 @@
 """What the machine has left and what the process took of it."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,3 +18,8 @@ def peak_bytes() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -56,7 +56,7 @@ def check_wanted(wanted: Wanted) -> None:
     if wanted.keep:
         rank_asked(wanted.keep)
     if wanted.report is not None:
-        from vtzoo.merge_report import ready
+        from vtzoo.page import ready
 
         ready(wanted.report)
 

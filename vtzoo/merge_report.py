@@ -1,17 +1,13 @@
 """A page of what was merged, what each task is worth and how they interfere; and the same as JSON beside it."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vtzoo.errors import Conflict, NotFound, UsageError
-from vtzoo.files import atomic_text
+from vtzoo.page import RISING, cell, keep, rendered
 
 Record = Mapping[str, Any]
-SIGNED, RISING = ("#2166ac", "#f7f7f7", "#b2182b"), ("#fdfaf3", "#f0a860", "#7f2704")
+SIGNED = ("#2166ac", "#f7f7f7", "#b2182b")
 METRICS = {
     "cosine": ("Cosine", SIGNED, -1.0, 1.0),
     "conflict": ("Sign conflict", RISING, 0.0, 1.0),
@@ -21,30 +17,9 @@ METRICS = {
 _LEAST = 0.1
 
 
-def ready(page: Path) -> None:
-    """Refuse before anything is computed what would fail at the end.
-
-    Raises:
-        UsageError: jinja2 is missing, or the file is no .html.
-        NotFound: the folder is missing.
-        Conflict: the page, or the JSON beside it, exists.
-    """
-    if find_spec("jinja2") is None:
-        raise UsageError("a report needs jinja2", "pip install 'vtzoo[report]'")
-    if page.suffix != ".html":
-        raise UsageError(f"{page} is no .html", f"for example --report {page.with_suffix('.html')}")
-    if not page.parent.is_dir():
-        raise NotFound(f"{page.parent} does not exist", f"make it: mkdir -p {page.parent}")
-    for path in (page, page.with_suffix(".json")):
-        if path.exists():
-            raise Conflict(f"{path} exists already", "choose another place, or remove it first")
-
-
 def save(page: Path, name: str, report: Record) -> None:
     """Write the page, and the JSON beside it."""
-    text = render(name, report)
-    atomic_text(page.with_suffix(".json"), json.dumps({"ref": name, **report}, indent=1) + "\n")
-    atomic_text(page, text)
+    keep(page, render(name, report), {"ref": name, **report})
 
 
 def render(name: str, report: Record) -> str:
@@ -54,14 +29,11 @@ def render(name: str, report: Record) -> str:
         name: of the merge.
         report: of the merge, with `interference` and, where images were given, `accuracy`.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("vtzoo").joinpath("pages/merge.html").read_text(encoding="utf-8"))
     tasks = [str(p["ref"]) for p in report["parents"]]
     matrices = [t for t in report["interference"] if any(k["rank"] is not None for k in t["tasks"])]
     pairs = sorted({(p["a"], p["b"]) for t in matrices for p in t["pairs"]})
-    return template.render(
+    return rendered(
+        "merge.html",
         name=name,
         report={"accuracy": [], **report},
         backbone=report["backbone"],
@@ -119,11 +91,11 @@ def _square(key: str, matrices: Sequence[Record], count: int) -> dict[str, Any]:
     for pair in (p for t in matrices for p in t["pairs"] if p[key] is not None):
         seen.setdefault((pair["a"], pair["b"]), []).append(pair[key])
 
-    def cell(i: int, j: int) -> dict[str, str]:
+    def square(i: int, j: int) -> dict[str, str]:
         own = seen.get((min(i, j), max(i, j)))
-        return _cell(_mean(own) if own else None, colours, low, high)
+        return cell(_mean(own) if own else None, colours, low, high)
 
-    return {"name": title, "rows": [[cell(i, j) for j in range(count)] for i in range(count)]}
+    return {"name": title, "rows": [[square(i, j) for j in range(count)] for i in range(count)]}
 
 
 def _map(
@@ -158,7 +130,7 @@ def _heat(
     rows = []
     for tensor in matrices:
         get = value(tensor)
-        cells = [_cell(get(i), colours, low, high, f"{tensor['tensor']}, {c}: ") for i, c in enumerate(columns)]
+        cells = [cell(get(i), colours, low, high, f"{tensor['tensor']}, {c}: ") for i, c in enumerate(columns)]
         rows.append({"name": tensor["tensor"].removesuffix(".weight"), "cells": cells})
     return {
         "name": title,
@@ -168,24 +140,6 @@ def _heat(
         "low": f"{low:.3g}",
         "high": f"{high:.3g}",
     }
-
-
-def _cell(value: float | None, colours: Sequence[str], low: float, high: float, before: str = "") -> dict[str, str]:
-    if value is None:
-        return {"colour": "#fff", "ink": "#999", "text": "", "title": f"{before}none"}
-    place = min(max((value - low) / (high - low), 0.0), 1.0) * (len(colours) - 1)
-    first = min(int(place), len(colours) - 2)
-    pairs = zip(_rgb(colours[first]), _rgb(colours[first + 1]), strict=True)
-    mixed = [round(a + (b - a) * (place - first)) for a, b in pairs]
-    dark = 0.3 * mixed[0] + 0.6 * mixed[1] + 0.1 * mixed[2] < 140
-    return {
-        "colour": "#" + "".join(f"{c:02x}" for c in mixed), "ink": "#fff" if dark else "#1d2430", "text": f"{value:.2f}",
-        "title": f"{before}{value:.3g}",
-    }  # fmt: skip
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
 
 def _recipe(report: Record) -> list[tuple[str, str]]:

@@ -21,7 +21,10 @@ class Recipe:
 
     head_lr is the classifier's rate: lr where that is given, else the linear probe's, however slowly the method learns.
 
-    Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limit in images.
+    Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
+    and of test images, the same ones whatever the seed; both take as many of each class as there are.
+
+    Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limits in images.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 10
@@ -47,4 +50,11 @@ class Recipe:
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     workers: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=0)] = 0
+    eval_limit: Annotated[int, Field(ge=0)] = 0
+    eval_every: Annotated[int, Field(ge=1)] = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse knobs that contradict each other."""
+        if self.patience and self.eval_every > 1:
+            raise ValueError("patience looks at every epoch: leave eval_every at 1")

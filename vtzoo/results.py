@@ -87,6 +87,20 @@ class Suggested(Result):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Swept(Result):
+    """Many trainings; the report counts runs, those done before and those made now, and has a row for each."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reported(Result):
+    """A page; the report has how the methods stand."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demo(Result):
     """The whole main job's table."""
 

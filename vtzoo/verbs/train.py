@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vtzoo import data as D
-from vtzoo import files, knobs, registry, talk
+from vtzoo import files, knobs, machine, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
@@ -35,11 +35,13 @@ from vtzoo.spec import Task
 from vtzoo.train_job import Job, cut, feed_of, forecast_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
+Watch = Callable[[Mapping[str, Any]], None]
+
 
 def train(
     *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
-    skip_bad: bool = False,
+    skip_bad: bool = False, watch: Watch | None = None,
 ) -> Trained:  # fmt: skip
     """Train a delta and its head on a frozen backbone and keep it in the zoo.
 
@@ -54,6 +56,7 @@ def train(
         resume: go on from this name's checkpoint.
         dry_run: resolve and report, train nothing.
         skip_bad: leave out broken images.
+        watch: is told each epoch's record: epoch, loss, lr, and top1 and val_loss where it was validated.
 
     Raises:
         Conflict: the name exists.
@@ -76,15 +79,15 @@ def train(
         plan = forecast_of(job, prefix)
         return Trained(ref=name, path="", recipe=shown, params=params, method=job.spec, example=searches, plan=plan)
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     feed, epochs, probes = feed_of(job, prefix), job.recipe.epochs, list[dict[str, Any]]()
     if job.grid and prefix is not None:
         job, probes = _sweep(job, feed, prefix)
     else:
-        epochs = len(_run(job, feed, checkpoint, resume=resume))
-    seconds = round(time.monotonic() - started, 1)
+        epochs = len(_run(job, feed, checkpoint, resume=resume, watch=watch))
+    cost = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - worked, 1)}
     try:
-        made = _keep(job, _delta(job, _measured(job, feed, epochs)), params, seconds, probes)
+        made = _keep(job, _delta(job, _measured(job, feed, epochs)), params, cost, probes)
     except BaseException:
         again = "trains once more, on the kept features" if job.grid else "with --resume measures and keeps it"
         talk.say(f"{name} is trained: once the fault is mended, the same command {again}")
@@ -120,6 +123,7 @@ def _prepare(
     images = D.open_data(data, split="train", skip_bad=skip_bad)
     val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(images.classes)
     test = _test(data, images.classes, skip_bad=skip_bad)
+    val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
     limited = images.limit(asked.limit, asked.seed)
     _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
@@ -224,9 +228,9 @@ def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, An
     return replace(job, recipe=recipe), [asdict(p) for p in found]
 
 
-def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool) -> list[dict[str, Any]]:
+def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool, watch: Watch | None) -> list[dict[str, Any]]:
     """Train; the model holds the result."""
-    history = fit(plan_of(job, feed, checkpoint), resume=resume)
+    history = fit(replace(plan_of(job, feed, checkpoint), watch=watch), resume=resume)
     chance = math.log(len(job.task.classes))
     if history and history[-1]["loss"] > 2 * chance + 1:
         loss = history[-1]["loss"]
@@ -281,7 +285,10 @@ def versions() -> dict[str, str]:
     return {p: version(p) for p in ("vtzoo", "torch", "timm")}
 
 
-def _keep(job: Job, delta: Delta, params: int, seconds: float, probes: Sequence[Mapping[str, Any]]) -> Trained:
+def _keep(
+    job: Job, delta: Delta, params: int, cost: Mapping[str, float], probes: Sequence[Mapping[str, Any]]
+) -> Trained:
+    """Put the delta in the zoo; what its training took of this machine stands in the index alone."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -295,13 +302,14 @@ def _keep(job: Job, delta: Delta, params: int, seconds: float, probes: Sequence[
         {
             "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
             "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": {"top1": test["top1"]},
+            **cost, "peak_bytes": machine.peak_bytes(),
         },
     )  # fmt: skip
     return Trained(
         method=job.spec,
         ref=job.name,
         path=str(job.zoo.object(digest)),
-        metrics={"seconds": seconds, **delta.metrics, **({"probes": list(probes)} if probes else {})},
+        metrics={"seconds": cost["seconds"], **delta.metrics, **({"probes": list(probes)} if probes else {})},
         recipe=asdict(job.recipe),
         params=params,
         digest=digest,

@@ -1,0 +1,202 @@
+"""Sweeps and reports: each run once, whatever is killed, the table of all of them, and the page."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vtzoo import rows, sweep_file
+from vtzoo.engines import local
+from vtzoo.errors import Conflict, NotFound, UsageError, VtzooError
+from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.report import report
+from vtzoo.verbs.sweep import sweep
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+SPEC = """
+name: small
+tasks: {fashion: 'vtzoo:fashion'}
+backbones: tiny
+methods: [linear, bitfit]
+recipe: {epochs: 2, limit: 40, eval_limit: 40, batch_size: 20, image_size: 64}
+"""
+LONG = SPEC.replace("[linear, bitfit]", "[bitfit]").replace("epochs: 2", "epochs: 12")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    """A zoo with a tiny ViT."""
+    made = Zoo.init(tmp_path / "zoo")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "tiny.safetensors")
+    add_backbone(name="tiny", arch="test_vit", weights=tmp_path / "tiny.safetensors", zoo=made)
+    return made
+
+
+def read(text: str) -> sweep_file.Sweep:
+    """A spec."""
+    return sweep_file.read(text, "spec")
+
+
+def killer(zoo: Zoo, pids: Callable[[], list[int]]) -> threading.Thread:
+    """Kills a run as soon as it has written its first checkpoint."""
+
+    def work() -> None:
+        folder = zoo.root / ".vtzoo" / "checkpoints"
+        while not list(folder.glob("*.safetensors")):
+            time.sleep(0.01)
+        for pid in pids():
+            os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_sweep_is_done_once_and_goes_on(zoo: Zoo, tmp_path: Path) -> None:
+    """Its runs are deltas of the zoo and rows of a table; a second call makes those only that are missing."""
+    table = tmp_path / "all.parquet"
+    first = sweep(spec=read(SPEC), zoo=zoo, jobs=1, table=table)
+    assert (first.report["runs"], first.report["made"]) == (2, 2)
+    names = {e.name for e in zoo.entries("deltas")}
+    assert {n.rpartition("-")[0] for n in names} == {"fashion/linear", "fashion/bitfit"}
+    found = rows.read(Path(first.path))
+    assert {r["ref"] for r in found} == names
+    assert [r["top1"] for r in rows.read(table)] == [r["top1"] for r in found]
+    assert all(
+        r["images"] == 40 and r["images_measured"] == 40 and r["peak_bytes"] > 1e8 and r["seconds"] > 0 for r in found
+    )
+    alone = train(
+        backbone="tiny", data="vtzoo:fashion", method="bitfit", name="fashion/alone", zoo=zoo,
+        recipe={"epochs": 2, "limit": 40, "eval_limit": 40, "batch_size": 20, "image_size": 64},
+    )  # fmt: skip
+    assert alone.digest in {r["digest"] for r in found}
+    again = sweep(spec=read(SPEC.replace("small", "more").replace("bitfit]", "bitfit, norm]")), zoo=zoo, jobs=1)
+    assert (again.report["done"], again.report["made"]) == (2, 1)
+    page = tmp_path / "page.html"
+    made = report(refs=[], out=page, zoo=zoo)
+    assert made.report["rows"] == 4
+    _looked_at(page, ["linear", "bitfit", "norm"])
+    with pytest.raises(Conflict):
+        report(refs=[again.path], out=page, zoo=zoo)
+    assert report(refs=[str(table)], out=tmp_path / "b.html", zoo=zoo).report["rows"] == 2
+
+
+def _looked_at(page: Path, words: list[str]) -> None:
+    """It is whole, has its plots, names everyone, and fetches nothing."""
+    text = page.read_text()
+    seen: list[str] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            seen.append(tag)
+            assert not {k: v for k, v in attrs if k in ("src", "href") and v and not v.startswith("#")}
+
+    Parser().feed(text)
+    assert seen.count("svg") == 3
+    assert all(re.search(rf"<code>{w}</code>", text) for w in words)
+    assert json.loads(page.with_suffix(".json").read_text())["standings"]
+
+
+def test_a_killed_run_is_taken_up(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed is started again and goes on from its checkpoint: the same digest, once."""
+    whole = sweep(spec=read(LONG), zoo=zoo, jobs=1)
+    (name,) = (r["ref"] for r in whole.report["rows"])
+    zoo.remove(zoo.resolve(name))
+    started, plain = list[Any](), local._started
+
+    def noted(*args: Any) -> Any:
+        started.append(plain(*args))
+        return started[-1]
+
+    monkeypatch.setattr(local, "_started", noted)
+    thread = killer(zoo, lambda: [started[0].process.pid])
+    again = sweep(spec=read(LONG), zoo=zoo, jobs=1)
+    thread.join()
+    assert len(started) == 2
+    assert [r["digest"] for r in again.report["rows"]] == [r["digest"] for r in whole.report["rows"]]
+
+
+def test_a_run_that_fails_takes_no_other_with_it(zoo: Zoo, tmp_path: Path) -> None:
+    """What can only be seen while it runs is told at the end; all others are kept, and in the table."""
+    text = SPEC.replace("[linear, bitfit]", "[linear, 'vpt-deep[tokens=2]']").replace(
+        "tiny", "[tiny, test_efficientnet]"
+    )
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), tmp_path / "cnn.safetensors")
+    add_backbone(name="test_efficientnet", arch="test_efficientnet", weights=tmp_path / "cnn.safetensors", zoo=zoo)
+    with pytest.raises(VtzooError, match=r"1 of 4 runs failed; the first, fashion/vpt-deep-.*"):
+        sweep(spec=read(text), zoo=zoo, jobs=1)
+    assert len(zoo.entries("deltas")) == 3
+    assert len(rows.read(zoo.root / ".vtzoo/sweeps/small.jsonl")) == 3
+
+
+def test_what_any_run_would_refuse_is_refused_first(zoo: Zoo) -> None:
+    """A wrong knob, backbone, folder, engine or table is met before the first run starts."""
+    for change, error in (
+        (("bitfit", "lora[rnk=2]"), UsageError),
+        (("bitfit", "lorra"), NotFound),
+        (("tiny", "tinny"), NotFound),
+        (("vtzoo:fashion", "./nowhere"), NotFound),
+    ):
+        with pytest.raises(error):
+            sweep(spec=read(SPEC.replace(*change)), zoo=zoo)
+    with pytest.raises(UsageError, match="no engine"):
+        sweep(spec=read(SPEC), zoo=zoo, engine="rya")
+    with pytest.raises(UsageError, match="neither"):
+        sweep(spec=read(SPEC), zoo=zoo, table=Path("x.csv"))
+    assert sweep(spec=read(SPEC), zoo=zoo, dry_run=True).report["runs"] == 2
+    assert not zoo.entries("deltas")
+
+
+@pytest.mark.slow
+def test_ray_retries_a_killed_trial(zoo: Zoo) -> None:
+    """A trial whose process is killed is started again, and there is exactly one result: that of an undisturbed run."""
+    whole = sweep(spec=read(LONG), zoo=zoo, jobs=1)
+    (name,) = (r["ref"] for r in whole.report["rows"])
+    zoo.remove(zoo.resolve(name))
+    killed: list[int] = []
+
+    def trials() -> list[int]:
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                title = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"train" in title:
+                killed.append(int(folder.name))
+        return killed
+
+    thread = killer(zoo, trials)
+    again = sweep(spec=read(LONG), zoo=zoo, engine="ray")
+    thread.join()
+    assert len(killed) == 1
+    assert [e.name for e in zoo.entries("deltas")] == [name]
+    assert [r["digest"] for r in again.report["rows"]] == [r["digest"] for r in whole.report["rows"]]
+    assert again.report["made"] == 1
+
+
+@pytest.mark.slow
+def test_ray_stops_what_lags_behind(zoo: Zoo) -> None:
+    """With ASHA some runs end early; they have no delta, stand in the table, and are not run again."""
+    text = (
+        LONG.replace("[bitfit]", "[linear]\nseeds: [0, 1, 2, 3]")
+        + "grid: {lr: [1e-2, 1e-6]}\nengine: {asha: {reduction: 4}}\n"
+    )
+    first = sweep(spec=read(text), zoo=zoo, engine="ray")
+    assert first.report["stopped"] > 0
+    assert first.report["stopped"] + first.report["made"] == 8
+    again = sweep(spec=read(text), zoo=zoo, engine="ray")
+    assert (again.report["done"], again.report["made"]) == (8, 0)

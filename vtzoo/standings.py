@@ -1,0 +1,151 @@
+"""How methods stand to each other over many tasks and seeds: means with intervals, ranks, PPT, Pareto fronts.
+
+A contestant is a backbone with a method and the knobs that were varied. Its mean is over tasks, each task's over seeds; the interval
+is Student's, 95 %, over seeds of the mean over tasks: how far another draw of seeds would move it, the tasks held fixed.
+
+    PPT = mean * exp(-log10(P / 10^7 + 1))     performance by parameters trained, head left out (V-PETL Bench, NeurIPS 2024)
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Row = Mapping[str, Any]
+COSTS = ("trained", "peak_bytes", "seconds")
+"""What accuracy is set against, the less the better."""
+T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
+    2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
+"""Student's 97.5 % quantile by degrees of freedom, from 1 on; after the last 1.96."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One contestant.
+
+    Attributes:
+        backbone, method, knobs: who it is; knobs are those that were varied, as text.
+        group: the survey's cell.
+        by_task: mean top-1 over seeds, a fraction.
+        mean: over its tasks.
+        half: half the width of the 95 % interval; None with fewer than two seeds that have every task.
+        seeds: how many those are.
+        runs: all rows.
+        complete: whether it has every task of its backbone's contestants; only then it is ranked and may stand on a front.
+        params: numbers trained, the head left out; `trained` with it: the largest over tasks.
+        peak_bytes, seconds: median over its rows; None where none says.
+        rank: mean over tasks of its place among the complete ones, ties sharing theirs; 1 is best.
+        ppt: see the module.
+        fronts: the costs for which no complete one is both cheaper and better.
+    """
+
+    backbone: str
+    method: str
+    knobs: str
+    group: str
+    by_task: Mapping[str, float]
+    mean: float
+    half: float | None
+    seeds: int
+    runs: int
+    complete: bool
+    params: int
+    trained: int
+    peak_bytes: float | None
+    seconds: float | None
+    ppt: float
+    rank: float | None = None
+    fronts: tuple[str, ...] = field(default=())
+
+    @property
+    def label(self) -> str:
+        """Method and varied knobs."""
+        return f"{self.method} {self.knobs}".strip()
+
+
+def standings(rows: Iterable[Row]) -> list[Standing]:
+    """Everyone's standing, by backbone, the best mean first.
+
+    Args:
+        rows: see `vtzoo.rows`; of several with the same contestant, task and seed the last counts.
+    """
+    groups: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row, knobs in _varied(list(rows)):
+        groups[row["backbone"]][row.get("spec") or row["method"], knobs].append(row)
+    found: list[Standing] = []
+    for backbone, own in groups.items():
+        tasks = {r["task"] for rows_ in own.values() for r in rows_}
+        found += _ranked([_standing(backbone, *who, rows_, tasks) for who, rows_ in own.items()])
+    return sorted(found, key=lambda s: (s.backbone, -s.mean))
+
+
+def _varied(rows: Sequence[Row]) -> list[tuple[Row, str]]:
+    """Each row with the knobs that tell it from others of its backbone, method, task and seed."""
+    alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[row["backbone"], row.get("spec") or row["method"], row["task"], row["seed"]].append(row)
+    differing: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for who, own in alike.items():
+        keys = {k for r in own for k in r if k.startswith("recipe.") and k != "recipe.seed"}
+        differing[who[:2]] |= {k for k in keys if len({repr(r.get(k)) for r in own}) > 1}
+    return [
+        (r, " ".join(f"{k.removeprefix('recipe.')}={r.get(k)}" for k in sorted(differing[r["backbone"], r.get("spec") or r["method"]])))
+        for r in rows
+    ]  # fmt: skip
+
+
+def _standing(backbone: str, method: str, knobs: str, rows: Sequence[Row], tasks: set[str]) -> Standing:
+    top: dict[str, dict[Any, float]] = defaultdict(dict)
+    for row in rows:
+        top[row["task"]][row["seed"]] = row["top1"]
+    by_task = {task: statistics.fmean(seeds.values()) for task, seeds in sorted(top.items())}
+    mean = statistics.fmean(by_task.values())
+    shared = sorted(set.intersection(*(set(seeds) for seeds in top.values())), key=str)
+    by_seed = [statistics.fmean(top[task][seed] for task in top) for seed in shared]
+    params = max(int(r.get("params") or 0) for r in rows)
+    return Standing(
+        backbone=backbone, method=method, knobs=knobs, group=str(rows[0].get("group") or ""), by_task=by_task, mean=mean,
+        half=_half(by_seed), seeds=len(shared), runs=len(rows), complete=set(by_task) == tasks, params=params,
+        trained=max(int(r.get("params") or 0) + int(r.get("head_params") or 0) for r in rows), peak_bytes=_median(rows, "peak_bytes"),
+        seconds=_median(rows, "seconds"), ppt=mean * math.exp(-math.log10(params / 1e7 + 1)),
+    )  # fmt: skip
+
+
+def _half(values: Sequence[float]) -> float | None:
+    n = len(values)
+    if n < 2:
+        return None
+    return (T95[n - 2] if n - 2 < len(T95) else 1.96) * statistics.stdev(values) / math.sqrt(n)
+
+
+def _median(rows: Sequence[Row], key: str) -> float | None:
+    known = [r[key] for r in rows if r.get(key) is not None]
+    return statistics.median(known) if known else None
+
+
+def _ranked(found: Sequence[Standing]) -> list[Standing]:
+    """The contestants of one backbone with their mean ranks and fronts."""
+    full = [s for s in found if s.complete]
+    places = [[_place(s.by_task[t], [o.by_task[t] for o in full]) for t in s.by_task] for s in full]
+    ranks = {id(s): statistics.fmean(own) for s, own in zip(full, places, strict=True)}
+    fronts = {id(s): tuple(c for c in COSTS if _undominated(s, full, c)) for s in full}
+    return [replace(s, rank=ranks.get(id(s)), fronts=fronts.get(id(s), ())) for s in found]
+
+
+def _place(value: float, all_values: Sequence[float]) -> float:
+    """1 for the best; equal ones share the mean of their places."""
+    better, equal = sum(v > value for v in all_values), sum(v == value for v in all_values)
+    return better + (equal + 1) / 2
+
+
+def _undominated(one: Standing, others: Sequence[Standing], cost: str) -> bool:
+    """Whether nobody is as good for less, or better for as much."""
+    mine = getattr(one, cost)
+    known = [(getattr(o, cost), o.mean) for o in others if getattr(o, cost) is not None]
+    return mine is not None and not any(
+        (cheap < mine and mean >= one.mean) or (cheap <= mine and mean > one.mean) for cheap, mean in known
+    )

@@ -1,0 +1,214 @@
+"""Sweeps written down: tasks x backbones x methods x knobs x seeds, in blocks that inherit what stands above them.
+
+name: eight-tasks
+tasks: {fashion: vtzoo:fashion, clothing: $IMAGES/clothing}      variables of the environment are filled in
+seeds: [0, 1, 2]
+recipe: {epochs: 5, limit: 500}                                  training knobs of every run
+grid: {lr: [1e-3, 1e-2], lora.rank: [4, 8]}                      every combination; METHOD.KNOB is a method's own knob
+runs:                                                            one block for each, or leave `runs` out
+- backbones: vit_embedded_64
+  methods: [linear, lora, ssf]
+- backbones: tf_efficientnet_lite0
+  methods: [linear, bitfit]
+  tasks: [fashion]                                               a choice of those above
+  recipe: {image_size: 112}                                      over the recipe above
+engine: {gpus: 0.5, asha: {grace_epochs: 2}}                     what `--engine ray` gives each trial
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field
+
+from vtzoo import knobs, registry
+from vtzoo.errors import UsageError, did_you_mean
+from vtzoo.recipe import Recipe
+from vtzoo.refs import check_name
+
+DIGITS = 10
+"""Of a run's digest, in the name of what it makes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asha:
+    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): of runs with as many epochs, one in `reduction` goes on."""
+
+    grace_epochs: Annotated[int, Field(ge=1)] = 1
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """What a trial gets of a cluster: processors and GPUs, also parts of one; and where the cluster is, if not found or started here."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    address: str = ""
+    asha: Asha | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One run: a task, a backbone, a method, a seed, and the training knobs that differ from their defaults."""
+
+    task: str
+    data: str
+    backbone: str
+    method: str
+    seed: int
+    recipe: Mapping[str, Any]
+
+    def digest(self, fingerprint: str, images: str) -> str:
+        """Sha256 of all that the result depends on but for the program's version: what the run is found again by.
+
+        Args:
+            fingerprint: the backbone's.
+            images: the training images' digest.
+        """
+        facts = [self.task, fingerprint, images, self.method, self.seed, dict(self.recipe)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def name(self, digest: str) -> str:
+        """What the delta is called: TASK/METHODS-DIGEST."""
+        words = "-".join(p.name.replace("/", "-") for p in knobs.parse(self.method))
+        return check_name(f"{self.task}/{words[:60]}-{digest[:DIGITS]}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """A file read: its name, its cells in the order in which they share most, and what its engine is to know."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    engine: Engine = field(default_factory=Engine)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Block:
+    """What a block says; `tasks` maps names to data, or chooses names that stand above."""
+
+    tasks: dict[str, str] | list[str] = field(default_factory=dict[str, str])
+    backbones: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    recipe: dict[str, Any] = field(default_factory=dict[str, Any])
+    grid: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _File(_Block):
+    name: str
+    runs: tuple[dict[str, Any], ...] = ()
+    engine: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def read(text: str, where: str) -> Sweep:
+    """Read a file's text; `where` names it in messages.
+
+    Raises:
+        UsageError: it is no YAML, has unknown keys or knobs, an empty part, or a variable that isn't set.
+        NotFound: no such method.
+    """
+    try:
+        content: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", "see vtzoo sweep --help") from None
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{where} is no mapping", "write tasks: …, backbones: … and methods: …")
+    file: Any = knobs.decode(_File, content, where)
+    above = {f.name: getattr(file, f.name) for f in fields(_Block)}
+    blocks = [_block(above, own, f"{where}, run {i + 1}") for i, own in enumerate(file.runs or ({},))]
+    cells = {json.dumps(asdict(c), sort_keys=True): c for block in blocks for c in _cells(block, where)}
+    engine: Any = knobs.decode(Engine, file.engine, f"{where}, engine")
+    return Sweep(name=check_name(file.name), cells=tuple(cells.values()), engine=engine)
+
+
+def _block(above: Mapping[str, Any], own: Mapping[str, Any], where: str) -> _Block:
+    """A block with what it inherits: its recipe and grid add to those above, all else replaces."""
+    block: Any = knobs.decode(_Block, {**above, **own}, where)
+    block = replace(
+        block, recipe={**above["recipe"], **(own.get("recipe") or {})}, grid={**above["grid"], **(own.get("grid") or {})}
+    )  # fmt: skip
+    if isinstance(block.tasks, list):
+        known = above["tasks"] if isinstance(above["tasks"], dict) else {}
+        for name in block.tasks:
+            if name not in known:
+                raise UsageError(
+                    f"{where}: no task '{name}' stands above",
+                    did_you_mean(name, known) or "write tasks: {NAME: DATA} there",
+                )
+        block = replace(block, tasks={name: known[name] for name in block.tasks})
+    for what in ("tasks", "backbones", "methods", "seeds"):
+        if not getattr(block, what):
+            raise UsageError(f"{where} has no {what}", f"write {what}: … there, or above all runs")
+    return block
+
+
+def _cells(block: _Block, where: str) -> Iterator[Cell]:
+    assert isinstance(block.tasks, dict)
+    tasks = [(name, _filled(data, where)) for name, data in block.tasks.items()]
+    methods = ["+".join(map(str, knobs.parse(m))) for m in block.methods]
+    for backbone, (task, data), method, chosen in product(
+        block.backbones, tasks, methods, product(*block.grid.values())
+    ):
+        asked = dict(zip(block.grid, chosen, strict=True))
+        own = {k: v for k, v in asked.items() if "." in k}
+        recipe = _recipe({**block.recipe, **{k: v for k, v in asked.items() if k not in own}}, where)
+        for seed in block.seeds:
+            yield Cell(
+                task=task,
+                data=data,
+                backbone=backbone,
+                method=_with_knobs(method, own, where),
+                seed=seed,
+                recipe=recipe,
+            )
+
+
+def _with_knobs(method: str, own: Mapping[str, Any], where: str) -> str:
+    """A stack with knobs METHOD.KNOB put in, where it has that method.
+
+    Raises:
+        NotFound: no such method.
+        UsageError: it has no such knob.
+    """
+    parts = knobs.parse(method)
+    for key, value in own.items():
+        name, _, knob = key.partition(".")
+        known = [k.name for k in registry.card("methods", name).knobs]
+        if knob not in known:
+            raise UsageError(f"{where}: {name} has no knob '{knob}'", did_you_mean(knob, known) or "leave it out")
+        text = [str(v) for v in value] if isinstance(value, list) else str(value)
+        parts = [knobs.Part(p.name, {**p.knobs, knob: text}) if p.name == name else p for p in parts]
+    return "+".join(map(str, parts))
+
+
+def _recipe(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The knobs that were given, as what they mean: "1e-3" and 0.001 are one.
+
+    Raises:
+        UsageError: no such knob, or a wrong value.
+    """
+    if "seed" in values:
+        raise UsageError(f"{where}: seed stands among the knobs of training", "write seeds: [0, 1, 2]")
+    decoded = knobs.decode(Recipe, values, where)
+    return {k: getattr(decoded, k) for k in sorted(values)}
+
+
+def _filled(text: str, where: str) -> str:
+    """A path with the environment's variables filled in.
+
+    Raises:
+        UsageError: one isn't set.
+    """
+    filled = os.path.expandvars(text)
+    if missing := re.search(r"\$\{?(\w+)", filled):
+        raise UsageError(f"{where}: ${missing[1]} is not set", f"export {missing[1]}=FOLDER first")
+    return filled

@@ -1,0 +1,193 @@
+"""Many trainings from one file: tasks x backbones x methods x knobs x seeds, each once, wherever they run."""
+
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from vtzoo import data as D
+from vtzoo import knobs, machine, registry, rows, talk
+from vtzoo.artifact import resolved_card
+from vtzoo.engines import Failure, Watch, local, ray
+from vtzoo.errors import Conflict, Interrupted, UsageError, VtzooError
+from vtzoo.fit import checkpoint_path
+from vtzoo.results import Swept
+from vtzoo.standings import standings
+from vtzoo.sweep_file import Cell, Sweep
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A cell, what its delta is called, and what its process is to know; it can be pickled."""
+
+    cell: Cell
+    name: str
+    zoo: Path
+    command: str
+    threads: int
+
+
+def sweep(
+    *, spec: Sweep, zoo: Zoo | None = None, engine: str = "local", jobs: int = 0, retries: int = 2, dry_run: bool = False,
+    table: Path | None = None,
+) -> Swept:  # fmt: skip
+    """Train every cell of a sweep that isn't trained yet, and put all of them in one table.
+
+    A run is found again by a digest of its task, data, backbone, method, seed and knobs, which is a part of its delta's name: the same
+    call goes on where an earlier one stopped, and sweeps share runs. Inside a run its checkpoint is taken up.
+
+    Args:
+        spec: see `vtzoo.sweep_file.read`.
+        zoo: where the deltas go, and what the runs share: backbones and kept features.
+        engine: "local" (processes) or "ray" (a cluster, or one started here).
+        jobs: runs at once in the local engine; 0 means one for each GPU, or for every two processors.
+        retries: how often a run whose process died is tried again.
+        dry_run: check everything and count, train nothing.
+        table: a copy of the table, .jsonl or .parquet.
+
+    Returns:
+        `path` is the table in the zoo, `report` counts runs, done (before this call), made and stopped (by ASHA, at any time), and
+        has standings and rows.
+
+    Raises:
+        UsageError, NotFound, Corrupt: what any run would refuse: before the first one starts.
+        Interrupted: stopped; the same call goes on.
+        VtzooError: some runs failed; all others are kept.
+    """
+    zoo = zoo or Zoo.find()
+    if engine not in ENGINES:
+        raise UsageError(f"no engine is called '{engine}'", f"one of {', '.join(ENGINES)}")
+    if engine == "ray":
+        ray.check()
+    if table is not None:
+        rows.check(table)
+    jobs = jobs or torch.cuda.device_count() or max(1, machine.processors() // 2)
+    runs = _named(spec, zoo, threads=max(1, min(torch.get_num_threads(), machine.processors() // jobs)))
+    where = zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl"
+    ended = {e.name for e in zoo.entries("deltas")} | _stopped(where)
+    todo = [r for r in runs if r.name not in ended]
+    talk.say(f"{spec.name}: {len(runs)} runs, {len(runs) - len(todo)} of them done before")
+    report = {"runs": len(runs), "done": len(runs) - len(todo), "made": 0, "stopped": 0}
+    if dry_run:
+        return Swept(ref=spec.name, path="", report={**report, "names": [r.name for r in runs]})
+    failed = _all(_outcomes(spec, zoo, todo, engine, jobs, retries), len(todo)) if todo else {}
+    found = _rows(runs, failed, zoo)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    for path in (where, table):
+        if path is not None:
+            rows.write(path, found)
+    if failed:
+        raise _failures(failed, len(todo))
+    stopped = sum(bool(r.get("stopped")) for r in found)
+    report |= {"made": len(todo) - sum(r.name in _stopped(where) for r in todo), "stopped": stopped}
+    report |= {"standings": [asdict(s) for s in standings(r for r in found if "top1" in r)], "rows": found}
+    return Swept(ref=spec.name, path=str(where), report=report)
+
+
+def run_one(run: Run, watch: Watch) -> None:
+    """Train one cell, from the checkpoint of an earlier try where there is one; `watch` is told each epoch's record.
+
+    Raises:
+        VtzooError: as `train`.
+    """
+    zoo, cell = Zoo(run.zoo), run.cell
+    zoo.command = run.command
+    torch.set_num_threads(run.threads)
+    try:
+        train(
+            backbone=cell.backbone, data=cell.data, method=cell.method, name=run.name, zoo=zoo,
+            recipe={**cell.recipe, "seed": cell.seed}, resume=checkpoint_path(run.zoo, run.name, "delta").is_file(),
+            watch=watch,
+        )  # fmt: skip
+    except Conflict:
+        if run.name not in zoo.index()["deltas"]:
+            raise  # another process that had the same run has not kept it
+
+
+def _named(spec: Sweep, zoo: Zoo, threads: int) -> list[Run]:
+    """The runs with the names that they will have; whatever can be refused now is."""
+
+    @cache
+    def images(data: str) -> str:
+        found = D.open_data(data, split="train")
+        D.open_data(data, split="val")
+        return found.digest
+
+    @cache
+    def fingerprint(backbone: str) -> str:
+        return resolved_card(backbone, zoo).fingerprint or backbone
+
+    for method in dict.fromkeys(c.method for c in spec.cells):
+        for part in knobs.parse(method):
+            knobs.decode(registry.load("methods", part.name).Config, part.knobs, part.name)
+    found: dict[str, Run] = {}
+    for cell in spec.cells:
+        name = cell.name(cell.digest(fingerprint(cell.backbone), images(cell.data)))
+        found[name] = Run(cell=cell, name=name, zoo=zoo.root, command=zoo.command, threads=threads)
+    return list(found.values())
+
+
+def _outcomes(
+    spec: Sweep, zoo: Zoo, todo: Sequence[Run], engine: str, jobs: int, retries: int
+) -> Iterator[tuple[Run, Failure | None]]:
+    if engine == "ray":
+        folder = zoo.root / ".vtzoo" / "ray" / f"{spec.name}-{os.getpid()}"
+        return ray.run(run_one, todo, asked=spec.engine, retries=retries, folder=folder)
+    return local.run(run_one, todo, jobs=jobs, retries=retries, preload=["vtzoo.verbs.train"])
+
+
+def _all(outcomes: Iterator[tuple[Run, Failure | None]], count: int) -> dict[str, Failure]:
+    """Let all runs end; what failed, by name."""
+    failed: dict[str, Failure] = {}
+    started, done = time.monotonic(), 0
+    try:
+        with closing(outcomes):  # type: ignore[type-var] - engines are generators
+            for run, failure in talk.track(outcomes, "runs", count):
+                done += 1
+                left = (time.monotonic() - started) / done * (count - done)
+                said = f": {failure.message}" if failure else ""
+                talk.say(f"{done}/{count} {run.name} (seed {run.cell.seed}, {left / 60:.0f} min left){said}")
+                if failure:
+                    failed[run.name] = failure
+                    if failure.traceback:
+                        talk.say(failure.traceback)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted after {done} of {count} runs", "the same command goes on from there") from None
+    return failed
+
+
+def _failures(failed: Mapping[str, Failure], count: int) -> VtzooError:
+    name, first = next(iter(failed.items()))
+    return VtzooError(
+        f"{len(failed)} of {count} runs failed; the first, {name}: {first.message}",
+        first.hint or "mend it, and repeat the command: what is done is not done again",
+    )
+
+
+def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo) -> list[rows.Row]:
+    """A row for each run that is in the zoo, or that its engine has stopped; each with what it was asked for."""
+    entries = {e.name: e for e in zoo.entries("deltas")}
+    found: list[rows.Row] = []
+    for run in (r for r in runs if r.name not in failed):
+        asked = {"spec": run.cell.method, "data": run.cell.data}
+        if run.name in entries:
+            found.append({**rows.row_of(entries[run.name], zoo), **asked})
+            continue
+        facts = {"task": run.cell.task, "backbone": run.cell.backbone, "method": run.cell.method, "seed": run.cell.seed}
+        found.append({"ref": run.name, "stopped": True, **facts, **asked})
+        checkpoint_path(run.zoo, run.name, "delta").unlink(missing_ok=True)
+    return found
+
+
+def _stopped(table: Path) -> set[str]:
+    """The runs that an engine has stopped early in an earlier call: they lagged behind, and would again."""
+    return {str(r["ref"]) for r in rows.read(table) if r.get("stopped")} if table.is_file() else set()
