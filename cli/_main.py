@@ -5,7 +5,9 @@ import gc
 import os
 import platform
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(100_000, 20, 20)
     if argv is not None:
         return _status(list(argv))
+    _mind_termination()
     leave = _Leave()
     atexit.register(leave)
     leave.status = _status(sys.argv[1:])
@@ -89,6 +92,12 @@ def _version(said: Globals) -> int:
     else:
         _render.text(f"vtzoo {vtzoo.__version__}")
     return 0
+
+
+def _mind_termination() -> None:
+    """`kill` is Ctrl-C: what is half-written is taken away on the way out."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _never_fail_on_a_character(*streams: TextIO) -> None:

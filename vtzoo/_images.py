@@ -172,7 +172,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 class Images(Dataset[tuple[Image.Image, int]]):
     """Labelled images, decoded when asked for; small sets stay decoded in memory. Label -1 means unlabelled.
 
-    `paths` name the images, `skipped` are the broken ones left out, `identity` turns paths into what `digest` hashes.
+    `paths` name the images, `skipped` are the broken ones left out, `identity` turns paths into what `digest` hashes; `exact` says
+    whether that stands for what is in the images, too.
     """
 
     classes: tuple[str, ...]
@@ -182,6 +183,7 @@ class Images(Dataset[tuple[Image.Image, int]]):
     load: Callable[[str], Image.Image]
     skipped: tuple[str, ...] = ()
     where: str = ""
+    exact: bool = True
     _cache: dict[str, Image.Image] = field(default_factory=dict[str, Image.Image], repr=False)
     _cached_bytes: int = 0
 
@@ -211,6 +213,17 @@ class Images(Dataset[tuple[Image.Image, int]]):
         15 kB in 0.4 s, when the system has them in memory), a zip's are not.
         """
         return hashlib.sha256("\n".join(sorted(self.identity(self.paths))).encode()).hexdigest()
+
+    @cached_property
+    def pixels(self) -> str:
+        """Sha256 that other pixels would change: `digest` where that is exact, else of the decoded images, each read for it."""
+        if self.exact:
+            return self.digest
+        found = hashlib.sha256()
+        for path in self.paths:
+            image = self.load(path)
+            found.update(f"{path} {image.size} {image.mode}\n".encode() + image.tobytes())
+        return found.hexdigest()
 
     def take(self, indices: Iterable[int]) -> "Images":
         """The images at these places, in this order."""

@@ -63,7 +63,15 @@ def open_timm(text: str, split: str) -> Images:
         raise UsageError(f"{text} has {len(classes)} classes in its {split} split", "a task needs two classes or more")
     reader = Reader(source, root, labels)
     paths = tuple(f"{name}/{split}#{i:07d}" for i in range(len(labels)))
-    return Images(classes=classes, paths=paths, labels=tuple(labels), identity=reader.identity, load=reader, where=text)
+    return Images(
+        classes=classes,
+        paths=paths,
+        labels=tuple(labels),
+        identity=reader.identity,
+        load=reader,
+        where=text,
+        exact=False,
+    )
 
 
 def _create(name: str, root: str, split: str) -> Any:

@@ -1,14 +1,15 @@
 """What training is fed with: images, or what the frozen prefix makes of them, computed once for each view and kept on disk.
 
 Kept where it pays: at least a tenth of the work goes away, and the disk has room for it. A file of features is named by all
-that they depend on: the backbone's fingerprint, the cut, the images and their order, the preprocessing, the view, precision
-and device, the packages' versions. So runs share it, and it is never stale.
+that they depend on: the backbone's architecture and fingerprint, the cut, the images' pixels and order, the preprocessing, the
+view, precision and device, the packages' versions. So runs share it. A damaged file is seen when it is opened, and made again.
 """
 
 import hashlib
 import json
 import math
 import mmap
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from vtzoo import data as D
 from vtzoo import files, machine, talk
+from vtzoo.errors import Corrupt
 from vtzoo.prefix import Prefix, share
 from vtzoo.recipe import Recipe
 from vtzoo.spec import Preprocess
@@ -28,6 +30,7 @@ from vtzoo.tensors import CODES, TensorFile
 
 BATCH = 64
 """Images that go through the prefix at once."""
+CHECK = "crc32"
 LEAST = 0.1
 """Which part of the work the features must save."""
 Batch = tuple[Tensor, Tensor]
@@ -63,7 +66,7 @@ class Place:
     """
 
     folder: Path
-    facts: Mapping[str, str]
+    facts: Mapping[str, Any]
     precision: Callable[[], AbstractContextManager[Any]]
     workers: int = 0
 
@@ -131,7 +134,12 @@ def pays(model: nn.Module, prefix: Prefix, views: D.Views, epochs: int, images: 
         folder: where they would be kept.
     """
     saved = share(model, prefix) * (1 - views.count / max(epochs, 1)) if views.count else 0.0
-    return saved >= LEAST and 2 * size_bytes(prefix, views, images) <= machine.free_bytes(folder)
+    return saved >= LEAST and fits(prefix, views, images, folder)
+
+
+def fits(prefix: Prefix, views: D.Views, images: Sequence[int], folder: Path) -> bool:
+    """Whether the disk has twice the room that features take."""
+    return 2 * size_bytes(prefix, views, images) <= machine.free_bytes(folder)
 
 
 def size_bytes(prefix: Prefix, views: D.Views, images: Sequence[int]) -> int:
@@ -151,16 +159,19 @@ def _features(
 ) -> Tensor:
     """Features of every image in one view, [images, …], mapped from their file; computed where there is none."""
     known = {
-        "cut": prefix.cut, "size": prefix.size, "images": images.digest, "order": _sha("\n".join(images.paths)),
+        "cut": prefix.cut, "size": prefix.size, "images": images.pixels, "order": _sha("\n".join(images.paths)),
         "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
     }  # fmt: skip
     path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
-    if not path.exists():
+    found = _sound(path)
+    if found is None:
         with _alone(path):
-            if not path.exists():  # nobody has computed it meanwhile
+            found = _sound(path)  # perhaps somebody has computed it meanwhile
+            if found is None:
                 rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
                 _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
-    return _mapped(path)
+                found = _mapped(path)
+    return found
 
 
 def _computed(place: Place, prefix: Prefix, model: nn.Module, images: D.Seeded) -> Iterator[Tensor]:
@@ -177,9 +188,12 @@ def _alone(path: Path) -> Generator[None]:
     """Let only one of several runs compute a file; the others find it when they get in."""
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     with FileLock(lock):
+        for left in path.parent.glob(f".{path.name[:24]}.*.tmp"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         try:
             yield
         finally:
@@ -188,23 +202,44 @@ def _alone(path: Path) -> Generator[None]:
 
 
 def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str, str]) -> None:
-    """One tensor, batch by batch."""
+    """One tensor, batch by batch, and its CRC-32."""
+    crc = 0
     with files.atomic_write(path) as out:
         for i, batch in enumerate(rows):
             if i == 0:
-                shape = (count, *batch.shape[1:])
-                out.write(files.safetensors_header([("features", CODES[batch.dtype], shape)], metadata))
-            out.write(batch.contiguous().view(torch.uint8).numpy().data)
+                tensors = [
+                    ("features", CODES[batch.dtype], (count, *batch.shape[1:])),
+                    (CHECK, CODES[torch.int64], (1,)),
+                ]
+                out.write(files.safetensors_header(tensors, metadata))
+            data = batch.contiguous().view(torch.uint8).numpy().data
+            crc = zlib.crc32(data, crc)
+            out.write(data)
+        out.write(crc.to_bytes(8, "little"))
+
+
+def _sound(path: Path) -> Tensor | None:
+    """The tensor of a file that is there and whole."""
+    if not path.exists():
+        return None
+    try:
+        found = _mapped(path)
+        if zlib.crc32(found.flatten().view(torch.uint8).numpy().data) == int(TensorFile(path)[CHECK]):
+            return found
+    except (Corrupt, KeyError):
+        pass
+    talk.say(f"{path} is damaged: it is computed again")
+    return None
 
 
 def _mapped(path: Path) -> Tensor:
-    """The one tensor of a file, read where it is looked at."""
+    """The features of a file, read where they are looked at."""
     file = TensorFile(path)
     shape, dtype = file.shape("features"), file.dtype("features")
     with path.open("rb") as opened:
         room = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    flat = torch.frombuffer(room, dtype=torch.uint8)[file.header.data_start :]
-    return flat.view(dtype).view(shape)
+    flat = torch.frombuffer(room, dtype=dtype, count=math.prod(shape), offset=file.header.data_start)
+    return flat.view(shape)
 
 
 def _sha(text: str) -> str:

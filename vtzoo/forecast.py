@@ -2,32 +2,37 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtzoo.delta import Part
-from vtzoo.feed import Feed
-from vtzoo.fit import Plan, stepper
+from vtzoo.feed import Batch, Feed
+from vtzoo.fit import Plan, accelerator, computing, stepper
 from vtzoo.machine import peak_bytes
 from vtzoo.prefix import Prefix
+from vtzoo.probing import evaluating
 
 
 class _Watch:
-    """Seconds since it was last asked."""
+    """Seconds since it was last asked, with what the device has been given to do."""
 
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.last = device, time.perf_counter()
 
     def __call__(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.last, passed = now, now - self.last
         return passed
 
 
-def forecast(plan: Plan, feed: Feed, prefix: Prefix | None, views: int, val: int) -> dict[str, Any]:
+def forecast(
+    plan: Plan, feed: Feed, prefix: Prefix | None, views: int, val: int, step: Callable[[Batch], object] | None = None
+) -> dict[str, Any]:
     """Take two steps; the model is not the same afterwards.
 
     Args:
@@ -36,33 +41,44 @@ def forecast(plan: Plan, feed: Feed, prefix: Prefix | None, views: int, val: int
         prefix: where features are kept, if they are.
         views: of each image, then.
         val: how many images are validated on.
+        step: a step of the training, where it isn't the plan's own.
 
     Returns:
-        `steps` of all epochs, `seconds` of the whole training by the second of its steps, `peak_bytes` of the process so far: with
-        the backbone, its optimiser and a batch.
+        `steps` of all epochs, `seconds` of the whole training by the second of its steps, `peak_bytes` of the process so
+        far, on a GPU of its memory: with the backbone, its optimiser and a batch.
     """
-    step, watch = stepper(plan), _Watch()
+    made = accelerator(plan.recipe)
+    device, watch = made.device, _Watch(made.device)
+    step = step or stepper(plan)
     for start in (0, min(1, plan.steps - 1)):  # the second time everything is warm
         watch()
-        x, y = next(iter(feed.batches(0, start)))
+        x, y = (t.to(device) for t in next(iter(feed.batches(0, start))))
         loading = watch()
-        inputs = x if prefix is None else prefix.features(plan.model, x)
+        with computing(made):
+            inputs = x if prefix is None else prefix.features(plan.model, x)
         before = watch()
         step((inputs, y))
         stepping = watch()
-        _look(plan.model, feed, inputs)
+        with computing(made):
+            _look(plan.model, feed, inputs)
         looking = watch()
     epochs, batches = plan.recipe.probe_epochs + plan.recipe.epochs, -(-val // plan.recipe.batch_size)
     once, each = (loading + before, 0.0) if prefix else (0.0, loading)
     looks = -(-epochs // plan.recipe.eval_every)
     seconds = once * (views * plan.steps + batches)
     seconds += epochs * plan.steps * (stepping + each) + looks * batches * (looking + each)
-    return {"steps": epochs * plan.steps, "seconds": seconds, "peak_bytes": peak_bytes()}
+    return {"steps": epochs * plan.steps, "seconds": seconds, "peak_bytes": _peak_bytes(device)}
 
 
 @torch.inference_mode()
 def _look(model: nn.Module, feed: Feed, inputs: Tensor) -> None:
-    feed.run(model, inputs)
+    with evaluating(model):
+        feed.run(model, inputs)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Of the GPU where there is one, else of the process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 def acting(parts: Sequence[Part]) -> list[str]:

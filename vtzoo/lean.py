@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 WIDE = (torch.float32, torch.float64)
 _COUNTED = ContextVar("counted", default=False)
+_OFF = ContextVar("off", default=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
@@ -39,10 +41,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: 
 
 
 def applies(*parameters: Tensor | None) -> bool:
-    """Whether the lean way can be gone: the layer's own parameters are frozen, a gradient is wanted, and nobody transforms the code."""
+    """Whether the lean way can be gone: own parameters frozen, a gradient wanted, nobody transforms code or differentiates forward."""
     frozen = not any(p is not None and p.requires_grad for p in parameters)
-    plain = not (torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active())
-    return frozen and plain and torch.is_grad_enabled()
+    plain = not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+    return frozen and plain and torch.is_grad_enabled() and not _OFF.get()
+
+
+@contextmanager
+def off() -> Generator[None]:
+    """Inside, layers go the plain way, for what the lean one can't do: gradients of gradients, forward-mode, batched gradients."""
+    token = _OFF.set(True)
+    try:
+        yield
+    finally:
+        _OFF.reset(token)
 
 
 class _Linear(torch.autograd.Function):
@@ -87,7 +104,7 @@ class _Linear(torch.autograd.Function):
 def _recipe(x: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
     """What gives x again, and of which tensors: those that the node which made it saves for itself, else x."""
     node: Any = x.grad_fn
-    if node is None or _watched():
+    if node is None or x._version or _watched():  # changed in place since, perhaps where autograd did not look
         return _same, (x,)
     match node.name():
         case "GeluBackward0":

@@ -2,10 +2,12 @@
 
     logits_p = W_p h + b_p,   each probe p with AdamW, gradient clipping and schedule of its own rate
 
-What a probe becomes does not depend on those beside it: the numbers are those of a training of its own, but for rounding.
+What a probe becomes does not depend on those beside it: the numbers are those of a training of its own in float32, but for
+rounding; where features are bf16, probes compute in float32 all the same.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo import talk
-from vtzoo.errors import UsageError
+from vtzoo.errors import UsageError, VtzooError
 from vtzoo.feed import Feed
 from vtzoo.fit import warmed
 from vtzoo.recipe import Recipe
@@ -77,9 +79,29 @@ def sweep(head: nn.Linear, feed: Feed, recipe: Recipe, grid: Sequence[tuple[floa
     return found
 
 
+def stepper(
+    head: nn.Linear, recipe: Recipe, grid: Sequence[tuple[float, float]]
+) -> Callable[[tuple[Tensor, Tensor]], None]:
+    """Updates of all probes one at a time, for who measures them: each call takes a batch of features."""
+    probes = _Probes(head, recipe, grid)
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        with torch.no_grad():
+            probes.step(batch[0].to(head.weight), batch[1].to(head.weight.device), 1.0)
+
+    return step
+
+
 def best_of(probes: Sequence[Probe]) -> Probe:
-    """The highest top-1, of several the lowest loss, of several the first."""
-    return max(probes, key=lambda p: (p.top1, -p.val_loss))
+    """The highest top-1, of several the lowest loss, of several the first.
+
+    Raises:
+        VtzooError: none has a finite loss.
+    """
+    finite = [p for p in probes if math.isfinite(p.val_loss)]
+    if not finite:
+        raise VtzooError(f"the loss of all {len(probes)} probes is no longer finite", "try lower learning rates")
+    return max(finite, key=lambda p: (p.top1, -p.val_loss))
 
 
 class _Probes:

@@ -10,20 +10,22 @@ from typing import Any
 from timm.data.mixup import Mixup
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
+from torch.backends.cpu import get_cpu_capability as cpu_capability
 from torch.nn import functional as F
 
 from vtzoo import data as D
 from vtzoo import talk
-from vtzoo.errors import UsageError
-from vtzoo.feed import LEAST, Feed, Forward, Place, of_features, of_images, pays, size_bytes, views_of
+from vtzoo.errors import Resources, UsageError
+from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images, pays, size_bytes, views_of
 from vtzoo.fit import Plan, accelerator, computing
 from vtzoo.forecast import acting, forecast
 from vtzoo.graft import rates, undecayed
 from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find
+from vtzoo.probes import stepper
 from vtzoo.recipe import Recipe
 from vtzoo.score import logits_of, measure
-from vtzoo.spec import BackboneCard, Task
+from vtzoo.spec import BackboneCard, Task, plain
 from vtzoo.tensors import channels_last
 from vtzoo.zoo import Zoo
 
@@ -65,8 +67,8 @@ def cut(job: Job) -> Prefix | None:
     epochs, images, views = recipe.probe_epochs + recipe.epochs, (len(job.train), len(job.val)), views_of(recipe)
     if prefix is None or not pays(job.model, prefix, views, epochs, images, _folder(job)):
         return None
-    size = f"{_size_bytes(job, prefix) / 2**20:,.0f} MiB of features"
-    talk.say(f"all before {prefix.cut} runs once for each of {views.count} views of an image: {size}")
+    taken = f"{_size_bytes(job, prefix) / 2**20:,.0f} MiB of features"
+    talk.say(f"all before {prefix.cut} runs once for each of {views.count} views of an image: {taken}")
     return prefix
 
 
@@ -75,6 +77,7 @@ def _probed(job: Job) -> Prefix:
 
     Raises:
         UsageError: none are to be kept, each epoch would have its own, or the head is none of one linear layer.
+        Resources: the disk has no room.
     """
     if job.recipe.cache == "off":
         raise UsageError(
@@ -85,7 +88,17 @@ def _probed(job: Job) -> Prefix:
     prefix = find(channels_last(job.model.to(accelerator(job.recipe).device)), job.task.preprocess.input_size)
     if prefix is None or not prefix.last or not isinstance(job.model.get_submodule(prefix.cut), nn.Linear):
         raise UsageError(f"the head of {job.card.name} is no single linear layer", "train one probe: --method linear")
+    if not fits(prefix, views_of(job.recipe), (len(job.train), len(job.val)), _folder(job)):
+        size = _size_bytes(job, prefix)
+        raise Resources(f"features of {size:,} bytes would fill the disk", "free some space, or use fewer views")
     return prefix
+
+
+def head_of(model: nn.Module, prefix: Prefix) -> nn.Linear:
+    """The classifier that a network is cut before."""
+    head = model.get_submodule(prefix.cut)
+    assert isinstance(head, nn.Linear)
+    return head
 
 
 def feed_of(job: Job, prefix: Prefix | None) -> Feed:
@@ -93,8 +106,9 @@ def feed_of(job: Job, prefix: Prefix | None) -> Feed:
     recipe, shape = job.recipe, job.task.preprocess
     if prefix is None:
         return of_images(job.train, job.val, shape, recipe, whole=mixes(recipe))
-    made, used = accelerator(recipe), ("vtzoo", "torch", "torchvision", "timm", "pillow")
-    facts = {"backbone": job.card.fingerprint, "precision": recipe.precision, "device": made.device.type}
+    made, used, card = accelerator(recipe), ("vtzoo", "torch", "torchvision", "timm", "pillow"), job.card
+    facts: dict[str, Any] = {"backbone": card.fingerprint, "arch": card.arch, "model_args": plain(card.model_args)}
+    facts |= {"precision": recipe.precision, "device": made.device.type, "cpu": cpu_capability()}
     facts |= {name: version(name) for name in used}
     return of_features(
         prefix,
@@ -115,7 +129,8 @@ def forecast_of(job: Job, prefix: Prefix | None) -> dict[str, Any]:
     if prefix is not None:
         feed, views = replace(feed, run=prefix.rest), views_of(job.recipe).count
         kept = {"cut": prefix.cut, "views": views, "size_bytes": _size_bytes(job, prefix)}
-    found = forecast(plan_of(job, feed), feed, prefix, views, len(job.val))
+    step = stepper(head_of(job.model, prefix), job.recipe, job.grid) if job.grid and prefix else None
+    found = forecast(plan_of(job, feed), feed, prefix, views, len(job.val), step)
     return {**found, "images": len(job.train), "features": kept, "acts": acting(record.parts)}
 
 
@@ -130,7 +145,7 @@ def _folder(job: Job) -> Path:
 def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
     """What is trained, and on what."""
     recipe, model = job.recipe, job.model
-    facts = [job.name, job.asked, asdict(recipe), job.card.name, job.train.digest, len(job.train)]
+    facts = [job.name, job.asked, asdict(recipe), job.card.name, job.card.fingerprint, job.train.digest, len(job.train)]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def held_out(which: nn.Module) -> dict[str, float]:

@@ -8,9 +8,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import vtzoo
 from vtzoo import talk
 from vtzoo.delta import Delta
-from vtzoo.errors import UsageError
+from vtzoo.errors import UsageError, VtzooError
 from vtzoo.results import Trained
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
@@ -118,3 +119,19 @@ def test_probes_that_could_not_be_stored_are_not_to_be_resumed(zoo: Zoo, monkeyp
     with pytest.raises(OSError, match="No space"):
         run(zoo, "full", "linear[lr=[1e-3,1e-2]]")
     assert said[-1].endswith("the same command trains once more, on the kept features")
+
+
+def test_probes_that_diverge_never_win(zoo: Zoo) -> None:
+    """A rate that is far too high leaves the others alone; where all are, it is said as of a single training."""
+    made = run(zoo, "wild", "linear[lr=[3e38,1e-3]]", clip_norm=0.0)
+    assert made.recipe["lr"] == 1e-3
+    with pytest.raises(VtzooError, match="all 2 probes is no longer finite"):
+        run(zoo, "wilder", "linear[lr=[1e38,3e38]]", clip_norm=0.0)
+
+
+def test_a_network_has_one_head() -> None:
+    """Many probes on a live network are refused, as is an empty list."""
+    model = timm.create_model("test_vit", num_classes=3)
+    for spec, said in (("linear[lr=[1,2]]", "many probes"), ("linear[lr=[]]", "a list is empty")):
+        with pytest.raises(UsageError, match=said):
+            vtzoo.inject(model, spec)

@@ -4,17 +4,20 @@ import dataclasses
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from vtzoo import data as D
 from vtzoo import feed, machine, talk
 from vtzoo.delta import Delta
+from vtzoo.errors import VtzooError
 from vtzoo.prefix import Prefix
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
@@ -176,6 +179,90 @@ def test_killed_training_goes_on_where_it_stopped(zoo: Zoo, after: str) -> None:
     done = subprocess.run([*command, *resumed], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert zoo.resolve("run").facts["digest"] == whole.digest
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1000, None], ids=["empty", "cut off", "changed"])
+def test_damaged_features_are_made_again(zoo: Zoo, said: list[str], kept_bytes: int | None) -> None:
+    """A file that was cut off, or whose bytes have changed, is seen, and the result is that of a sound one."""
+    first = run(zoo, "t/first")
+    for path in kept(zoo):
+        data = bytearray(path.read_bytes())
+        data[-1000:-900] = bytes(100)
+        path.write_bytes(data if kept_bytes is None else data[:kept_bytes])
+    again = run(zoo, "t/again")
+    assert any("is damaged" in line for line in said)
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert all(p.suffix == ".safetensors" for p in kept(zoo))
+
+
+def test_a_place_that_is_no_folder_is_said(zoo: Zoo) -> None:
+    """Where features can't be kept because a file is in the way, it is told in the house's words."""
+    (zoo.root / ".vtzoo").mkdir(exist_ok=True)
+    (zoo.root / ".vtzoo" / "features").write_text("in the way")
+    with pytest.raises(VtzooError):
+        run(zoo, "first")
+
+
+def test_other_pixels_have_other_features(zoo: Zoo, tmp_path: Path) -> None:
+    """Of a data set that timm reads the names may stay while the pictures change: what was kept of the old ones isn't used."""
+    for split in ("train", "validation", "test"):
+        for label in ("a", "b"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                shade = 40 * i + (20 if label == "a" else 0)
+                Image.new("RGB", (64, 64), (shade, 255 - shade, 0)).save(folder / f"{i}.png")
+    data = f"torch/image_folder@{tmp_path / 'images'}"
+    asked: dict[str, Any] = {
+        "backbone": "tiny",
+        "data": data,
+        "zoo": zoo,
+        "recipe": {**RECIPE, "limit": 0, "batch_size": 6},
+    }
+    first = train(name="t/first", **asked)
+    assert train(name="t/same", **asked).digest == first.digest
+    files = kept(zoo)
+    for path in (tmp_path / "images").rglob("*.png"):
+        ImageOps.invert(Image.open(path)).save(path)
+    assert train(name="t/other", **asked).digest != first.digest
+    assert set(kept(zoo)) > set(files)
+
+
+def test_another_architecture_has_other_features(tmp_path: Path) -> None:
+    """Two networks with the same tensors and another forward pass share no features."""
+    made = Zoo.init(tmp_path / "zoo")
+    torch.manual_seed(0)
+    save_file(timm.create_model("efficientnet_lite0", num_classes=0).state_dict(), tmp_path / "w.safetensors")
+    for arch in ("efficientnet_lite0", "tf_efficientnet_lite0"):
+        add_backbone(
+            name=f"our-{arch}",
+            arch=arch,
+            weights=tmp_path / "w.safetensors",
+            input_size=(3, 32, 32),
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            zoo=made,
+        )
+        recipe = {"epochs": 2, "limit": 20, "eval_limit": 10, "augment": "none"}
+        train(backbone=f"our-{arch}", data="vtzoo:fashion", name=f"t/{arch}", zoo=made, recipe=recipe)
+    assert len(kept(made)) == 4
+
+
+@pytest.mark.slow
+def test_termination_takes_away_what_is_half_written(zoo: Zoo) -> None:
+    """`kill` while features are computed ends with 130, and nothing of a file is left."""
+    command = [
+        sys.executable, "-m", "vtzoo_cli", "train", "--zoo", str(zoo.root), "--backbone", "tiny", "--data",
+        "vtzoo:fashion", "--name", "run", "--image-size", "64", "--epochs", "4",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("all before"))
+        while not list(zoo.root.rglob("*.tmp")):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    assert not kept(zoo)
 
 
 def test_a_recipe_says_what_it_shows() -> None:

@@ -181,3 +181,26 @@ def test_its_memory_is_told_as_it_is() -> None:
     ]
     hidden = 8 * (4 * 32) * (3 * 4 + 1) * 8  # images, width, tokens, bytes: what comes into the second block's fc2
     assert told[0] <= told[1] - hidden
+
+
+def test_an_input_that_was_changed_out_of_sight_is_kept() -> None:
+    """Steering hooks scale activations in place without autograd: gradients are those of what the layer really saw."""
+    weight, bias, left, right = drawn()
+    z = torch.randn(3, IN, dtype=torch.float64, requires_grad=True)
+    x = F.gelu(z * 1)
+    with torch.no_grad():
+        x.mul_(0.5)
+    got = torch.autograd.grad(lean.linear(x, weight, bias, left, right).sum(), right, retain_graph=True)
+    want = torch.autograd.grad(F.linear(x, weight + left @ right, bias).sum(), right)
+    assert torch.allclose(got[0], want[0], rtol=1e-10)
+
+
+def test_it_can_be_turned_off() -> None:
+    """For gradients of gradients, and for forward-mode, which turns it off by itself."""
+    weight, bias, *_ = drawn()
+    assert lean.applies(weight, bias)
+    with lean.off():
+        assert not lean.applies(weight, bias)
+    with torch.autograd.forward_ad.dual_level():
+        assert not lean.applies(weight, bias)
+    assert lean.applies(weight, bias)

@@ -92,6 +92,7 @@ def _stop(running: Sequence[_Try]) -> None:
 def _child(work: Work[T], item: T, answer: Connection) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_watch, daemon=True).start()
     try:
         work(item, _unwatched)

@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import UsageError
 from vtzoo.graft import Graft
 
 GROUP = "fine-tuning/head"
@@ -32,10 +33,20 @@ class Config:
         weight_decay: their weight decays; each goes with each learning rate.
     """
 
-    lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    lr: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if () in (self.lr, self.weight_decay):
+            raise ValueError("a list is empty")
 
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 - the head only
-    """None: the head is every delta's own."""
+    """None: the head is every delta's own.
+
+    Raises:
+        UsageError: many probes are wanted, and a network has one head.
+    """
+    if config != Config():
+        raise UsageError("linear[lr=…] are many probes, and a network has one head", "vtzoo train trains them")
     return ()

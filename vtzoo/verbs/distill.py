@@ -31,8 +31,8 @@ from vtzoo.zoo import Zoo
 
 HELD_OUT = 0.02
 DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64}
-UNUSED = frozenset({"augment", "cutmix", "head_lr", "label_smoothing", "mixup"})
-"""Training knobs without a meaning here: both sides see the same plain crops, and the loss has its own knobs."""
+UNUSED = frozenset({"augment", "cache", "cutmix", "eval_limit", "head_lr", "label_smoothing", "mixup", "views"})
+"""Training knobs without a meaning here: both sides see the same plain crops, as many as `--views`, and the loss has its own knobs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vtzoo import data as D
 from vtzoo import files, knobs, machine, registry, talk
@@ -32,7 +31,7 @@ from vtzoo.results import Trained
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import Task
-from vtzoo.train_job import Job, cut, feed_of, forecast_of, mixes, plan_of
+from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -159,6 +158,9 @@ def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, *, resume:
         return None
     if len(parts) > 1:
         raise UsageError("linear[lr=…] trains nothing but heads", "leave the other methods out, or give --lr")
+    for knob, flag in (("lr", "lr"), ("lr", "head_lr"), ("weight_decay", "weight_decay")):
+        if getattr(found[0], knob) and getattr(recipe, flag) is not None:
+            raise UsageError(f"linear[{knob}=…] and {flag} say the same twice", f"leave {flag} out")
     if resume:
         raise UsageError("probes that are trained together have no checkpoint", "start without --resume")
     check_probes(recipe)
@@ -219,9 +221,7 @@ def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
 
 def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, Any]]]:
     """Train every probe; the model holds the best one, and the recipe has its rate."""
-    head = job.model.get_submodule(prefix.cut)
-    assert isinstance(head, nn.Linear)
-    found = sweep(head, feed, job.recipe, job.grid)
+    found = sweep(head_of(job.model, prefix), feed, job.recipe, job.grid)
     best = best_of(found)
     talk.say(f"{len(found)} probes: the best has lr {best.lr:g} and weight_decay {best.weight_decay:g}")
     recipe = replace(job.recipe, lr=best.lr, head_lr=best.lr, weight_decay=best.weight_decay)
