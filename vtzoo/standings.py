@@ -91,7 +91,7 @@ def _varied(rows: Sequence[Row]) -> list[tuple[Row, str]]:
     differing: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for who, own in alike.items():
         keys = {k for r in own for k in r if k.startswith("recipe.") and k != "recipe.seed"}
-        differing[who[:2]] |= {k for k in keys if len({repr(r.get(k)) for r in own}) > 1}
+        differing[who[:2]] |= {k for k in keys if len({repr(r[k]) for r in own if r.get(k) is not None}) > 1}
     return [
         (r, " ".join(f"{k.removeprefix('recipe.')}={r.get(k)}" for k in sorted(differing[r["backbone"], r.get("spec") or r["method"]])))
         for r in rows

@@ -137,23 +137,49 @@ def _plot(own: Sequence[Standing], cost: str) -> str:
         figure = Figure(figsize=(5, 4), layout="constrained")
         axes = figure.subplots()
         for x, s in points:
-            on_front = cost in s.fronts
+            shown = {"ms": 7, "alpha": 1.0} if cost in s.fronts else {"ms": 5, "alpha": 0.5}
             bar = None if s.half is None else 100 * s.half
-            axes.errorbar(
-                x, 100 * s.mean, yerr=bar, fmt="o", ms=7 if on_front else 5, color=_hue(s), alpha=1 if on_front else 0.55,
-                elinewidth=0.8,
-            )  # fmt: skip
+            axes.errorbar(x, 100 * s.mean, yerr=bar, fmt="o", color=_hue(s), elinewidth=0.8, **shown)
+        _framed(axes, axis, [x for x, _ in points], [100 * s.mean for _, s in points])
         front = sorted((x, 100 * s.mean, s.label) for x, s in points if cost in s.fronts)
         axes.plot([x for x, _, _ in front], [y for _, y, _ in front], color="#1d2430", lw=1, drawstyle="steps-post")
-        for x, y, label in front:
-            axes.annotate(label, (x, y), (-5, 4), textcoords="offset points", ha="right", va="bottom", fontsize=9)
-        axes.set_xscale("log")
-        axes.margins(x=0.18, y=0.1)
-        axes.set_xlabel(axis)
-        axes.set_ylabel("mean top-1, %")
-        axes.grid(color="#dfe3e9", lw=0.6)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        _labelled(axes, front)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _labelled(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points, from the best one down; one that would lie on another is left out."""
+    placed: list[tuple[float, float]] = []
+    for x, y, label in reversed(points):
+        u, v = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        if any(abs(u - a) < 0.3 and abs(v - b) < 0.04 for a, b in placed):
+            continue
+        placed.append((u, v))
+        left = u < 0.4  # no room before it
+        place: dict[str, Any] = {"ha": "left", "va": "top"} if left else {"ha": "right", "va": "bottom"}
+        at = (6, -5) if left else (-5, 4)
+        axes.annotate(_short(label), (x, y), at, textcoords="offset points", fontsize=9, **place).set_in_layout(False)
+
+
+def _framed(axes: Any, title: str, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Axes that the points fill, whatever their bars; logarithmic where costs differ by more than ten times."""
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    if max(xs) > 10 * min(xs) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(x=0.08)
+    room = 0.12 * (max(ys) - min(ys)) or 1.0
+    axes.set_ylim(min(ys) - room, max(ys) + room)
+    axes.set_xlabel(title)
+    axes.set_ylabel("mean top-1, %")
+    axes.grid(color="#dfe3e9", lw=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 24 else f"{label[:23]}…"
