@@ -137,7 +137,7 @@ def _plot(own: Sequence[Standing], cost: str) -> str:
         figure = Figure(figsize=(5, 4), layout="constrained")
         axes = figure.subplots()
         for x, s in points:
-            shown = {"ms": 7, "alpha": 1.0} if cost in s.fronts else {"ms": 5, "alpha": 0.5}
+            shown: dict[str, Any] = {"ms": 7, "alpha": 1.0} if cost in s.fronts else {"ms": 5, "alpha": 0.5}
             bar = None if s.half is None else 100 * s.half
             axes.errorbar(x, 100 * s.mean, yerr=bar, fmt="o", color=_hue(s), elinewidth=0.8, **shown)
         _framed(axes, axis, [x for x, _ in points], [100 * s.mean for _, s in points])
