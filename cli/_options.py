@@ -1,12 +1,13 @@
 """Options that several commands share, each declared once; and the training recipe that they add up to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from vtzoo.errors import Corrupt, NotFound, UsageError
+from vtzoo.presets import PRESETS, preset
 
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="An entry of the zoo: its name, a unique prefix, name@sha256:…, or a file.")
@@ -28,6 +29,7 @@ Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", he
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One training knob; may be given several times.")
 ]
+Preset = Annotated[str | None, typer.Option("--recipe", metavar="NAME", help=f"Knobs by name: {', '.join(PRESETS)}.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the training images.")]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", metavar="X", help="Peak learning rate (default: by method).")
@@ -99,6 +101,15 @@ def check_spec(kind: Literal["methods", "merges", "losses"], spec: str) -> None:
 
     for part in knobs.parse(spec):
         registry.card(kind, part.name)
+
+
+def check_preset(knobs: Mapping[str, Any]) -> None:
+    """Refuse a recipe's name that is none, before a verb loads torch.
+
+    Raises:
+        NotFound: no such recipe.
+    """
+    preset(str(knobs.get("preset", "default")))
 
 
 def text(path: Path) -> str:

@@ -12,13 +12,20 @@ _SHOWN = ("top1", "top5", "balanced_accuracy", "loss", "ece")
 def trained(facts: dict[str, Any]) -> list[Block]:
     """Metrics by split, then what was made; of a dry run what it would take."""
     made = f"{facts['ref']}: {number(facts['params'])} trainable parameters"
-    return [*_planned(facts.get("plan")), *_metrics("split", facts["metrics"]), Line(made), *_where(facts)]
+    return [
+        *_planned(facts.get("plan"), facts.get("recipe", {})),
+        *_metrics("split", facts["metrics"]),
+        Line(made),
+        *_where(facts),
+    ]
 
 
-def _planned(plan: dict[str, Any] | None) -> list[Block]:
+def _planned(plan: dict[str, Any] | None, recipe: dict[str, Any]) -> list[Block]:
     if not plan:
         return []
+    knobs = f"{recipe['epochs']} epochs of batches of {recipe['batch_size']}, lr {recipe['lr']:g}"
     rows = [
+        ("recipe", f"{recipe['preset']}: {knobs}, weight decay {recipe['weight_decay']:g}"),
         ("images", f"{plan['images']:,}"),
         ("steps", f"{plan['steps']:,}"),
         ("estimated time", str(timedelta(seconds=round(plan["seconds"])))),

@@ -11,6 +11,7 @@ from ._session import Session
 EXAMPLES = (
     "vtzoo train --backbone tf_efficientnet_lite0 --data vtzoo:fashion --method lora --name fashion/lora",
     "vtzoo train --backbone REF --data photos/ --method 'lora[rank=8]+bitfit' --name NAME --epochs 20 --set mixup=0.2",
+    "vtzoo train --backbone REF --data photos/ --method lora --name NAME --recipe few-shot --set shots=4",
 )
 
 
@@ -24,6 +25,7 @@ def run(
         str, typer.Option("--method", metavar="SPEC", help="What to train (see vtzoo methods).")
     ] = "linear",
     head: Annotated[str | None, typer.Option("--head", metavar="SPEC", help="linear, or mlp[…].")] = None,
+    preset: o.Preset = None,
     epochs: o.Epochs = None,
     lr: o.LearningRate = None,
     batch_size: o.BatchSize = None,
@@ -41,6 +43,7 @@ def run(
     recipe = o.recipe(
         config,
         sets,
+        preset=preset,
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -49,6 +52,7 @@ def run(
         seed=seed,
     )
     o.check_spec("methods", method)
+    o.check_preset(recipe)
     zoo = session.zoo()
     from vtzoo.verbs.train import train
 

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import yaml
 
 import vtzoo.methods
 from vtzoo import registry
+from vtzoo.presets import PRESETS
+from vtzoo.recipe import Recipe
 from vtzoo_cli import _cards
 from vtzoo_cli._app import build
 from vtzoo_cli._blocks import Table, markdown
@@ -45,6 +48,7 @@ def pages() -> dict[Path, str]:
     found[reference / "cli.md"] = _cli_page()
     found[reference / "measurements.md"] = _measurements_page()
     found |= _between(ROOT / "README.md", "methods", _methods_table())
+    found |= _between(ROOT / "docs" / "guides" / "training.md", "recipes", _recipes_table())
     measured = RESULTS / "embedded.json"
     if measured.is_file():
         tables = "\n".join(_runs(json.loads(measured.read_text(encoding="utf-8"))))
@@ -95,6 +99,29 @@ def _cli_page() -> str:
     for line, text in help_texts().items():
         parts += ["", f"## {line}", "", "```text", text, "```"]
     return _text(parts)
+
+
+def _recipes_table() -> str:
+    """What each recipe sets, then what it is of and how it chooses."""
+    usual = Recipe()
+    knobs = [f.name for f in fields(Recipe) if any(f.name in own.knobs for own in PRESETS.values())]
+    rows = [(f"`{k}`", *(f"{p.knobs.get(k, getattr(usual, k))}" for p in PRESETS.values())) for k in knobs]
+    rows = [tuple("by method" if cell == "None" else cell for cell in row) for row in rows if len(set(row[1:])) > 1]
+    return "\n".join([*markdown(Table(("knob", *(f"`{n}`" for n in PRESETS)), rows)), "", *map(_recipe, PRESETS)])
+
+
+def _recipe(name: str) -> str:
+    own = PRESETS[name]
+    rates = ", ".join(f"{rate:g} for `{what}`" for what, rate in own.rates.items())
+    facts = [
+        f"From {own.source}",
+        f"Checkpoint: {f'`{own.checkpoint}`' if own.checkpoint else 'any'}",
+        f"Pixels: {own.normalisation}",
+        f"Kept: {own.selection}",
+        f"Learning rates: {f'{rates}; the others their own' if rates else 'by method'}",
+        *([f"Otherwise than there: {own.departs}"] if own.departs else []),
+    ]
+    return f"- **{name}**, {own.about}. {'. '.join(facts)}."
 
 
 def _measurements_page() -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import timm
+from timm.layers.drop import DropPath
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
     from vtzoo.refs import Entry
+
+PASSING = ("num_classes", "drop_path_rate")
+"""Arguments that a card does not keep: they say nothing of the features."""
 
 
 def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
@@ -86,7 +90,7 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
     head, loaded = _head(card, model, overlay.get("state_dict", {})), fingerprint_of(model)
     shown = replace(
-        card, model_args={k: v for k, v in args.items() if k != "num_classes"}, head=head, preprocess=_looking(card, args),
+        card, model_args={k: v for k, v in args.items() if k not in PASSING}, head=head, preprocess=_looking(card, args),
         fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
     )  # fmt: skip
     shapes = {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()}
@@ -176,6 +180,19 @@ def build_sized(
     """
     card, args = sized(card, pixels)
     return card, taking(card, pixels, lambda: build_card(card, zoo=zoo, pretrained=pretrained, **args, **model_args))
+
+
+def set_depth(model: nn.Module, rate: float) -> None:
+    """See to it that a network has the stochastic depth that it was built with, and with rate 0 none; some have it by themselves.
+
+    Raises:
+        UsageError: it has no place for any.
+    """
+    places = [m for m in model.modules() if isinstance(m, DropPath)]
+    if rate and not any(m.drop_prob for m in places):
+        raise UsageError(f"{type(model).__name__} has no stochastic depth to set", "use --set drop_path=0")
+    for place in places:
+        place.drop_prob = place.drop_prob if rate else 0.0
 
 
 def taking(card: BackboneCard, pixels: int | None, build: Callable[[], nn.Module]) -> nn.Module:

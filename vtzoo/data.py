@@ -11,7 +11,7 @@ pure functions of seed, epoch and place, so a run that is resumed anywhere sees 
 
 import hashlib
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -189,14 +189,17 @@ def loader(
     start: int = 0,
     drop_last: bool = False,
     views: int = 0,
+    places: Sequence[int] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of (input [n, c, h, w], label [n]) for one epoch.
 
     With a seed the order and each picture's augmentation follow from seed, epoch and place, whatever the number of
     workers; without one the order is as stored. `start` leaves out that many batches (to resume inside an epoch);
-    `views` augmentations of each picture are shown in turn, where it isn't 0 for a new one each epoch.
+    `views` augmentations of each picture are shown in turn, where it isn't 0 for a new one each epoch; `places` are shown in
+    their order instead.
     """
-    places = list(range(len(images))) if seed is None else order(len(images), seed, epoch)
+    if places is None:
+        places = list(range(len(images))) if seed is None else order(len(images), seed, epoch)
     ready = Seeded(images, transform, None if seed is None else mixed(seed, epoch % views if views else epoch))
     return DataLoader(ready, batch_size, sampler=places[start * batch_size :], num_workers=workers, drop_last=drop_last)  # type: ignore[arg-type] - a sequence is a sampler
 

@@ -25,6 +25,7 @@ from vtzoo import files, machine, talk
 from vtzoo.errors import Corrupt
 from vtzoo.prefix import Prefix, share
 from vtzoo.recipe import Recipe
+from vtzoo.sampling import places
 from vtzoo.spec import Preprocess
 from vtzoo.tensors import CODES, TensorFile
 
@@ -79,7 +80,7 @@ def of_images(train: D.Images, val: D.Images, preprocess: Preprocess, recipe: Re
     def batches(epoch: int, start: int) -> D.Batches:
         return D.loader(
             train, drawn, batch_size=size, seed=recipe.seed, epoch=epoch, start=start, workers=workers, drop_last=whole,
-            views=recipe.views,
+            views=recipe.views, places=places(train.labels, recipe, epoch),
         )  # fmt: skip
 
     return Feed(
@@ -106,7 +107,7 @@ def of_features(
     labels, held_labels = torch.tensor(train.labels), torch.tensor(val.labels)
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
-        order = D.order(len(labels), recipe.seed, epoch)
+        order = places(train.labels, recipe, epoch)
         return _batches(order[start * size :], size, lambda i: own[views(epoch, i)][i], labels)
 
     return Feed(

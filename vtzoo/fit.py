@@ -50,7 +50,8 @@ class Plan:
         validate: measures the model after each epoch, in the recipe's precision: {"top1": …} or {"loss": …}; never on test data.
         extra: a further trained module that is not kept (a projector).
         head: names of the model's parameters that learn at `head_lr`.
-        rates: factors of the learning rate by name.
+        rates: factors of the peak learning rate by name.
+        shares: factors of the whole schedule by name, its lowest rate included; not of the head's.
         undecayed: names of matrices without weight decay.
         checkpoint: where to write after each epoch and when interrupted.
         key: identifies the run; a checkpoint of another key is refused.
@@ -67,6 +68,7 @@ class Plan:
     extra: nn.Module | None = None
     head: frozenset[str] = frozenset()
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    shares: Mapping[str, float] = field(default_factory=dict[str, float])
     undecayed: frozenset[str] = frozenset()
     checkpoint: Path | None = None
     key: str = ""
@@ -203,15 +205,14 @@ class _Run:
         """Parameters by learning rate and weight decay; biases, other vectors and factors do not decay."""
         recipe, head = self.plan.recipe, {f"model.{n}" for n in self.plan.head}
         lr, decay = recipe.lr or DEFAULT_LR, recipe.weight_decay or 0.0
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
-            rate = (
-                (recipe.head_lr or lr) if name in head else lr * self.plan.rates.get(name.removeprefix("model."), 1.0)
-            )
-            decays = parameter.ndim > 1 and name.removeprefix("model.") not in self.plan.undecayed
-            key = rate, decay if decays else 0.0
-            groups.setdefault(key, []).append(parameter)
-        return [{"params": v, "lr": k[0], "weight_decay": k[1]} for k, v in groups.items()]
+            own = name.removeprefix("model.")
+            rate = (recipe.head_lr or lr) if name in head else lr * self.plan.rates.get(own, 1.0)
+            share = 1.0 if name in head else self.plan.shares.get(own, 1.0)
+            decays = parameter.ndim > 1 and own not in self.plan.undecayed
+            groups.setdefault((rate, decay if decays else 0.0, share), []).append(parameter)
+        return [{"params": v, "lr": k[0], "weight_decay": k[1], "lr_scale": k[2]} for k, v in groups.items()]
 
     def _schedule(self, steps: int) -> CosineLRScheduler:
         """Warm-up and cosine over so many steps."""
@@ -243,7 +244,8 @@ class _Run:
         mean = torch.stack(self.losses).mean().item()
         if not math.isfinite(mean):
             raise VtzooError(f"the loss is {mean} in epoch {epoch + 1}", "try a lower --lr, or --precision fp32")
-        record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": self.optimizer.param_groups[0]["lr"]}
+        first = self.optimizer.param_groups[0]
+        record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": first["lr"] / first["lr_scale"]}
         if plan.validate is not None and ((epoch + 1) % plan.recipe.eval_every == 0 or epoch + 1 == count):
             with computing(self.accelerator):
                 record |= plan.validate(self.ema.module if self.ema else self.model)

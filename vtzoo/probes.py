@@ -24,7 +24,9 @@ from vtzoo.recipe import Recipe
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 """AdamW's (Loshchilov & Hutter 2019, arXiv:1711.05101), as in torch."""
-OPEN = {"optimizer": "adamw", "ema_decay": 0.0, "patience": 0, "probe_epochs": 0, "mixup": 0.0, "cutmix": 0.0}
+OPEN = {
+    "optimizer": "adamw", "ema_decay": 0.0, "patience": 0, "probe_epochs": 0, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0,
+}  # fmt: skip
 """What probes that are trained together can't do otherwise."""
 
 
@@ -42,7 +44,7 @@ def check(recipe: Recipe) -> None:
     """Refuse what probes can't do together.
 
     Raises:
-        UsageError: an average, patience, mixed images, or another optimiser than AdamW.
+        UsageError: an average, patience, mixed images, stochastic depth, or another optimiser than AdamW.
     """
     asked = asdict(recipe)
     if wrong := [f"{k}={asked[k]}" for k, v in OPEN.items() if asked[k] != v]:
@@ -53,7 +55,9 @@ def check(recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def sweep(head: nn.Linear, feed: Feed, recipe: Recipe, grid: Sequence[tuple[float, float]]) -> list[Probe]:
+def sweep(
+    head: nn.Linear, feed: Feed, recipe: Recipe, grid: Sequence[tuple[float, float]], weights: Tensor | None = None
+) -> list[Probe]:
     """Train a probe for each pair of learning rate and weight decay; the head becomes the best one.
 
     Args:
@@ -61,11 +65,12 @@ def sweep(head: nn.Linear, feed: Feed, recipe: Recipe, grid: Sequence[tuple[floa
         feed: of features.
         recipe: epochs, warm-up, label smoothing, clipping.
         grid: (lr, weight_decay) of each.
+        weights: how much the images of each class count, [classes], where that differs.
 
     Returns:
         One record each.
     """
-    probes = _Probes(head, recipe, grid)
+    probes = _Probes(head, recipe, grid, weights)
     rates = _rates(recipe, feed.steps)
     for epoch in range(recipe.epochs):
         batches = talk.track(feed.batches(epoch, 0), f"epoch {epoch + 1}/{recipe.epochs}", feed.steps)
@@ -107,12 +112,15 @@ def best_of(probes: Sequence[Probe]) -> Probe:
 class _Probes:
     """Weights [probes, classes, features] and biases [probes, classes] with AdamW's moments."""
 
-    def __init__(self, head: nn.Linear, recipe: Recipe, grid: Sequence[tuple[float, float]]) -> None:
+    def __init__(
+        self, head: nn.Linear, recipe: Recipe, grid: Sequence[tuple[float, float]], weights: Tensor | None
+    ) -> None:
         own = [head.weight] if head.bias is None else [head.weight, head.bias]
         self.values = [p.detach().repeat(len(grid), *[1] * p.ndim) for p in own]
         self.moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self.values]
         self.grid, self.smoothing, self.clip, self.count = grid, recipe.label_smoothing, recipe.clip_norm, 0
         self.lr, self.decay = head.weight.new_tensor(grid).T
+        self.weights = None if weights is None else weights.to(head.weight)
 
     def logits(self, x: Tensor) -> Tensor:
         """[images, probes, classes] for features [images, features]."""
@@ -126,6 +134,8 @@ class _Probes:
         classes = logits.shape[-1]
         wanted = F.one_hot(y, classes).to(x.dtype) * (1 - self.smoothing) + self.smoothing / classes
         error = (logits.softmax(-1) - wanted[:, None]) / len(x)
+        if self.weights is not None:
+            error *= self.weights[y][:, None, None]
         grads = [(error.flatten(1).T @ x).view_as(self.values[0]), error.sum(0)][: len(self.values)]
         if self.clip:
             norm = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()

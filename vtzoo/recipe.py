@@ -1,9 +1,13 @@
 """Training knobs: one frozen record that `--set`, `--config`, a method's RECIPE and a delta's header share."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+
+from vtzoo import knobs
+from vtzoo.presets import preset
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -13,6 +17,8 @@ Positive = Annotated[float, Field(gt=0)]
 class Recipe:
     """How a delta, head or student is trained. Values left at None are chosen by method and backbone family.
 
+    `preset` names the recipe that gives the knobs which nobody set; see `vtzoo.presets`.
+
     With probe_epochs the head is trained alone first, for so many epochs more, and everything from that head on (LP-FT, Kumar
     et al. 2022, arXiv:2202.10054).
 
@@ -21,16 +27,25 @@ class Recipe:
 
     head_lr is the classifier's rate: lr where that is given, else the linear probe's, however slowly the method learns.
 
+    `drop_path` is the backbone's stochastic depth: the last block is left out for so many images, those before it for fewer (Huang
+    et al. 2016, arXiv:1603.09382). framing=squash shows the whole picture, resized to the input's shape, in place of the checkpoint's
+    own resizing and crop; the delta keeps it.
+
+    With `layer_decay` each layer learns at that share of the rate of the one above it (`vtzoo.layerwise`). `sampling`, `class_weights`,
+    `shots` (of each class), and `fold` of `folds` say which images are seen, how often, and how much they count (`vtzoo.sampling`).
+
     Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
     and of test images, the same ones whatever the seed; both take as many of each class as there are.
 
     Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limits in images.
     """
 
+    preset: str = "default"
     epochs: Annotated[int, Field(ge=0)] = 10
     probe_epochs: Annotated[int, Field(ge=0)] = 0
     lr: Positive | None = None
     head_lr: Positive | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 32
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
@@ -41,6 +56,8 @@ class Recipe:
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     ema_decay: Fraction = 0.0
     augment: Literal["none", "flip", "crop", "strong"] = "flip"
+    framing: Literal["own", "squash"] = "own"
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     views: Annotated[int, Field(ge=0)] = 0
     cache: Literal["auto", "off"] = "auto"
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -52,9 +69,32 @@ class Recipe:
     limit: Annotated[int, Field(ge=0)] = 0
     eval_limit: Annotated[int, Field(ge=0)] = 0
     eval_every: Annotated[int, Field(ge=1)] = 1
+    shots: Annotated[int, Field(ge=0)] = 0
+    folds: Annotated[int, Field(ge=0)] = 0
+    fold: Annotated[int, Field(ge=0)] = 0
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    class_weights: str = "none"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse knobs that contradict each other."""
+        """Refuse knobs that contradict each other, and a preset that there isn't."""
+        preset(self.preset)
         if self.patience and self.eval_every > 1:
             raise ValueError("patience looks at every epoch: leave eval_every at 1")
+
+
+def read(user: Mapping[str, Any], methods: Sequence[tuple[str, str]]) -> Recipe:
+    """The recipe of what a user set, over the knobs of the preset among it.
+
+    Args:
+        user: knobs, as text or values.
+        methods: name and group of each method of the stack, by which presets choose a learning rate.
+
+    Raises:
+        NotFound: no such preset.
+        UsageError: unknown knobs or wrong values.
+    """
+    chosen = preset(str(user.get("preset", "default")))
+    found = knobs.decode(Recipe, {**chosen.over(methods), **user}, "recipe")
+    assert isinstance(found, Recipe)
+    return found

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images
 from vtzoo.fit import Plan, accelerator, computing
 from vtzoo.forecast import acting, forecast
 from vtzoo.graft import rates, undecayed
+from vtzoo.layerwise import shares
 from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find
 from vtzoo.probes import stepper
@@ -34,7 +36,8 @@ from vtzoo.zoo import Zoo
 class Job:
     """Everything resolved, nothing trained yet; `asked` is the stack as it was given, `spec` what a part that composes made of it.
 
-    `grid` has the learning rate and weight decay of each probe, where many are trained at once.
+    `grid` has the learning rate and weight decay of each probe, where many are trained at once; `weights` is how much the images of
+    each class count, [classes], where that differs.
     """
 
     zoo: Zoo
@@ -49,6 +52,7 @@ class Job:
     val: D.Images
     test: D.Images | None
     grid: tuple[tuple[float, float], ...] = ()
+    weights: Tensor | None = None
 
 
 def mixes(recipe: Recipe) -> bool:
@@ -153,23 +157,28 @@ def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
         return {"top1": found["top1"], "val_loss": found["loss"]}
 
     return Plan(
-        model=model, loss=_loss(recipe, len(job.task.classes), feed.run), batches=feed.batches, steps=feed.steps,
-        recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model), undecayed=undecayed(model),
+        model=model, loss=_loss(recipe, len(job.task.classes), feed.run, job.weights), batches=feed.batches, steps=feed.steps,
+        recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model),
+        shares=shares(model, recipe.layer_decay), undecayed=undecayed(model),
         checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
     )  # fmt: skip
 
 
-def _loss(recipe: Recipe, classes: int, run: Forward) -> Any:
-    mix = None
+def _loss(recipe: Recipe, classes: int, run: Forward, weights: Tensor | None) -> Any:
+    """Cross-entropy, of mixed images where a recipe mixes them; each image's times the weight of its class, where there are any."""
+    mix, smoothing = None, recipe.label_smoothing
+    plain: Any = partial(F.cross_entropy, label_smoothing=smoothing)
     if mixes(recipe):
-        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
-    soft = SoftTargetCrossEntropy()
+        mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=smoothing, num_classes=classes)
+        plain, smoothing = SoftTargetCrossEntropy(), 0.0
 
     def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        x, y = batch
-        if mix is None:
-            return F.cross_entropy(run(model, x).float(), y, label_smoothing=recipe.label_smoothing)
-        x, y = mix(x, y)
-        return soft(run(model, x).float(), y)
+        x, y = batch if mix is None else mix(*batch)
+        logits = run(model, x).float()
+        if weights is None:
+            return plain(logits, y)
+        own = weights.to(y.device)
+        each = F.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
+        return (each * (own[y] if mix is None else y @ own)).mean()
 
     return loss

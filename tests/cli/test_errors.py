@@ -169,6 +169,18 @@ def test_recipe_files_that_hold_no_recipe(vtzoo, tmp_path) -> None:
     _two_lines(vtzoo(*line, tmp_path / "list.yaml"), 2, "no knobs by name", "epochs: 10")
 
 
+def test_a_recipe_that_there_is_not(vtzoo) -> None:
+    """A recipe's name that is none is not found (3), and the names that there are stand below, whichever way it was given."""
+    line = ("train", "--backbone", "b", "--data", "d", "--name", "n")
+    for words in (("--recipe", "vtb"), ("--set", "preset=vtb")):
+        _two_lines(
+            vtzoo(*line, *words),
+            3,
+            "no recipe is called 'vtb'",
+            "did you mean vtab? known: default, few-shot, fgvc, vtab",
+        )
+
+
 def _raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def answer(*_args: object) -> None:
         raise error

@@ -50,7 +50,9 @@ def tensors(made: Trained) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [{}, {"label_smoothing": 0.1, "clip_norm": 0.05, "augment": "none"}], ids=["plain", "more"]
+    "recipe",
+    [{}, {"label_smoothing": 0.1, "clip_norm": 0.05, "augment": "none", "class_weights": "bag:3|coat:0.5"}],
+    ids=["plain", "more"],
 )
 def test_each_probe_is_what_it_would_be_alone(zoo: Zoo, recipe: dict[str, Any]) -> None:
     """The best of six has the weights, the rate, the decay and the score of a training with these alone."""

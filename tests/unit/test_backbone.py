@@ -9,9 +9,10 @@ import torch
 
 from vtzoo import build, extract, inject
 from vtzoo.artifact import go_live, load_plain, open_ref
-from vtzoo.backbone import card_of
+from vtzoo.backbone import card_of, set_depth
 from vtzoo.bases import weights_path
-from vtzoo.errors import NotFound, ShapeMismatch
+from vtzoo.errors import NotFound, ShapeMismatch, UsageError
+from vtzoo.prefix import find
 from vtzoo.tensors import TensorFile
 
 NAME = "tf_efficientnet_lite0"
@@ -81,3 +82,20 @@ def test_an_unknown_tag_is_named_with_those_that_exist() -> None:
     with pytest.raises(NotFound, match=r"no weights 'augreg_in1k_' of vit_tiny_patch16_224") as caught:
         card_of("vit_tiny_patch16_224.augreg_in1k_")
     assert "vit_tiny_patch16_224.augreg_in21k" in (caught.value.hint or "")
+
+
+def test_stochastic_depth_is_what_was_asked_for() -> None:
+    """A Swin brings its own and is stilled, so that what is frozen in it is the same in every step; where there is none it is said."""
+    args: dict[str, object] = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "img_size": 64, "window_size": 4}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **args)
+    swin.requires_grad_(requires_grad=False).get_classifier().requires_grad_()
+    own = find(swin)
+    assert own is not None
+    assert not own.last
+    set_depth(swin, 0)
+    cut = find(swin)
+    assert cut is not None
+    assert cut.last
+    set_depth(timm.create_model("test_vit", drop_path_rate=0.1), 0.1)
+    with pytest.raises(UsageError, match="no stochastic depth"):
+        set_depth(timm.create_model("test_vit"), 0.1)

@@ -31,8 +31,14 @@ from vtzoo.zoo import Zoo
 
 HELD_OUT = 0.02
 DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64}
-UNUSED = frozenset({"augment", "cache", "cutmix", "eval_limit", "head_lr", "label_smoothing", "mixup", "views"})
-"""Training knobs without a meaning here: both sides see the same plain crops, as many as `--views`, and the loss has its own knobs."""
+UNUSED = frozenset(
+    {
+        "augment", "cache", "class_weights", "cutmix", "drop_path", "eval_limit", "fold", "folds", "framing", "head_lr",
+        "label_smoothing", "layer_decay", "mixup", "preset", "sampling", "shots", "views",
+    }
+)  # fmt: skip
+"""Training knobs without a meaning here: both sides see the same plain crops of all images, as many as `--views`, and the loss has its own
+knobs."""
 
 
 @dataclass(frozen=True, kw_only=True)

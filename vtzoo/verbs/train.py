@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vtzoo import data as D
 from vtzoo import files, knobs, machine, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
-from vtzoo.backbone import build_sized
+from vtzoo.backbone import build_sized, set_depth
 from vtzoo.delta import Delta
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed
@@ -24,13 +25,15 @@ from vtzoo.live import extract, inject, installed, trainable
 from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.prefix import Prefix
+from vtzoo.presets import preset
 from vtzoo.probes import best_of, sweep
 from vtzoo.probes import check as check_probes
-from vtzoo.recipe import Recipe
+from vtzoo.recipe import Recipe, read
 from vtzoo.results import Trained
+from vtzoo.sampling import chosen, class_weights
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
-from vtzoo.spec import Task
+from vtzoo.spec import BackboneCard, Task
 from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
@@ -50,7 +53,7 @@ def train(
         method: a stack of methods such as "lora[rank=8]+bitfit".
         name: what to call the delta; the part before the last "/" names its task.
         zoo: where to keep it.
-        recipe: training knobs over the method's own defaults; see `vtzoo.recipe.Recipe`.
+        recipe: training knobs over those of the preset among them, over the method's own; see `vtzoo.recipe.Recipe`.
         head: "linear" (default) or "mlp[…]", short for adding mlp-head to the stack.
         resume: go on from this name's checkpoint.
         dry_run: resolve and report, train nothing.
@@ -69,9 +72,7 @@ def train(
     )  # fmt: skip
     params = sum(p.numel() for p in trainable(job.model).values())
     shown = asdict(job.recipe)
-    talk.say(
-        f"{name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {job.recipe.lr:g}"
-    )
+    _announce(job, params)
     prefix = cut(job)
     if dry_run:
         searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
@@ -95,6 +96,15 @@ def train(
     return made
 
 
+def _announce(job: Job, params: int) -> None:
+    recipe, of = job.recipe, preset(job.recipe.preset).checkpoint
+    talk.say(
+        f"{job.name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {recipe.lr:g}"
+    )
+    if of not in ("", job.card.name):
+        talk.say(f"recipe {recipe.preset} is published for {of}; on {job.card.name} its numbers are not to be compared")
+
+
 def _prepare(
     backbone: str,
     data: str,
@@ -114,26 +124,26 @@ def _prepare(
     parts = [(p, registry.load("methods", p.name)) for p in knobs.parse(spec)]
     for part, module in parts:
         knobs.decode(module.Config, part.knobs, part.name)
-    asked = knobs.decode(Recipe, user, "recipe")
-    assert isinstance(asked, Recipe)
+    asked = read(user, [(p.name, m.GROUP) for p, m in parts])
     probing = _probing(parts, asked, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad)
     val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(images.classes)
     test = _test(data, images.classes, skip_bad=skip_bad)
+    limited, val = chosen(images, val, asked)
     val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
-    limited = images.limit(asked.limit, asked.seed)
+    weights = class_weights(asked.class_weights, limited)
     _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
-    card, model = build_sized(bare, asked.image_size, zoo=zoo, num_classes=len(images.classes))
+    card, model = _built(bare, asked, zoo, len(images.classes))
     plain = D.transforms(card.preprocess, train=False)
     few = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
     made = _composed(checkpoint_path(zoo.root, name, "delta")) if resume else ""
     if any(composes(m) for _, m in parts) and not made:
         model.to(accelerator(asked).device)  # it is trained on before there is a delta
-    chosen = "linear" if probing else made or (_tried(parts) if dry_run else spec)
-    inject(model, chosen, seed=asked.seed, batches=few)
+    stack = "linear" if probing else made or (_tried(parts) if dry_run else spec)
+    inject(model, stack, seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
@@ -144,7 +154,17 @@ def _prepare(
         grid = tuple(
             product(probing.lr or (resolved.head_lr,), probing.weight_decay or (resolved.weight_decay or 0.0,))
         )
-    return Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test, grid)
+    return Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test, grid, weights)
+
+
+def _built(bare: BackboneCard, recipe: Recipe, zoo: Zoo, classes: int) -> tuple[BackboneCard, nn.Module]:
+    """The backbone with a fresh head, and its card as this training shows it images."""
+    depth: dict[str, Any] = {"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}
+    card, model = build_sized(bare, recipe.image_size, zoo=zoo, num_classes=classes, **depth)
+    set_depth(model, recipe.drop_path)
+    if recipe.framing == "squash":
+        card = replace(card, preprocess=replace(card.preprocess, crop_pct=1.0, crop_mode="squash"))
+    return card, model
 
 
 def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, *, resume: bool) -> Any:
@@ -221,7 +241,7 @@ def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
 
 def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, Any]]]:
     """Train every probe; the model holds the best one, and the recipe has its rate."""
-    found = sweep(head_of(job.model, prefix), feed, job.recipe, job.grid)
+    found = sweep(head_of(job.model, prefix), feed, job.recipe, job.grid, job.weights)
     best = best_of(found)
     talk.say(f"{len(found)} probes: the best has lr {best.lr:g} and weight_decay {best.weight_decay:g}")
     recipe = replace(job.recipe, lr=best.lr, head_lr=best.lr, weight_decay=best.weight_decay)

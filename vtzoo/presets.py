@@ -1,0 +1,105 @@
+"""Recipes by name: training knobs that belong together, with where they are from, their checkpoint and how they choose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtzoo.errors import NotFound, did_you_mean
+
+HEADS = "fine-tuning/head"
+"""The group of the methods that train nothing but a head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """A recipe.
+
+    Attributes:
+        about: what it is for.
+        source: where its numbers are from.
+        checkpoint: the weights that those who publish it start from; empty where it is of none.
+        departs: what is done otherwise here.
+        knobs: of `vtzoo.recipe.Recipe`; what is not in it keeps its default.
+        rates: peak learning rates by method, by its group ("parameter/bias") or the group's first word; others keep their own.
+        heads: knobs over those, where nothing but a head is trained.
+        normalisation: of the pixels.
+        selection: which weights are kept.
+    """
+
+    about: str
+    source: str
+    checkpoint: str = ""
+    departs: str = ""
+    knobs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    heads: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    normalisation: str = "the checkpoint's own mean and standard deviation"
+    selection: str = "the last epoch; the test images are looked at once, at the end"
+
+    def over(self, methods: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Its knobs for a stack of methods, each a name and a group; of several learning rates the lowest."""
+        bodies = [(name, group) for name, group in methods if group != HEADS]
+        if not bodies:
+            return {**self.knobs, **self.heads}
+        rates = [self._rate(*each) for each in bodies]
+        return {**self.knobs, **({"lr": min(r for r in rates if r)} if all(rates) else {})}
+
+    def _rate(self, name: str, group: str) -> float | None:
+        return next((self.rates[k] for k in (name, group, group.partition("/")[0]) if k in self.rates), None)
+
+
+_SHARED: dict[str, Any] = {
+    "epochs": 100, "batch_size": 64, "warmup_epochs": 10.0, "weight_decay": 1e-4, "drop_path": 0.1, "patience": 0,
+    "optimizer": "adamw", "clip_norm": 0.0,
+}  # fmt: skip
+_PLUS: dict[str, Any] = {**_SHARED, "min_lr_fraction": 1e-3, "label_smoothing": 0.0}
+_RATES = {"adapter": 1e-3, "parameter": 1e-3, "prompt": 1e-2, "ssf": 1e-2, "bitfit": 1e-2, "norm": 1e-2, "noah": 1e-3}
+_ORIGINAL = "vit_base_patch16_224.orig_in21k"
+
+PRESETS: Mapping[str, Preset] = {
+    "default": Preset(
+        about="any task: the defaults of the knobs, learning rate and weight decay by method",
+        source="this project's measurements",
+    ),
+    "vtab": Preset(
+        about="VTAB-1k: 1,000 images of a task, resized and no more",
+        source="Steitz & Roth 2024 (Adapter+, arXiv:2406.06820); 1e-2 for prompts, SSF, BitFit and norms from the grid of Mai et al. "
+        "2024 (arXiv:2409.16434)",
+        checkpoint=_ORIGINAL,
+        knobs={**_PLUS, "augment": "none", "framing": "squash"},
+        rates=_RATES,
+        heads={"drop_path": 0.0},
+        departs="heads alone are trained without stochastic depth, so that the backbone runs once",
+    ),
+    "fgvc": Preset(
+        about="fine-grained classes, some thousand images",
+        source="Steitz & Roth 2024 (Adapter+, arXiv:2406.06820), with the rates of vtab",
+        checkpoint=_ORIGINAL,
+        knobs={**_PLUS, "augment": "crop"},
+        rates=_RATES,
+        heads={"drop_path": 0.0},
+        departs="crops of 35-100 % of a picture where the paper takes 8-100 %; heads alone without stochastic depth",
+    ),
+    "few-shot": Preset(
+        about="16 images of each class; --set shots=4 for another number",
+        source="Zhang et al. 2022 (NOAH, arXiv:2206.04673), its scripts for LoRA, adapters and VPT",
+        checkpoint=_ORIGINAL,
+        knobs={**_SHARED, "min_lr_fraction": 2e-3, "label_smoothing": 0.1, "augment": "strong", "shots": 16},
+        rates={"adapter": 5e-3, "parameter": 5e-3, "prompt": 5e-3},
+        heads={"drop_path": 0.0},
+        departs="the checkpoint's normalisation where the scripts have ImageNet's; no mixup and cutmix, for which few images make no whole batch; crops of 20-100 % where its are 8-100 %; heads "
+        "alone without stochastic depth",
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The recipe of that name.
+
+    Raises:
+        NotFound: there is none.
+    """
+    if name not in PRESETS:
+        close, known = did_you_mean(name, PRESETS), f"known: {', '.join(sorted(PRESETS))}"
+        raise NotFound(f"no recipe is called '{name}'", close if close == known else f"{close} {known}")
+    return PRESETS[name]
