@@ -6,7 +6,8 @@ from typing import Any
 
 from ._blocks import Block, Line, Table, number, size
 
-_SHOWN = ("top1", "top5", "balanced_accuracy", "loss", "ece")
+_NONE = ({"class": "none"},)
+_SHOWN = ("top1", "top5", "balanced_accuracy", "map", "micro_f1", "macro_f1", "loss", "ece")
 
 
 def trained(facts: dict[str, Any]) -> list[Block]:
@@ -50,10 +51,10 @@ def predicted(facts: dict[str, Any]) -> list[Block]:
             str(p["image"]) if i == 0 else "",
             str(p.get("task", "")) if i == 0 else "",
             str(t["class"]),
-            f"{t['probability']:.1%}",
+            f"{t['probability']:.1%}" if "probability" in t else "",
         )
         for p in facts["predictions"]
-        for i, t in enumerate(p["top"])
+        for i, t in enumerate(p["top"] or _NONE)
     ]
     return [Table(("image", "task", "class", "probability"), rows, right=frozenset({"probability"}))]
 

@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vtzoo.errors import Corrupt, Mismatch, VtzooError
@@ -169,8 +171,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 @dataclass(eq=False)
-class Images(Dataset[tuple[Image.Image, int]]):
+class Images(Dataset[tuple[Image.Image, int | Tensor]]):
     """Labelled images, decoded when asked for; small sets stay decoded in memory. Label -1 means unlabelled.
+
+    Where an image may bear several labels, or none, `several` has them, and what is asked for comes with 1 for each of its
+    classes and 0 for the others, [classes].
 
     `paths` name the images, `skipped` are the broken ones left out, `identity` turns paths into what `digest` hashes; `exact` says
     whether that stands for what is in the images, too.
@@ -184,13 +189,24 @@ class Images(Dataset[tuple[Image.Image, int]]):
     skipped: tuple[str, ...] = ()
     where: str = ""
     exact: bool = True
+    several: tuple[tuple[int, ...], ...] = ()
     _cache: dict[str, Image.Image] = field(default_factory=dict[str, Image.Image], repr=False)
     _cached_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    @property
+    def targets(self) -> Tensor:
+        """What is to be learned of each image: its class, [n], or of several labels 1 for each, [n, classes]."""
+        if not self.several:
+            return torch.tensor(self.labels)
+        found = torch.zeros(len(self), len(self.classes))
+        for row, own in zip(found, self.several, strict=True):
+            row[list(own)] = 1
+        return found
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int | Tensor]:
         path = self.paths[index]
         image = self._cache.get(path)
         if image is None:
@@ -199,10 +215,14 @@ class Images(Dataset[tuple[Image.Image, int]]):
             if get_worker_info() is None and self._cached_bytes + size <= CACHE_BYTES:
                 self._cache[path] = image
                 self._cached_bytes += size
-        return image, self.labels[index]
+        return image, self._targets[index] if self.several else self.labels[index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+
+    @cached_property
+    def _targets(self) -> Tensor:
+        return self.targets
 
     @cached_property
     def digest(self) -> str:
@@ -229,7 +249,8 @@ class Images(Dataset[tuple[Image.Image, int]]):
         """The images at these places, in this order."""
         chosen = list(indices)
         paths, labels = tuple(self.paths[i] for i in chosen), tuple(self.labels[i] for i in chosen)
-        return replace(self, paths=paths, labels=labels, _cache={}, _cached_bytes=0)
+        several = tuple(self.several[i] for i in chosen) if self.several else ()
+        return replace(self, paths=paths, labels=labels, several=several, _cache={}, _cached_bytes=0)
 
     def limit(self, count: int, seed: int = 0) -> "Images":
         """A class-balanced subset of `count` images, the same for the same seed; 0 or more than there are means all."""
@@ -254,7 +275,9 @@ class Images(Dataset[tuple[Image.Image, int]]):
                 f"{self.where} has classes the task doesn't know: {names}", f"the task knows: {', '.join(classes[:12])}"
             )
         place = [list(classes).index(c) for c in self.classes]
-        return replace(self, classes=tuple(classes), labels=tuple(y if y < 0 else place[y] for y in self.labels))
+        several = tuple(tuple(sorted(place[y] for y in own)) for own in self.several)
+        labels = tuple(y if y < 0 else place[y] for y in self.labels)
+        return replace(self, classes=tuple(classes), labels=labels, several=several)
 
     def without_bad(self) -> "Images":
         """The same without the images that can't be decoded; `skipped` names those."""

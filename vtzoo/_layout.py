@@ -1,14 +1,14 @@
 """Which images of a tree belong to a split, and which classes they have: by folders, else by a hash of each name."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from vtzoo._images import Contents, Decoder, Images, Tree
 from vtzoo.errors import NotFound, UsageError
 
 Split = Literal["train", "val", "test"]
-_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def labelled(tree: Tree, split: Split, side: int) -> Images:
@@ -20,19 +20,35 @@ def labelled(tree: Tree, split: Split, side: int) -> Images:
     """
     every = tree.names()
     layout = _layout(every)
-    if not layout:
-        _check_classes({n.split("/", 1)[0] for n in every if "/" in n}, tree.where, loose=len(every))
-        chosen = {n: n.split("/", 1)[0] for n in every if "/" in n and _tenth(n, "train", "val", "test") == split}
+    if layout:
+        _check_splits({s: {n: n.split("/", 2)[1] for n in names} for s, names in layout.items()}, tree.where)
     else:
-        by_split = {s: {n: n.split("/", 2)[1] for n in names} for s, names in layout.items()}
-        _check_splits(by_split, tree.where)
-        chosen = by_split.get(split)
-        if split in ("train", "val") and "val" not in by_split and "train" in by_split:
-            chosen = {n: c for n, c in by_split["train"].items() if _tenth(n, "train", "val", "train") == split}
-        if chosen is None:
-            raise NotFound(f"{tree.where} has no '{split}' folder", f"it has {', '.join(layout)}")
+        _check_classes({n.split("/", 1)[0] for n in every if "/" in n}, tree.where, loose=len(every))
+    names = members(layout, [n for n in every if "/" in n], split, tree.where)
+    chosen = {n: n.split("/", 2)[1 if layout else 0] for n in names}
     classes = tuple(sorted({c for s in layout or [""] for c in _names(every, layout, s)}))
     return _images(tree, chosen, classes, side)
+
+
+def members(layout: Mapping[str, Sequence[str]], every: Sequence[str], split: Split, where: str) -> list[str]:
+    """The images of a split: its folder's (a tenth of `train` where there is no `val`), or by a hash of each name.
+
+    Args:
+        layout: images by split; empty where no folders say.
+        every: all images, where no folders say.
+        split: which.
+        where: what to call the tree.
+
+    Raises:
+        NotFound: a split layout without this split.
+    """
+    if not layout:
+        return [n for n in every if _tenth(n, "train", "val", "test") == split]
+    if split in ("train", "val") and "val" not in layout and "train" in layout:
+        return [n for n in layout["train"] if _tenth(n, "train", "val", "train") == split]
+    if split not in layout:
+        raise NotFound(f"{where} has no '{split}' folder", f"it has {', '.join(layout)}")
+    return list(layout[split])
 
 
 def unlabelled(tree: Tree, split: Split, side: int) -> Images:
@@ -68,7 +84,7 @@ def _layout(every: list[str]) -> dict[str, list[str]]:
     """Names by split, if the top folders are splits with classes below; empty otherwise."""
     layout: dict[str, list[str]] = {}
     for name in sorted(every):
-        split = _ALIASES.get(name.split("/", 1)[0].lower(), "")
+        split = ALIASES.get(name.split("/", 1)[0].lower(), "")
         if split and name.count("/") >= 2:
             layout.setdefault(split, []).append(name)
     return layout

@@ -183,8 +183,9 @@ def described(files: Mapping[str, Path]) -> tuple[BackboneCard, Task | None]:
         raise Corrupt(f"{files[CONFIG]} is no timm config: {error}", "make the folder again") from error
     preprocess = Preprocess.of(shown)
     card = BackboneCard(name=arch, arch=arch, model_args=args, preprocess=preprocess, license=shown.get("license", ""))
-    names = config.get("vtzoo", {}).get("tasks") or ["task"]
-    return card, Task(name=names[0], classes=labels, preprocess=preprocess) if labels else None
+    own = config.get("vtzoo", {})
+    name, several = (own.get("tasks") or ["task"])[0], bool(own.get("multilabel"))
+    return card, Task(name=name, classes=labels, preprocess=preprocess, multilabel=several) if labels else None
 
 
 def _from_path(path: Path, zoo: Zoo) -> Artifact:

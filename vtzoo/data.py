@@ -1,6 +1,7 @@
 """Images in, batches out: folders, zips, the embedded tasks and whatever `timm.data.create_dataset` reads.
 
     a folder      train|val|test/CLASS/*, or CLASS/* (then 80/10/10 by a hash of each name)
+    .../metadata.csv or .jsonl    of images with several labels each, see `vtzoo._several`
     a .zip        the same, inside
     vtzoo:NAME    an embedded task
     torch/… tfds/… wds/… hfds/… hfids/…    timm's readers; `torch/cifar10@DIR` says where the files are
@@ -24,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vtzoo import _layout, _readers
+from vtzoo import _layout, _readers, _several
 from vtzoo._images import Folder, Images, Tree, Zip, decode
 from vtzoo._layout import Split
 from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
@@ -39,7 +40,13 @@ SPLITS = ("train", "val", "test")
 
 
 def open_data(
-    data: str | Path, *, split: Split, skip_bad: bool = False, labelled: bool = True, side: int = 0
+    data: str | Path,
+    *,
+    split: Split,
+    skip_bad: bool = False,
+    labelled: bool = True,
+    several: bool = False,
+    side: int = 0,
 ) -> Images:
     """Open one split of labelled images, or any tree of images when `labelled` is off (all labels -1).
 
@@ -48,11 +55,12 @@ def open_data(
         split: which part; unlabelled trees without splits hold out 2 % as `val`.
         skip_bad: leave broken images out (named in `.skipped`) instead of refusing when one is met.
         labelled: whether folders are classes.
+        several: whether the caller knows what to do with images of several labels each; see `vtzoo._several`.
         side: pixels that will be needed; lets large JPEGs be decoded at a coarser scale.
 
     Raises:
         NotFound: no such folder, task or split.
-        UsageError: nothing to learn from: empty, one class, or splits whose classes differ.
+        UsageError: nothing to learn from: empty, one class, or splits whose classes differ; or several labels each.
         Corrupt: a broken image, when it is read.
     """
     text = str(data)
@@ -62,11 +70,21 @@ def open_data(
         images = _readers.open_timm(text, split)
     else:
         tree = _tree(text)
-        images = _layout.labelled(tree, split, side) if labelled else _layout.unlabelled(tree, split, side)
+        images = _labelled(tree, split, side, several=several) if labelled else _layout.unlabelled(tree, split, side)
     images = images.without_bad() if skip_bad else images
     if not len(images):
         raise UsageError(f"{text} has no whole image in its {split} split", "put images under CLASS folders")
     return images
+
+
+def _labelled(tree: Tree, split: Split, side: int, *, several: bool) -> Images:
+    found = _several.several(tree, split, side)
+    if found is not None and not several:
+        raise UsageError(
+            f"{tree.where} has images with several labels each, which only train, eval and predict know",
+            "give images in folders by class",
+        )
+    return _layout.labelled(tree, split, side) if found is None else found
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -205,7 +223,7 @@ def loader(
 
 
 @dataclass(frozen=True)
-class Seeded(Dataset[tuple[Tensor, int]]):
+class Seeded(Dataset[tuple[Tensor, int | Tensor]]):
     """Transformed images; with a seed, each draws random numbers of its own."""
 
     images: Images
@@ -215,7 +233,7 @@ class Seeded(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         image, label = self.images[index]
         if self.seed is None:
             return self.transform(image), label

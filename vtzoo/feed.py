@@ -104,7 +104,7 @@ def of_features(
     views, size = views_of(recipe), recipe.batch_size
     own = [_features(place, prefix, model, train, preprocess, views, v) for v in range(views.count)]
     held = _features(place, prefix, model, val, preprocess, D.Views("none", 0), 0)
-    labels, held_labels = torch.tensor(train.labels), torch.tensor(val.labels)
+    labels, held_labels = train.targets, val.targets
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         order = places(train.labels, recipe, epoch)

@@ -47,7 +47,7 @@ class Plan:
         batches: (epoch, first step) -> batches.
         steps: per epoch.
         recipe: lr and weight_decay resolved.
-        validate: measures the model after each epoch, in the recipe's precision: {"top1": …} or {"loss": …}; never on test data.
+        validate: measures the model after each epoch, in the recipe's precision: {"top1": …}, {"map": …} or {"loss": …}; never on test data.
         extra: a further trained module that is not kept (a projector).
         head: names of the model's parameters that learn at `head_lr`.
         rates: factors of the peak learning rate by name.
@@ -309,7 +309,7 @@ class _Run:
         return own
 
     def _note(self, record: Mapping[str, float]) -> None:
-        score = (record.get("top1", 0.0), -record.get("val_loss", record.get("loss", 0.0)))
+        score = (record.get("top1", record.get("map", 0.0)), -record.get("val_loss", record.get("loss", 0.0)))
         if self.state.best is None or score > self.state.best:
             self.state.best, self.state.since_best = score, 0
             if self.plan.recipe.patience:

@@ -6,7 +6,7 @@ Each is a function of seed, epoch and the images' names and labels alone, so tha
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from PIL import Image
@@ -23,8 +23,11 @@ def chosen(train: Images, val: Images, recipe: Recipe) -> tuple[Images, Images]:
     """The images to train and to validate on: a fold of all, of each class few, then at most `limit`.
 
     Raises:
-        UsageError: fewer images than folds, or a fold that there isn't.
+        UsageError: fewer images than folds, a fold that there isn't, or what images with several labels each can't do: they are of no
+            one class.
     """
+    if train.several:
+        _refuse_several(recipe)
     train, val = _fold(train, val, recipe)
     return _few(train, recipe.shots, recipe.seed).limit(recipe.limit, recipe.seed), val
 
@@ -59,7 +62,8 @@ def class_weights(said: str, images: Images) -> Tensor | None:
     Args:
         said: "none"; "balanced", which is n / (classes * count) for n images, so that each class counts as much as another and an
             image counts 1 on average; or CLASS:WEIGHT|CLASS:WEIGHT, the others 1.
-        images: of the training.
+        images: of the training. Where they bear several labels each, a weight is what an image with the label counts, one without
+            counting 1, and balanced is the number of those without over the number of those with it.
 
     Raises:
         UsageError: no such class, or no weight.
@@ -67,6 +71,9 @@ def class_weights(said: str, images: Images) -> Tensor | None:
     classes = images.classes
     if said == "none":
         return None
+    if said == "balanced" and images.several:
+        borne = images.targets.sum(0)
+        return torch.where(borne > 0, (len(images) - borne) / borne.clamp(min=1), 1.0)
     if said == "balanced":
         count = Counter(images.labels)
         return torch.tensor([len(images) / (len(count) * count[i]) if count[i] else 0.0 for i in range(len(classes))])
@@ -88,6 +95,12 @@ def _weight(text: str, said: str) -> float:
     if not 0 <= value < float("inf"):
         raise UsageError(f"class_weights={said}: '{text}' is no weight", "write a number from 0, such as cat:2.5")
     return value
+
+
+def _refuse_several(recipe: Recipe) -> None:
+    usual, own = Recipe(), asdict(recipe)
+    if wrong := [f"{k}={own[k]}" for k in ("shots", "sampling", "mixup", "cutmix") if own[k] != getattr(usual, k)]:
+        raise UsageError(f"images with several labels each can't have {', '.join(wrong)}", "leave it out")
 
 
 def _few(images: Images, shots: int, seed: int) -> Images:
@@ -132,6 +145,7 @@ class _Joined:
         return Images(
             classes=first.classes, paths=first.paths + second.paths, labels=first.labels + second.labels,
             identity=joined.identity, load=joined, skipped=first.skipped + second.skipped, where=first.where,
+            several=first.several + second.several,
         )  # fmt: skip
 
     def __call__(self, path: str) -> Image.Image:

@@ -1,6 +1,6 @@
 """One evaluation pass and what is measured in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,13 +26,17 @@ def logits_of(
 def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Top-1, top-5, balanced accuracy (mean recall of the classes present), loss in nats, ECE, confusion.
 
+    Of images with several labels: mean average precision and F1 (see `several`).
+
     Args:
         logits: [n, classes].
-        labels: [n], class indices.
+        labels: [n], class indices; or [n, classes], 1 for each label of an image.
 
     Returns:
         Fractions in [0, 1]; `confusion[true][predicted]` counts images; `images` is n.
     """
+    if labels.ndim > 1:
+        return several(logits, labels)
     n, classes = logits.shape
     guess = logits.argmax(-1)
     confusion = torch.zeros(classes, classes, dtype=torch.long)
@@ -49,6 +53,43 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "images": n,
         "confusion": confusion.tolist(),
     }
+
+
+def several(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Mean average precision, micro and macro F1 at probability 0.5, and binary cross-entropy in nats, mean over all labels.
+
+    Average precision of a label is the mean, over the images that bear it, of the share of them among all that score as high or
+    higher (Everingham et al. 2010, without interpolation). Means over labels are over those that some image bears.
+
+    Args:
+        logits: [n, classes].
+        labels: [n, classes], 0 and 1.
+    """
+    truth, scores = labels > 0, logits.double()
+    guess = scores > 0
+    hits, said, there = (guess & truth).sum(0), guess.sum(0), truth.sum(0)
+    borne = there > 0
+    f1 = 2 * hits / (said + there).clamp(min=1)
+    precisions = [_average_precision(scores[:, c], truth[:, c]) for c in borne.nonzero().flatten().tolist()]
+    return {
+        "map": sum(precisions) / max(1, len(precisions)),
+        "micro_f1": (2 * hits.sum() / (said.sum() + there.sum()).clamp(min=1)).item(),
+        "macro_f1": f1[borne].double().mean().item() if borne.any() else 0.0,
+        "loss": F.binary_cross_entropy_with_logits(scores, labels.double()).item(),
+        "images": len(labels),
+    }
+
+
+def _average_precision(scores: Tensor, truth: Tensor) -> float:
+    """Of one label, [n] and [n]; images of equal score count as one step."""
+    own, every = scores[truth].sort().values, scores.sort().values
+    above, right = (len(s) - torch.searchsorted(s, own) for s in (every, own))
+    return (right / above).double().mean().item()
+
+
+def leading(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The number by which trainings are compared: top-1, or the mean average precision of several labels."""
+    return {k: metrics[k] for k in ("top1", "map") if k in metrics}
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:

@@ -31,20 +31,26 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One task's labels and preprocessing; what is needed to use its head."""
+    """One task's labels and preprocessing; what is needed to use its head.
+
+    `multilabel`: an image may bear several labels or none, each with a probability of its own.
+    """
 
     name: str
     classes: tuple[str, ...]
     preprocess: Preprocess = field(default_factory=Preprocess)
+    multilabel: bool = False
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Task":
         """From the JSON of a delta's header."""
-        return cls(name=facts["name"], classes=tuple(facts["classes"]), preprocess=Preprocess.of(facts))
+        own: dict[str, Any] = {"classes": tuple(facts["classes"]), "multilabel": bool(facts.get("multilabel"))}
+        return cls(name=facts["name"], preprocess=Preprocess.of(facts), **own)
 
     def json(self) -> dict[str, Any]:
         """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std and so on."""
-        return {"name": self.name, "classes": list(self.classes), **plain(asdict(self.preprocess))}
+        several = {"multilabel": True} if self.multilabel else {}
+        return {"name": self.name, "classes": list(self.classes), **several, **plain(asdict(self.preprocess))}
 
 
 def check_labels(classes: Sequence[str]) -> None:

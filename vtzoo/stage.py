@@ -61,8 +61,13 @@ def _one(data: str, delta: Delta, split: Split, *, labelled: bool, limit: int) -
             f"a delta with the tasks {names} has no one task whose images {data} could be",
             "merge deltas of one task each",
         )
-    images = D.open_data(data, split=split, labelled=labelled)
     task = delta.tasks[0]
+    if task.multilabel:
+        raise UsageError(
+            f"the images of '{task.name}' have several labels each, and merges compare one class",
+            "choose a merge without --data",
+        )
+    images = D.open_data(data, split=split, labelled=labelled)
     if labelled:
         if spare := sorted(set(images.classes) - set(task.classes)):
             raise Mismatch(

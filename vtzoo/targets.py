@@ -70,6 +70,11 @@ def ready(
             raise Mismatch(f"{artifact.ref} has no head, and this loss needs logits", "use --loss feature, or a delta as teacher")  # fmt: skip
         if task is not None and (one.task is None or one.task.name != task):
             raise NotFound(f"{artifact.ref} has no task '{task}'", "leave --task out, or choose another teacher")
+        if labelled and one.task and one.task.multilabel:
+            raise Mismatch(
+                f"task '{one.task.name}' gives several labels to an image, and losses on logits compare one class",
+                "use --loss feature",
+            )
         if labelled and one.task and sorted(one.task.classes) != sorted(images.classes):
             raise Mismatch(
                 f"the data's classes are not those of task '{one.task.name}'",

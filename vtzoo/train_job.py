@@ -26,7 +26,7 @@ from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find
 from vtzoo.probes import stepper
 from vtzoo.recipe import Recipe
-from vtzoo.score import logits_of, measure
+from vtzoo.score import leading, logits_of, measure
 from vtzoo.spec import BackboneCard, Task, plain
 from vtzoo.tensors import channels_last
 from vtzoo.zoo import Zoo
@@ -154,14 +154,31 @@ def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
 
     def held_out(which: nn.Module) -> dict[str, float]:
         found = measure(*logits_of(which, feed.held_out(), feed.run))
-        return {"top1": found["top1"], "val_loss": found["loss"]}
+        return {**leading(found), "val_loss": found["loss"]}
 
     return Plan(
-        model=model, loss=_loss(recipe, len(job.task.classes), feed.run, job.weights), batches=feed.batches, steps=feed.steps,
+        model=model, loss=_loss_of(job, feed.run), batches=feed.batches, steps=feed.steps,
         recipe=recipe, validate=held_out, head=frozenset(head_state(model)), rates=rates(model),
         shares=shares(model, recipe.layer_decay), undecayed=undecayed(model),
         checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
     )  # fmt: skip
+
+
+def _loss_of(job: Job, run: Forward) -> Any:
+    if job.task.multilabel:
+        return _several(job.recipe.label_smoothing, run, job.weights)
+    return _loss(job.recipe, len(job.task.classes), run, job.weights)
+
+
+def _several(smoothing: float, run: Forward, weights: Tensor | None) -> Any:
+    """Binary cross-entropy of each label by itself; one that an image bears counts by its weight, where there are any."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y = batch
+        wanted, own = y * (1 - smoothing) + smoothing / 2, None if weights is None else weights.to(y.device)
+        return F.binary_cross_entropy_with_logits(run(model, x).float(), wanted, pos_weight=own)
+
+    return loss
 
 
 def _loss(recipe: Recipe, classes: int, run: Forward, weights: Tensor | None) -> Any:

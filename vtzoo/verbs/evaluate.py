@@ -19,7 +19,7 @@ def evaluate(
 
     Args:
         ref: a delta, merge, folded model or student.
-        data: of the task; its class folders must be the task's classes.
+        data: of the task; its class folders, or the labels of its table, must be the task's classes.
         task: whose head, where there are several.
         zoo: where to look.
         batch_size: images per batch.
@@ -51,16 +51,17 @@ def evaluate(
 
 def _images(data: str, split: D.Split, *, skip_bad: bool) -> tuple[D.Images, D.Split]:
     try:
-        return D.open_data(data, split=split, skip_bad=skip_bad), split
+        return D.open_data(data, split=split, skip_bad=skip_bad, several=True), split
     except NotFound:
         if split != "test":
             raise
-        return D.open_data(data, split="val", skip_bad=skip_bad), "val"
+        return D.open_data(data, split="val", skip_bad=skip_bad, several=True), "val"
 
 
 def _chosen(images: D.Images) -> str:
     """What to add where no folders say which images are the split's: their paths start with a class."""
-    alone = images.paths[0].partition("/")[0] in images.classes
+    folder, below, _ = images.paths[0].partition("/")
+    alone = folder in images.classes or not below
     return " (there are no split folders: a hash of each name chose them)" if alone else ""
 
 
@@ -73,6 +74,12 @@ def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int
         raise Mismatch(
             f"the data's {len(images.classes)} classes are not the {len(live.task.classes)} of task '{live.task.name}' ({', '.join(lacking[:3])})",
             "choose the task's own data, or another --task",
+        )
+    if bool(images.several) != live.task.multilabel:
+        has, task_has = ("several labels", "one") if images.several else ("one class", "several")
+        raise Mismatch(
+            f"the data's images have {has} each, those of task '{live.task.name}' {task_has}",
+            "choose the task's own data",
         )
     images = images.aligned(live.task.classes)
     transform = D.transforms(live.preprocess, train=False)

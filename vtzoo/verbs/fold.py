@@ -96,6 +96,7 @@ def _write(folder: Path, folded: LazyFolded, delta: Delta, live: Live, dtype: st
         "backbone": delta.backbone.name,
         "fingerprint": delta.backbone.fingerprint,
         "tasks": [live.task.name] if live.task else [],
+        **({"multilabel": True} if live.task and live.task.multilabel else {}),
     }
     config["vtzoo"] = {**lineage, **made}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

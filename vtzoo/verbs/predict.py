@@ -13,6 +13,9 @@ from vtzoo.errors import NotFound, UsageError
 from vtzoo.results import Predicted
 from vtzoo.zoo import Zoo
 
+SEVERAL = 0.5
+"""What a label's probability must exceed where an image may bear several."""
+
 
 def predict(
     *,
@@ -22,7 +25,7 @@ def predict(
     top: int = 5,
     zoo: Zoo | None = None,
 ) -> Predicted:
-    """The most probable classes of each image.
+    """The most probable classes of each image; where an image may bear several labels, those more probable than not.
 
     Args:
         ref: a delta, merge, folded model or student.
@@ -48,11 +51,13 @@ def predict(
     found: list[dict[str, Any]] = []
     with torch.inference_mode():
         for path in paths:
-            chances = live.model(transform(D.open_image(path))[None]).float().softmax(-1)[0]
+            logits = live.model(transform(D.open_image(path))[None]).float()[0]
+            chances = logits.sigmoid() if live.task.multilabel else logits.softmax(-1)
             best = chances.topk(min(top, len(live.task.classes)))
             ranked = [
                 {"class": live.task.classes[i], "probability": round(p, 6)}
                 for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                if p > SEVERAL or not live.task.multilabel
             ]
             found.append({"image": str(path), "task": live.task.name, "top": ranked})
     return Predicted(ref=artifact.ref, path=str(artifact.path or ""), predictions=found)

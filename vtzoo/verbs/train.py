@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -31,7 +31,7 @@ from vtzoo.probes import check as check_probes
 from vtzoo.recipe import Recipe, read
 from vtzoo.results import Trained
 from vtzoo.sampling import chosen, class_weights
-from vtzoo.score import brief, logits_of, measure
+from vtzoo.score import brief, leading, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
@@ -128,8 +128,8 @@ def _prepare(
     probing = _probing(parts, asked, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
-    images = D.open_data(data, split="train", skip_bad=skip_bad)
-    val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(images.classes)
+    images = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
+    val = D.open_data(data, split="val", skip_bad=skip_bad, several=True).aligned(images.classes)
     test = _test(data, images.classes, skip_bad=skip_bad)
     limited, val = chosen(images, val, asked)
     val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
@@ -138,7 +138,8 @@ def _prepare(
     torch.manual_seed(asked.seed)
     card, model = _built(bare, asked, zoo, len(images.classes))
     plain = D.transforms(card.preprocess, train=False)
-    few = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
+    few: Any = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
+    few = _unclassed() if limited.several else few
     made = _composed(checkpoint_path(zoo.root, name, "delta")) if resume else ""
     if any(composes(m) for _, m in parts) and not made:
         model.to(accelerator(asked).device)  # it is trained on before there is a delta
@@ -147,8 +148,13 @@ def _prepare(
     record = installed(model)
     assert record is not None
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
-    task = Task(name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess)
+    task = Task(
+        name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess,
+        multilabel=bool(images.several),
+    )  # fmt: skip
     grid: tuple[tuple[float, float], ...] = ()
+    if probing and images.several:
+        raise UsageError("probes are not trained together on images with several labels", "train one: --method linear")
     if probing:
         assert resolved.head_lr is not None
         grid = tuple(
@@ -185,6 +191,12 @@ def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, *, resume:
         raise UsageError("probes that are trained together have no checkpoint", "start without --resume")
     check_probes(recipe)
     return found[0]
+
+
+def _unclassed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches for methods that look at classes, which images with several labels each don't have; refused once they are asked for."""
+    yield from ()
+    raise UsageError("this method chooses by classes, and an image here has several labels", "choose another method")
 
 
 def _tried(parts: Sequence[tuple[knobs.Part, Any]]) -> str:
@@ -251,7 +263,7 @@ def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, An
 def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool, watch: Watch | None) -> list[dict[str, Any]]:
     """Train; the model holds the result."""
     history = fit(replace(plan_of(job, feed, checkpoint), watch=watch), resume=resume)
-    chance = math.log(len(job.task.classes))
+    chance = math.log(2 if job.task.multilabel else len(job.task.classes))
     if history and history[-1]["loss"] > 2 * chance + 1:
         loss = history[-1]["loss"]
         talk.say(f"warning: the training loss is {loss:.3g}, far above guessing ({chance:.3g}): try a lower --lr")
@@ -274,7 +286,7 @@ def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
 
 def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | None:
     try:
-        images = D.open_data(data, split="test", skip_bad=skip_bad)
+        images = D.open_data(data, split="test", skip_bad=skip_bad, several=True)
     except (NotFound, UsageError):
         return None
     return images.aligned(classes)
@@ -321,7 +333,7 @@ def _keep(
         "deltas", job.name,
         {
             "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
-            "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": {"top1": test["top1"]},
+            "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": leading(test),
             **cost, "peak_bytes": machine.peak_bytes(),
         },
     )  # fmt: skip

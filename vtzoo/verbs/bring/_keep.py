@@ -102,7 +102,7 @@ def _task(
     check_labels(labels)
     called = check_name(task or (known.name if known else name.rpartition("/")[0] or name))
     preprocess: Preprocess = known.preprocess if known else card.preprocess
-    return Task(name=called, classes=labels, preprocess=preprocess)
+    return Task(name=called, classes=labels, preprocess=preprocess, multilabel=bool(known and known.multilabel))
 
 
 def _labels(path: Path) -> tuple[str, ...]:

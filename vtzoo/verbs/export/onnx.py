@@ -116,6 +116,7 @@ def _metadata(artifact: Artifact, live: Live, *, folded: bool) -> dict[str, str]
         "vtzoo.folded": json.dumps(folded),
         "vtzoo.task": task.name if task else "",
         "vtzoo.classes": json.dumps(list(task.classes) if task else []),
+        "vtzoo.multilabel": json.dumps(bool(task and task.multilabel)),
         "vtzoo.input": json.dumps({
             "layout": "NCHW", "dtype": "float32", "range": [0, 1], "size": list(shape.input_size), "mean": list(shape.mean),
             "std": list(shape.std), "interpolation": shape.interpolation, "crop_pct": shape.crop_pct,
