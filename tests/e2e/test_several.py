@@ -19,8 +19,10 @@ from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.results import Trained
 from vtzoo.score import measure
 from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.bring.peft import import_peft
 from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
+from vtzoo.verbs.export.peft import export_peft
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs
 from vtzoo.verbs.predict import predict
@@ -129,6 +131,17 @@ def test_merges_keep_what_a_task_is(place: Path, made: Trained) -> None:
         merge_refs(refs=["colours/a", "second/a"], method="regmean", name="x", data=[other, other], zoo=zoo)
     with pytest.raises((Mismatch, UsageError), match="several labels"):
         distill(teachers=["colours/a"], student="test_vit", data=other, name="s", zoo=zoo)
+
+
+def test_peft_and_back(place: Path, tmp_path: Path) -> None:
+    """Through PEFT's form a task stays one of several labels."""
+    zoo, data = Zoo(place / "zoo"), str(place / "colours")
+    run(place, "colours/large", epochs=1, limit=16, image_size=160)
+    export_peft(ref="colours/large", out=tmp_path / "peft", zoo=zoo)
+    import_peft(folder=tmp_path / "peft", backbone="tiny", name="colours/back", zoo=zoo)
+    refs = ("colours/large", "colours/back")
+    ours, theirs = (evaluate(ref=r, data=data, zoo=zoo).metrics["colours"]["map"] for r in refs)
+    assert theirs == pytest.approx(ours)
 
 
 @pytest.mark.parametrize(

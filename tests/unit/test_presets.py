@@ -73,5 +73,7 @@ def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(NotFound) as refused:
         read({"preset": "vtb"}, [LORA])
     assert refused.value.hint == "did you mean vtab? known: default, few-shot, fgvc, vtab"
+    with pytest.raises(NotFound, match="'vtb'"):
+        knobs.decode(Recipe, {"preset": "vtb"}, "a sweep's recipe")
     with pytest.raises(UsageError, match="no knob 'epoch'"):
         read({"preset": "vtab", "epoch": 3}, [LORA])
