@@ -85,10 +85,10 @@ def sweep(
 
 
 def stepper(
-    head: nn.Linear, recipe: Recipe, grid: Sequence[tuple[float, float]]
+    head: nn.Linear, recipe: Recipe, grid: Sequence[tuple[float, float]], weights: Tensor | None = None
 ) -> Callable[[tuple[Tensor, Tensor]], None]:
     """Updates of all probes one at a time, for who measures them: each call takes a batch of features."""
-    probes = _Probes(head, recipe, grid)
+    probes = _Probes(head, recipe, grid, weights)
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
         with torch.no_grad():

@@ -145,7 +145,7 @@ class _Joined:
         return Images(
             classes=first.classes, paths=first.paths + second.paths, labels=first.labels + second.labels,
             identity=joined.identity, load=joined, skipped=first.skipped + second.skipped, where=first.where,
-            several=first.several + second.several,
+            several=first.several + second.several, exact=first.exact and second.exact,
         )  # fmt: skip
 
     def __call__(self, path: str) -> Image.Image:

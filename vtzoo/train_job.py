@@ -133,7 +133,7 @@ def forecast_of(job: Job, prefix: Prefix | None) -> dict[str, Any]:
     if prefix is not None:
         feed, views = replace(feed, run=prefix.rest), views_of(job.recipe).count
         kept = {"cut": prefix.cut, "views": views, "size_bytes": _size_bytes(job, prefix)}
-    step = stepper(head_of(job.model, prefix), job.recipe, job.grid) if job.grid and prefix else None
+    step = stepper(head_of(job.model, prefix), job.recipe, job.grid, job.weights) if job.grid and prefix else None
     found = forecast(plan_of(job, feed), feed, prefix, views, len(job.val), step)
     return {**found, "images": len(job.train), "features": kept, "acts": acting(record.parts)}
 

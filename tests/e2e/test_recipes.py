@@ -144,6 +144,13 @@ def test_mixed_images_count_as_their_classes_do(zoo: Zoo) -> None:
     assert all(torch.allclose(heavy[n], quick[n], rtol=1e-4, atol=1e-6) for n in quick)
 
 
+def test_probes_together_under_a_recipe(zoo: Zoo) -> None:
+    """What the probes say themselves stands over the recipe's weight decay; the rest is the recipe's."""
+    made = run(zoo, "fashion/a", "linear[weight_decay=[0.0,0.1]]", preset="vtab")
+    assert [p["weight_decay"] for p in made.metrics["probes"]] == [0.0, 0.1]
+    assert made.recipe["warmup_epochs"] == 10
+
+
 def test_probes_together_refuse_stochastic_depth(zoo: Zoo) -> None:
     """Probes that are trained side by side see kept features, which a random network doesn't have."""
     with pytest.raises(UsageError, match="drop_path"):

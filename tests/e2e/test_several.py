@@ -148,7 +148,7 @@ def test_peft_and_back(place: Path, tmp_path: Path) -> None:
     ("method", "recipe", "said"),
     [
         ("lora", {"shots": 2}, "shots=2"), ("lora", {"sampling": "balanced"}, "sampling=balanced"), ("lora", {"mixup": 0.2}, "mixup"),
-        ("linear[lr=[1e-3,1e-2]]", {}, "probes"), ("gps", {}, "chooses by classes"),
+        ("linear[weight_decay=[0.0,1e-2]]", {}, "probes"), ("gps", {}, "chooses by classes"),
     ],
 )  # fmt: skip
 def test_what_needs_one_class_is_refused(place: Path, method: str, recipe: dict[str, Any], said: str) -> None:

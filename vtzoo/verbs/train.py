@@ -125,7 +125,7 @@ def _prepare(
     for part, module in parts:
         knobs.decode(module.Config, part.knobs, part.name)
     asked = read(user, [(p.name, m.GROUP) for p, m in parts])
-    probing = _probing(parts, asked, resume=resume)
+    probing = _probing(parts, asked, user, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
@@ -173,8 +173,8 @@ def _built(bare: BackboneCard, recipe: Recipe, zoo: Zoo, classes: int) -> tuple[
     return card, model
 
 
-def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, *, resume: bool) -> Any:
-    """The linear probe's knobs, where it has any: then many are trained side by side.
+def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, user: Mapping[str, Any], *, resume: bool) -> Any:
+    """The linear probe's knobs, where it has any: then many are trained side by side; a preset's rate and decay give way to them.
 
     Raises:
         UsageError: it stands in a stack, has a checkpoint to go on from, or wants what such probes don't have.
@@ -185,7 +185,7 @@ def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, *, resume:
     if len(parts) > 1:
         raise UsageError("linear[lr=…] trains nothing but heads", "leave the other methods out, or give --lr")
     for knob, flag in (("lr", "lr"), ("lr", "head_lr"), ("weight_decay", "weight_decay")):
-        if getattr(found[0], knob) and getattr(recipe, flag) is not None:
+        if getattr(found[0], knob) and user.get(flag) is not None:
             raise UsageError(f"linear[{knob}=…] and {flag} say the same twice", f"leave {flag} out")
     if resume:
         raise UsageError("probes that are trained together have no checkpoint", "start without --resume")
