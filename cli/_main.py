@@ -15,6 +15,7 @@ from typing import TextIO
 import typer
 
 import vtzoo
+from vtzoo import machine
 
 from . import _render
 from ._argv import Globals, split
@@ -68,7 +69,7 @@ def _status(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     said = split(words)
-    _render.setup(quiet="--quiet" in said.flags, color="--no-color" not in said.flags)
+    _render.setup(quiet="--quiet" in said.flags or not machine.first(), color="--no-color" not in said.flags)
     if "--version" in said.flags:
         return _version(said)
     from ._app import build

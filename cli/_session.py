@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vtzoo import machine
 from vtzoo.errors import UsageError
 from vtzoo.refs import as_path, is_path
 
@@ -50,7 +51,9 @@ class Session:
         return zoo
 
     def show(self, result: Any, view: Callable[[Any], list[Block]]) -> None:
-        """Print a result: one JSON document with `--json`, else its human form."""
+        """Print a result, once for all processes that made it: one JSON document with `--json`, else its human form."""
+        if not machine.first():
+            return
         facts = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         if self.json:
             _render.document(facts)

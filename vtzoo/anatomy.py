@@ -4,7 +4,6 @@ Duck-typed: nothing of timm is imported; what is used of a model is `get_classif
 `pretrained_cfg` where they exist.
 """
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -132,7 +131,7 @@ class Anatomy:
                 or not seen.x
                 or not seen.y
                 or isinstance(module, CONTAINERS)
-                or not any(module.children())
+                or not any(n not in module.__dict__.get("_graft_names", ()) for n, _ in module.named_children())
             ):
                 continue
             parent, _, last = name.rpartition(".")
@@ -353,7 +352,8 @@ def _removed(model: nn.Module) -> set[str]:
 
 def _skeleton(module: nn.Module) -> nn.Module:
     """The same modules anew around the same tensors: changing its structure leaves the model alone."""
-    made = copy.copy(module)
+    made = object.__new__(type(module))  # copy.copy would build a sharded module (FSDP2) from nothing
+    made.__dict__.update(module.__dict__)
     inner = {n: m and _skeleton(m) for n, m in module._modules.items()}
     made.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers), _modules=inner)
     return made

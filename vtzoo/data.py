@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from vtzoo import _layout, _readers, _several
 from vtzoo._images import Folder, Images, Tree, Zip, decode
@@ -208,18 +208,20 @@ def loader(
     drop_last: bool = False,
     views: int = 0,
     places: Sequence[int] | None = None,
+    part: Callable[[list[int]], list[int]] = list,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of (input [n, c, h, w], label [n]) for one epoch.
 
     With a seed the order and each picture's augmentation follow from seed, epoch and place, whatever the number of
     workers; without one the order is as stored. `start` leaves out that many batches (to resume inside an epoch);
     `views` augmentations of each picture are shown in turn, where it isn't 0 for a new one each epoch; `places` are shown in
-    their order instead.
+    their order instead. `part` says which places of a batch are read here, where several processes share it.
     """
     if places is None:
         places = list(range(len(images))) if seed is None else order(len(images), seed, epoch)
     ready = Seeded(images, transform, None if seed is None else mixed(seed, epoch % views if views else epoch))
-    return DataLoader(ready, batch_size, sampler=places[start * batch_size :], num_workers=workers, drop_last=drop_last)  # type: ignore[arg-type] - a sequence is a sampler
+    left = BatchSampler(places[start * batch_size :], batch_size, drop_last)
+    return DataLoader(ready, batch_sampler=[part(own) for own in left], num_workers=workers)  # type: ignore[return-value] - labels are collated
 
 
 @dataclass(frozen=True)

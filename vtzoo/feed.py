@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vtzoo import data as D
-from vtzoo import files, machine, talk
+from vtzoo import files, machine, parallel, talk
 from vtzoo.errors import Corrupt
 from vtzoo.prefix import Prefix, share
 from vtzoo.recipe import Recipe
@@ -43,14 +44,16 @@ class Feed:
     """Batches, and how a network takes them.
 
     Attributes:
-        batches: (epoch, first step) -> batches of training.
-        held_out: batches of the validation images.
-        run: (model, inputs) -> logits; the model may be wrapped for several devices.
+        batches: (epoch, first step) -> batches of training, of each this process's part.
+        held_out: batches of the validation images, of those this process's (see `mine`).
+        held: how many these are for all processes.
+        run: (model, inputs) -> logits.
         steps: of an epoch.
     """
 
     batches: Callable[[int, int], Iterable[Batch]]
     held_out: Callable[[], Iterable[Batch]]
+    held: int
     run: Forward
     steps: int
 
@@ -76,16 +79,18 @@ def of_images(train: D.Images, val: D.Images, preprocess: Preprocess, recipe: Re
     """Images as they are; `whole` leaves out a last batch that isn't full."""
     size, workers = recipe.batch_size, recipe.workers
     drawn, plain = D.transforms(preprocess, train=True, augment=recipe.augment), D.transforms(preprocess, train=False)
+    own = mine(val)
 
     def batches(epoch: int, start: int) -> D.Batches:
         return D.loader(
             train, drawn, batch_size=size, seed=recipe.seed, epoch=epoch, start=start, workers=workers, drop_last=whole,
-            views=recipe.views, places=places(train.labels, recipe, epoch),
+            views=recipe.views, places=places(train.labels, recipe, epoch), part=partial(parallel.own, paired=whole),
         )  # fmt: skip
 
     return Feed(
         batches,
-        lambda: D.loader(val, plain, batch_size=size, workers=workers),
+        lambda: D.loader(own, plain, batch_size=size, workers=workers),
+        len(val),
         nn.Module.__call__,
         len(batches(0, 0)),
     )
@@ -108,14 +113,20 @@ def of_features(
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         order = places(train.labels, recipe, epoch)
-        return _batches(order[start * size :], size, lambda i: own[views(epoch, i)][i], labels)
+        return _batches(order[start * size :], size, lambda i: own[views(epoch, i)][i], labels, parallel.own)
 
     return Feed(
         batches,
-        lambda: _batches(range(len(held_labels)), size, held.__getitem__, held_labels),
+        lambda: _batches(parallel.turns(len(held_labels)), size, held.__getitem__, held_labels),
+        len(held_labels),
         prefix.rest,
         -(-len(labels) // size),
     )
+
+
+def mine(images: D.Images) -> D.Images:
+    """The images that this process looks at, where all processes together measure."""
+    return images if parallel.count() == 1 else images.take(parallel.turns(len(images)))
 
 
 def views_of(recipe: Recipe) -> D.Views:
@@ -149,9 +160,12 @@ def size_bytes(prefix: Prefix, views: D.Views, images: Sequence[int]) -> int:
     return 4 * math.prod(prefix.shape) * (views.count * train + val)
 
 
-def _batches(places: Sequence[int], size: int, row: Callable[[int], Tensor], labels: Tensor) -> Iterator[Batch]:
+def _batches(
+    places: Sequence[int], size: int, row: Callable[[int], Tensor], labels: Tensor,
+    part: Callable[[Sequence[int]], list[int]] = list,
+) -> Iterator[Batch]:  # fmt: skip
     for at in range(0, len(places), size):
-        own = list(places[at : at + size])
+        own = part(places[at : at + size])
         yield torch.stack([row(i) for i in own]), labels[own]
 
 
@@ -164,15 +178,16 @@ def _features(
         "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
     }  # fmt: skip
     path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
-    found = _sound(path)
-    if found is None:
-        with _alone(path):
-            found = _sound(path)  # perhaps somebody has computed it meanwhile
-            if found is None:
-                rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
-                _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
-                found = _mapped(path)
-    return found
+
+    def there() -> Path:
+        if _sound(path) is None:
+            with _alone(path):
+                if _sound(path) is None:  # nobody has computed it meanwhile
+                    rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
+                    _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
+        return path
+
+    return _mapped(parallel.by_first(there))
 
 
 def _computed(place: Place, prefix: Prefix, model: nn.Module, images: D.Seeded) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vtzoo.anatomy import head_names
 from vtzoo.graft import tensors_of
+from vtzoo.tensors import whole
 
 COUNTER = "num_batches_tracked"  # how long a BatchNorm was trained: no part of what it computes, and often not stored
 
@@ -25,7 +26,7 @@ def fingerprint(tensors: Mapping[str, Tensor], head: tuple[str, ...] = ()) -> st
     digest = hashlib.sha256()
     inside = tuple(h + "." for h in head)
     for name in sorted(n for n in tensors if not n.endswith(COUNTER) and not (inside and n.startswith(inside))):
-        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        value = whole(tensors[name].detach()).to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"

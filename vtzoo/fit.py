@@ -1,4 +1,4 @@
-"""The one training loop: deltas, heads and students, on any device that accelerate knows, exactly resumable.
+"""The one training loop: deltas, heads and students, on any device that accelerate knows, in one process or many, exactly resumable.
 
 Every random draw of a step is a function of (seed, step) and every image's of (seed, epoch, index), so a run that was
 stopped and taken up again gives the same bits on the same machine as one that ran through. The checkpoint stays until
@@ -11,10 +11,10 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,13 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from vtzoo import files, talk
-from vtzoo.attention import PlainAttention
+from vtzoo import files, parallel, talk
+from vtzoo.data import mixed
+from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
+from vtzoo.graft import has_statistics
 from vtzoo.recipe import Recipe
 from vtzoo.tensors import TensorFile, channels_last, write
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Batch = tuple[Tensor, ...]
 DEFAULT_LR = 1e-3
@@ -43,8 +42,8 @@ class Plan:
 
     Attributes:
         model: its parameters with `requires_grad` are trained.
-        loss: (model, batch) -> scalar.
-        batches: (epoch, first step) -> batches.
+        loss: (model, batch) -> scalar, the mean over the batch's images.
+        batches: (epoch, first step) -> batches; in several processes each process's own part of them (see `parallel.own`).
         steps: per epoch.
         recipe: lr and weight_decay resolved.
         validate: measures the model after each epoch, in the recipe's precision: {"top1": …}, {"map": …} or {"loss": …}; never on test data.
@@ -56,7 +55,7 @@ class Plan:
         checkpoint: where to write after each epoch and when interrupted.
         key: identifies the run; a checkpoint of another key is refused.
         notes: what else the checkpoint's header is to say.
-        watch: is told each epoch's record.
+        watch: is told each epoch's record; of several processes, the first one's.
     """
 
     model: nn.Module
@@ -92,39 +91,6 @@ def checkpoint_path(zoo_root: Path, name: str, kind: str) -> Path:
     return zoo_root / ".vtzoo" / "checkpoints" / f"{name.replace('/', '--')[:80]}.{digest}.{kind}.safetensors"
 
 
-def accelerator(recipe: Recipe) -> "Accelerator":
-    """The device and precision that a recipe asks for.
-
-    Raises:
-        UsageError: this machine doesn't have them.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # a process may train several times, each in its own precision; accelerate has no public way to say so
-    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - see above
-    try:
-        made = Accelerator(
-            mixed_precision={"fp32": "no"}.get(recipe.precision, recipe.precision), cpu=recipe.device == "cpu"
-        )
-    except ValueError as error:
-        raise UsageError(f"{recipe.precision} can't be used here ({error})", "use --precision fp32") from error
-    found = made.device.type
-    if recipe.device not in ("auto", found):
-        raise UsageError(f"device '{recipe.device}' is not available, '{found}' is", f"use --set device={found}")
-    if recipe.precision == "fp16" and found == "cpu":
-        raise UsageError("fp16 needs a GPU, and this training runs on the CPU", "use --precision bf16 or fp32")
-    return made
-
-
-@contextmanager
-def computing(made: "Accelerator") -> Generator[None]:
-    """The precision that an accelerator stands for, with attention that is fast in it."""
-    reduced = made.device.type == "cpu" and made.mixed_precision == "bf16"
-    with made.autocast(), PlainAttention() if reduced else nullcontext():
-        yield
-
-
 def warmed(recipe: Recipe, lr: float, steps: int, of_epoch: int) -> dict[str, Any]:
     """What timm's cosine schedule is given: warm-up from a hundredth, then down, over `steps`, of which an epoch has `of_epoch`."""
     return {
@@ -146,9 +112,10 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
         One record per epoch: epoch, loss, lr, and what `validate` measured.
 
     Raises:
-        UsageError: an epoch without a batch, a probe without a head, or a device or precision that isn't here.
+        UsageError: an epoch without a batch, a probe without a head, a device or precision that isn't here, or norms that
+            would gather statistics in several processes.
         NotFound: nothing to resume.
-        Mismatch: the checkpoint is of another run.
+        Mismatch: the checkpoint is of another run, or the processes are.
         Interrupted: stopped by the user; the checkpoint is written.
         VtzooError: the loss is no longer finite.
     """
@@ -157,13 +124,14 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
     if plan.recipe.probe_epochs and not plan.head:
         raise UsageError("there is no head to train alone first", "leave probe_epochs at 0")
     run = _Run(plan)
+    run.meet()
     if resume:
         run.load()
     with _stoppable() as stopped:
         while len(run.state.history) < plan.recipe.probe_epochs + plan.recipe.epochs and not run.exhausted():
             run.epoch(len(run.state.history), stopped)
             run.save()
-            if plan.watch is not None:
+            if plan.watch is not None and parallel.rank() == 0:
                 plan.watch(run.state.history[-1])
             if stopped():
                 raise run.interrupted(f"after epoch {len(run.state.history)}")
@@ -186,7 +154,8 @@ class _Run:
         self.accelerator = accelerator(recipe)
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
-        self.model = channels_last(plan.model.to(self.device))
+        share = recipe.parallel == "fsdp"
+        self.model = parallel.sharded(plan.model, self.device) if share else channels_last(plan.model.to(self.device))
         self.everything = nn.ModuleDict(
             {"model": self.model} | ({"extra": plan.extra.to(self.device)} if plan.extra else {})
         )
@@ -197,9 +166,22 @@ class _Run:
         self.probing = recipe.probe_epochs * plan.steps  # steps in which the head learns alone
         self.schedules = [self._schedule(n * plan.steps) for n in (recipe.probe_epochs, recipe.epochs)]
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
-        self.parallel = self.accelerator.prepare(self.model) if self.accelerator.num_processes > 1 else self.model
         self.best: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # of this epoch's steps
+
+    def meet(self) -> None:
+        """See that all processes train the same, and start from the first one's numbers.
+
+        Raises:
+            UsageError: norms would gather statistics, each process's of its own images.
+            Mismatch: they were started differently.
+        """
+        if parallel.count() == 1:
+            return
+        if any(m.training and has_statistics(m) for m in self.everything.train().modules()):
+            raise UsageError("norms that gather statistics want whole batches", "train it in one process")
+        parallel.agree(json.dumps([self.plan.key, self.plan.steps, sorted(self.trained)]))
+        parallel.spread(self._changing().values())
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters by learning rate and weight decay; biases, other vectors and factors do not decay."""
@@ -248,21 +230,24 @@ class _Run:
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": mean, "lr": first["lr"] / first["lr_scale"]}
         if plan.validate is not None and ((epoch + 1) % plan.recipe.eval_every == 0 or epoch + 1 == count):
             with computing(self.accelerator):
-                record |= plan.validate(self.ema.module if self.ema else self.model)
+                scores = plan.validate(self.ema.module if self.ema else self.model)
+            record |= parallel.by_first(lambda: scores)
             self._note(record)
         state.history.append(record)
         self.losses = []
         talk.say("  ".join(f"{k} {v:.4g}" for k, v in record.items()))
 
     def step(self, batch: Batch) -> Tensor:
-        """One update; its random numbers depend on the seed and the step alone."""
+        """One update; its random numbers depend on the seed and the step alone, and dropout's on the process."""
         recipe, state = self.plan.recipe, self.state
-        self._reseed((recipe.seed << 24) + state.step + 1)
+        seed, rank = (recipe.seed << 24) + state.step + 1, parallel.rank()
+        self._reseed(mixed(seed, rank) if rank else seed)
         np.random.seed((recipe.seed * 1_000_003 + state.step) % 2**32)  # noqa: NPY002 - timm's Mixup draws from the global generator
         self._set_rate(state.step)
         with computing(self.accelerator):
-            loss = self.plan.loss(self.parallel, batch)
+            loss = self.plan.loss(self.model, batch)
         self.accelerator.backward(loss)
+        mean = parallel.average(self.trained.values(), loss.detach().float(), len(batch[0]))
         if recipe.clip_norm:
             self.accelerator.clip_grad_norm_(list(self.trained.values()), recipe.clip_norm)
         self.optimizer.step()
@@ -270,7 +255,7 @@ class _Run:
         state.step += 1
         if self.ema:
             self.ema.update(self.model, step=state.step)
-        return loss.detach().float()
+        return mean
 
     def _reseed(self, seed: int) -> None:
         if self.device.type == "cpu":
@@ -319,7 +304,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the checkpoint: weights, optimiser, EMA, the best weights and this epoch's losses, in safetensors."""
-        if self.plan.checkpoint is None:
+        if (path := self.plan.checkpoint) is None:
             return
         tensors = {f"trained/{n}": t for n, t in self._changing().items()}
         tensors |= {f"best/{n}": t for n, t in self.best.items()}
@@ -336,8 +321,9 @@ class _Run:
             "since_best": self.state.since_best,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
-        self.plan.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write(self.plan.checkpoint, tensors, {**self.plan.notes, "key": self.plan.key, "state": json.dumps(state)})
+        notes = {**self.plan.notes, "key": self.plan.key, "state": json.dumps(state)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parallel.by_first(lambda: write(path, tensors, notes))
 
     def load(self) -> None:
         """Take up the checkpoint."""
@@ -380,7 +366,7 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _stoppable() -> Generator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request that is honoured after the step; the second one stops at once."""
+    """Turn the first Ctrl-C or SIGTERM, in any process, into a request that is honoured after the step; the second one stops at once."""
     asked: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
@@ -393,7 +379,7 @@ def _stoppable() -> Generator[Callable[[], bool]]:
         return
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: parallel.anywhere(bool(asked))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vtzoo.delta import Part
+from vtzoo.devices import accelerator, computing
 from vtzoo.feed import Batch, Feed
-from vtzoo.fit import Plan, accelerator, computing, stepper
+from vtzoo.fit import Plan, stepper
 from vtzoo.machine import peak_bytes
 from vtzoo.prefix import Prefix
 from vtzoo.probing import evaluating

@@ -53,6 +53,7 @@ class Graft(nn.Module):
         undecayed: names of its own matrices that are factors, and rest at one: weight decay is not for them.
         replaces: what it holds stands in the place of the host's parameters, as it is.
         adds: when called on a linear it adds the product of `factors("weight")` to its weight, and does nothing else.
+        aside: hands on what the host's own layers make by another way than the host's output.
         shared: what all grafts of the method have in common, hung on the root; None where it has no `Shared`.
     """
 
@@ -63,6 +64,7 @@ class Graft(nn.Module):
     undecayed: tuple[str, ...] = ()
     replaces: bool = False
     adds: bool = False
+    aside: bool = False
     shared: Any = None
 
     def enter(self, x: Tensor) -> Tensor:
@@ -289,6 +291,9 @@ def _host_class(base: type, reads: frozenset[str], calls: bool, frozen: bool) ->
 
 def _reader(name: str) -> Callable[[nn.Module], Tensor]:
     def read(self: nn.Module) -> Tensor:
+        kept = stored(self, name)
+        if hasattr(kept, "placements"):  # FSDP looks at the part that it keeps; in a forward pass the whole stands here
+            return kept
         return _value(self, name, len(grafts(self)))
 
     return read

@@ -34,7 +34,7 @@ from vtzoo.methods._protocol import head as build_head
 from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
-from vtzoo.tensors import fill
+from vtzoo.tensors import fill, whole
 from vtzoo.tied import aliases, tied
 
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ def _unpacked(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return whole(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
 def _refuse_second(model: nn.Module) -> None:

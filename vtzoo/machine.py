@@ -1,4 +1,4 @@
-"""What the machine has left and what the process took of it."""
+"""What the machine has left, what the process took of it, and who was started beside it."""
 
 import os
 import shutil
@@ -23,3 +23,13 @@ def peak_bytes() -> int:
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes() -> int:
+    """How many were started together by torchrun or accelerate launch; 1 where this one was started alone."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def first() -> bool:
+    """Whether this is the process that speaks for all."""
+    return processes() == 1 or int(os.environ.get("RANK") or 0) == 0

@@ -181,7 +181,7 @@ def _tell(job: Job, folder: Path) -> None:
     from vtzoo import data as D
     from vtzoo import evidence as E
     from vtzoo.artifact import fold_artifact, plain_model
-    from vtzoo.fit import accelerator
+    from vtzoo.devices import accelerator
     from vtzoo.recipe import Recipe
 
     assert job.step is not None

@@ -68,11 +68,10 @@ class Prefix:
         raise RuntimeError(f"{self.cut} is not called any more")
 
     def rest(self, model: nn.Module, features: Tensor) -> Tensor:
-        """What the network makes of features, as `model(x)` does; `model` may be wrapped for several devices."""
-        inner = getattr(model, "module", model) if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        if self.last and inner is model:
+        """What the network makes of features, as `model(x)` does."""
+        if self.last:
             return model.get_submodule(self.cut)(features)
-        with self._short(inner, features):
+        with self._short(model, features):
             return model(features.new_zeros(()).expand(len(features), *self.size))
 
     @contextmanager

@@ -34,6 +34,8 @@ class Recipe:
     With `layer_decay` each layer learns at that share of the rate of the one above it (`vtzoo.layerwise`). `sampling`, `class_weights`,
     `shots` (of each class), and `fold` of `folds` say which images are seen, how often, and how much they count (`vtzoo.sampling`).
 
+    In several processes (torchrun), batch_size is of all together; each keeps the whole frozen network (parallel=ddp) or a part (fsdp).
+
     Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
     and of test images, the same ones whatever the seed; both take as many of each class as there are.
 
@@ -75,6 +77,7 @@ class Recipe:
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     class_weights: str = "none"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
         """Refuse knobs that contradict each other, and a preset that there isn't."""

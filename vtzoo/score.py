@@ -7,20 +7,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vtzoo import parallel
+
 ECE_BINS = 15
 
 
 @torch.inference_mode()
 def logits_of(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Callable[[nn.Module, Tensor], Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run a model over labelled batches: ([n, classes] float32, [n]); `run` says how, where the inputs aren't images."""
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], run: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    shared: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Run a model over labelled batches: ([n, classes] float32, [n]).
+
+    Args:
+        model: comes back in the mode in which it was.
+        batches: (inputs, labels).
+        run: how, where the inputs aren't images.
+        shared: how many images there are, where processes take turns with them (see `parallel.turns`); all get what all found.
+    """
     device = next(model.parameters()).device
     was, model = model.training, model.eval()
     run = run or nn.Module.__call__
     pairs = [(run(model, x.to(device)).float().cpu(), y) for x, y in batches]
     model.train(was)
-    return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+    logits, labels = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+    return (parallel.gathered(logits, shared), parallel.gathered(labels, shared)) if shared else (logits, labels)
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from vtzoo._images import Images
 from vtzoo._layout import Split
 from vtzoo.artifact import plain_model
 from vtzoo.delta import HEAD, Delta, Part
+from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, UsageError
-from vtzoo.fit import accelerator
 from vtzoo.folding import fold
 from vtzoo.heads import classifier, corrected, linear_head, refitted, ridge
 from vtzoo.masks import is_masked

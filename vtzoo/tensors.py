@@ -360,6 +360,12 @@ def working(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which processes keep parts, put together; all processes must ask for it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
 def channels_last(model: nn.Module) -> nn.Module:
     """Lay every tensor of four dimensions out channels last; `Module.to` would ask it of those of five, too, which can't."""
     for value in [*model.parameters(), *model.buffers()]:

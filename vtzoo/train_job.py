@@ -15,10 +15,11 @@ from torch.backends.cpu import get_cpu_capability as cpu_capability
 from torch.nn import functional as F
 
 from vtzoo import data as D
-from vtzoo import talk
+from vtzoo import parallel, talk
+from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Resources, UsageError
 from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images, pays, size_bytes, views_of
-from vtzoo.fit import Plan, accelerator, computing
+from vtzoo.fit import Plan
 from vtzoo.forecast import acting, forecast
 from vtzoo.graft import rates, undecayed
 from vtzoo.layerwise import shares
@@ -55,6 +56,11 @@ class Job:
     weights: Tensor | None = None
 
 
+def facts_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of the result; how the work is shared out is none of it, so that a run may go on in more processes."""
+    return {k: v for k, v in asdict(recipe).items() if k != "parallel"}
+
+
 def mixes(recipe: Recipe) -> bool:
     """Whether images are mixed with each other."""
     return recipe.mixup > 0 or recipe.cutmix > 0
@@ -65,11 +71,11 @@ def cut(job: Job) -> Prefix | None:
     recipe, size = job.recipe, job.task.preprocess.input_size
     if job.grid:
         return _probed(job)
-    if recipe.cache == "off" or mixes(recipe) or not views_of(recipe).count:
+    if recipe.cache == "off" or recipe.parallel == "fsdp" or mixes(recipe) or not views_of(recipe).count:
         return None
     prefix = find(channels_last(job.model.to(accelerator(recipe).device)), size, LEAST)
     epochs, images, views = recipe.probe_epochs + recipe.epochs, (len(job.train), len(job.val)), views_of(recipe)
-    if prefix is None or not pays(job.model, prefix, views, epochs, images, _folder(job)):
+    if prefix is None or not parallel.by_first(lambda: pays(job.model, prefix, views, epochs, images, _folder(job))):
         return None
     taken = f"{_size_bytes(job, prefix) / 2**20:,.0f} MiB of features"
     talk.say(f"all before {prefix.cut} runs once for each of {views.count} views of an image: {taken}")
@@ -80,9 +86,12 @@ def _probed(job: Job) -> Prefix:
     """Where the features of many probes come from.
 
     Raises:
-        UsageError: none are to be kept, each epoch would have its own, or the head is none of one linear layer.
+        UsageError: none are to be kept, each epoch would have its own, the head is none of one linear layer, or several processes
+            would each train them.
         Resources: the disk has no room.
     """
+    if parallel.count() > 1:
+        raise UsageError("probes are trained together in one process", "start it without torchrun, or train one probe")
     if job.recipe.cache == "off":
         raise UsageError(
             "probes are trained together on kept features, and cache=off keeps none", "leave cache=off out"
@@ -149,11 +158,19 @@ def _folder(job: Job) -> Path:
 def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
     """What is trained, and on what."""
     recipe, model = job.recipe, job.model
-    facts = [job.name, job.asked, asdict(recipe), job.card.name, job.card.fingerprint, job.train.digest, len(job.train)]
+    facts = [
+        job.name,
+        job.asked,
+        facts_of(recipe),
+        job.card.name,
+        job.card.fingerprint,
+        job.train.digest,
+        len(job.train),
+    ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def held_out(which: nn.Module) -> dict[str, float]:
-        found = measure(*logits_of(which, feed.held_out(), feed.run))
+        found = measure(*logits_of(which, feed.held_out(), feed.run, feed.held))
         return {**leading(found), "val_loss": found["loss"]}
 
     return Plan(

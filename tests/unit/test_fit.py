@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo import knobs
+from vtzoo.devices import accelerator
 from vtzoo.errors import Interrupted, Mismatch, UsageError
-from vtzoo.fit import Batch, Plan, _Run, accelerator, checkpoint_path, fit
+from vtzoo.fit import Batch, Plan, _Run, checkpoint_path, fit
 from vtzoo.recipe import Recipe
 
 STEPS, EPOCHS = 3, 5

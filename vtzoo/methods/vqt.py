@@ -80,6 +80,7 @@ class Graft(graft.Graft):
         super().__init__()
         self.index: int = site.facts.get("index", -1)
         self.rewrites, self.dropout = self.index >= 0, config.dropout
+        self.aside = self.rewrites
         if self.rewrites:
             self.prompt = drawn(site, config.tokens)
             share = 1.0 / (config.tokens * site.facts["blocks"])

@@ -14,13 +14,14 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 from vtzoo import data as D
-from vtzoo import knobs, registry, talk
+from vtzoo import knobs, parallel, registry, talk
 from vtzoo.anatomy import head_names
 from vtzoo.artifact import described, open_ref, store_model
 from vtzoo.backbone import build_card, card_of, create, sized, taking, timm_card
+from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
-from vtzoo.fit import Plan, accelerator, checkpoint_path, fit
+from vtzoo.fit import Plan, checkpoint_path, fit
 from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
 from vtzoo.results import Distilled
@@ -34,7 +35,7 @@ DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "bat
 UNUSED = frozenset(
     {
         "augment", "cache", "class_weights", "cutmix", "drop_path", "eval_limit", "fold", "folds", "framing", "head_lr",
-        "label_smoothing", "layer_decay", "mixup", "preset", "sampling", "shots", "views",
+        "label_smoothing", "layer_decay", "mixup", "parallel", "preset", "sampling", "shots", "views",
     }
 )  # fmt: skip
 """Training knobs without a meaning here: both sides see the same plain crops of all images, as many as `--views`, and the loss has its own
@@ -126,6 +127,8 @@ def _recipe(user: Mapping[str, Any]) -> Recipe:
             "leave it out; a loss has its own knobs (vtzoo losses), and --views says how many crops are seen",
         )
     accelerator(recipe)  # refuses what this machine lacks, before the teacher's answers are computed
+    if parallel.count() > 1:
+        raise UsageError("distillation runs in one process", "start it without torchrun")
     return recipe
 
 

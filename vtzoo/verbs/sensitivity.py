@@ -10,8 +10,8 @@ from vtzoo import talk
 from vtzoo.anatomy import is_norm
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
+from vtzoo.devices import accelerator
 from vtzoo.errors import UsageError
-from vtzoo.fit import accelerator
 from vtzoo.recipe import Recipe
 from vtzoo.results import Sensed
 from vtzoo.sensitivity import IMAGES, scores

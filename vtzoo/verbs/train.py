@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from vtzoo import data as D
-from vtzoo import files, knobs, machine, registry, talk
+from vtzoo import files, knobs, machine, parallel, registry, talk
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
 from vtzoo.delta import Delta
+from vtzoo.devices import accelerator
 from vtzoo.errors import NotFound, UsageError
-from vtzoo.feed import Feed
-from vtzoo.fit import accelerator, checkpoint_path, fit
+from vtzoo.feed import Feed, mine
+from vtzoo.fit import checkpoint_path, fit
 from vtzoo.identity import CARD
 from vtzoo.live import extract, inject, installed, trainable
 from vtzoo.methods._protocol import composes, trial
@@ -34,7 +35,7 @@ from vtzoo.sampling import chosen, class_weights
 from vtzoo.score import brief, leading, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
-from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
+from vtzoo.train_job import Job, cut, facts_of, feed_of, forecast_of, head_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -65,7 +66,8 @@ def train(
         NotFound, UsageError, Corrupt: see the parts.
         Interrupted: stopped; a checkpoint is written.
 
-    The checkpoint stays until the delta is kept: when a later step fails, `resume` only measures and keeps.
+    The checkpoint stays until the delta is kept: when a later step fails, `resume` only measures and keeps. Where torchrun or
+    accelerate started several processes, they share each batch; the first one writes, and all return the same.
     """
     job = _prepare(
         backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run
@@ -73,6 +75,7 @@ def train(
     params = sum(p.numel() for p in trainable(job.model).values())
     shown = asdict(job.recipe)
     _announce(job, params)
+    parallel.agree(job.spec)
     prefix = cut(job)
     if dry_run:
         searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
@@ -87,7 +90,8 @@ def train(
         epochs = len(_run(job, feed, checkpoint, resume=resume, watch=watch))
     cost = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - worked, 1)}
     try:
-        made = _keep(job, _delta(job, _measured(job, feed, epochs)), params, cost, probes)
+        delta = _delta(job, _measured(job, feed, epochs))
+        made = parallel.by_first(lambda: _keep(job, delta, params, cost, probes))
     except BaseException:
         again = "trains once more, on the kept features" if job.grid else "with --resume measures and keeps it"
         talk.say(f"{name} is trained: once the fault is mended, the same command {again}")
@@ -274,11 +278,12 @@ def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
     """What the trained model does on val and test."""
     metrics: dict[str, Any] = {"epochs": epochs}
     if job.recipe.precision == "fp32":  # what is kept in fewer bits is not measured in these
-        metrics["val"] = brief(measure(*logits_of(job.model, feed.held_out(), feed.run)))
+        metrics["val"] = brief(measure(*logits_of(job.model, feed.held_out(), feed.run, feed.held)))
     for split, images in (("val", job.val), ("test", job.test)):
         if images is not None and split not in metrics:
-            batches = D.loader(images, D.transforms(job.task.preprocess, train=False), batch_size=job.recipe.batch_size)
-            metrics[split] = brief(measure(*logits_of(job.model, batches)))
+            plain = D.transforms(job.task.preprocess, train=False)
+            batches = D.loader(mine(images), plain, batch_size=job.recipe.batch_size)
+            metrics[split] = brief(measure(*logits_of(job.model, batches, shared=len(images))))
     if skipped := len(job.train.skipped) + len(job.val.skipped):
         metrics["skipped"] = skipped
     return metrics
@@ -305,7 +310,7 @@ def _delta(job: Job, metrics: Mapping[str, Any]) -> Delta:
         tasks=[job.task],
         backbone=getattr(job.model, CARD),
         metrics=metrics,
-        recipe=asdict(job.recipe),
+        recipe=facts_of(job.recipe),
         lineage=lineage,
     )
 
