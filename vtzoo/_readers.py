@@ -20,7 +20,8 @@ _NEEDS = {
     "wds": "webdataset",
     "torch": "torchvision",
 }
-_SPLITS = {"train": ("train",), "val": ("validation", "val"), "test": ("test",)}
+_SPLITS = {"train": ("train", "train800"), "val": ("validation", "val", "val200"), "test": ("test",)}
+"""What data sets call their splits; the last ones VTAB-1k's."""
 
 
 @dataclass(frozen=True)

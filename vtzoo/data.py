@@ -4,6 +4,7 @@
     .../metadata.csv or .jsonl    of images with several labels each, see `vtzoo._several`
     a .zip        the same, inside
     vtzoo:NAME    an embedded task
+    a VTAB-1k task  a folder with train800.txt, val200.txt and test.txt
     torch/… tfds/… wds/… hfds/… hfids/…    timm's readers; `torch/cifar10@DIR` says where the files are
 
 Where a split layout has no `val`, a tenth of `train` (by hash) is held out as one. Order, subsets and augmentation are
@@ -25,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from vtzoo import _layout, _readers, _several
+from vtzoo import _layout, _lists, _readers, _several
 from vtzoo._images import Folder, Images, Tree, Zip, decode
 from vtzoo._layout import Split
 from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
@@ -78,6 +79,8 @@ def open_data(
 
 
 def _labelled(tree: Tree, split: Split, side: int, *, several: bool) -> Images:
+    if (images := _lists.listed(tree, split, side)) is not None:
+        return images
     found = _several.several(tree, split, side)
     if found is not None and not several:
         raise UsageError(

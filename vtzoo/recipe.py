@@ -33,11 +33,13 @@ class Recipe:
 
     With `layer_decay` each layer learns at that share of the rate of the one above it (`vtzoo.layerwise`). `sampling`, `class_weights`,
     `shots` (of each class), and `fold` of `folds` say which images are seen, how often, and how much they count (`vtzoo.sampling`).
+    train_on=train+val trains on the validation images, too, once the knobs are chosen, and measures the test images alone.
 
     In several processes (torchrun), batch_size is of all together; each keeps the whole frozen network (parallel=ddp) or a part (fsdp).
 
     Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
-    and of test images, the same ones whatever the seed; both take as many of each class as there are.
+    and of test images, the same ones whatever the seed; both take as many of each class as there are. eval_on=val leaves the test images
+    alone, as a search for knobs should.
 
     Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limits in images.
     """
@@ -71,9 +73,11 @@ class Recipe:
     limit: Annotated[int, Field(ge=0)] = 0
     eval_limit: Annotated[int, Field(ge=0)] = 0
     eval_every: Annotated[int, Field(ge=1)] = 1
+    eval_on: Literal["val", "val+test"] = "val+test"
     shots: Annotated[int, Field(ge=0)] = 0
     folds: Annotated[int, Field(ge=0)] = 0
     fold: Annotated[int, Field(ge=0)] = 0
+    train_on: Literal["train", "train+val"] = "train"
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     class_weights: str = "none"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -84,6 +88,8 @@ class Recipe:
         preset(self.preset)
         if self.patience and self.eval_every > 1:
             raise ValueError("patience looks at every epoch: leave eval_every at 1")
+        if self.train_on == "train+val" and (self.patience or self.folds):
+            raise ValueError("train_on=train+val leaves no validation images for patience or folds")
 
 
 def read(user: Mapping[str, Any], methods: Sequence[tuple[str, str]]) -> Recipe:

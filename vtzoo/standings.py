@@ -71,10 +71,11 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
     """Everyone's standing, by backbone, the best mean first.
 
     Args:
-        rows: see `vtzoo.rows`; of several with the same contestant, task and seed the last counts.
+        rows: see `vtzoo.rows`; of several with the same contestant, task and seed the last counts. Those of a search (`stage`) are left
+            out: their knobs were chosen on the validation images, and what was chosen was trained again.
     """
     groups: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row, knobs in _varied(list(rows)):
+    for row, knobs in _varied([r for r in rows if r.get("stage") != "search"]):
         groups[row["backbone"]][row.get("spec") or row["method"], knobs].append(row)
     found: list[Standing] = []
     for backbone, own in groups.items():

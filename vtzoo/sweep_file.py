@@ -12,6 +12,7 @@ runs:                                                            one block for e
   methods: [linear, bitfit]
   tasks: [fashion]                                               a choice of those above
   recipe: {image_size: 112}                                      over the recipe above
+final: {recipe: {train_on: train+val}, seeds: [0, 1, 2]}         then the knobs that were best on the validation images, again
 engine: {gpus: 0.5, asha: {grace_epochs: 2}}                     what `--engine ray` gives each trial
 """
 
@@ -19,7 +20,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from typing import Annotated, Any
@@ -55,8 +57,19 @@ class Engine:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Final:
+    """What is trained at the end, of each task, backbone and method: the knobs that were best on the validation images, with these seeds."""
+
+    recipe: dict[str, Any] = field(default_factory=dict[str, Any])
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One run: a task, a backbone, a method, a seed, and the training knobs that differ from their defaults."""
+    """One run: a task, a backbone, a method, a seed, and the training knobs that differ from their defaults.
+
+    `stack` is the method without the grid's knobs: what the runs that are compared with each other have in common.
+    """
 
     task: str
     data: str
@@ -64,6 +77,7 @@ class Cell:
     method: str
     seed: int
     recipe: Mapping[str, Any]
+    stack: str = ""
 
     def digest(self, fingerprint: str, images: str) -> str:
         """Sha256 of all that the result depends on but for the program's version: what the run is found again by.
@@ -83,10 +97,11 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """A file read: its name, its cells in the order in which they share most, and what its engine is to know."""
+    """A file read: its name, its cells in the order in which they share most, what follows them, and what its engine is to know."""
 
     name: str
     cells: tuple[Cell, ...]
+    final: Final | None = None
     engine: Engine = field(default_factory=Engine)
 
 
@@ -106,6 +121,7 @@ class _Block:
 class _File(_Block):
     name: str
     runs: tuple[dict[str, Any], ...] = ()
+    final: dict[str, Any] | None = None
     engine: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -127,7 +143,28 @@ def read(text: str, where: str) -> Sweep:
     blocks = [_block(above, own, f"{where}, run {i + 1}") for i, own in enumerate(file.runs or ({},))]
     cells = {json.dumps(asdict(c), sort_keys=True): c for block in blocks for c in _cells(block, where)}
     engine: Any = knobs.decode(Engine, file.engine, f"{where}, engine")
-    return Sweep(name=check_name(file.name), cells=tuple(cells.values()), engine=engine)
+    final: Any = None if file.final is None else knobs.decode(Final, file.final, f"{where}, final")
+    if final is not None:
+        final = replace(final, recipe=_recipe(final.recipe, f"{where}, final"))
+    return Sweep(name=check_name(file.name), cells=tuple(cells.values()), final=final, engine=engine)
+
+
+def finals(sweep: Sweep, scores: Sequence[float]) -> list[Cell]:
+    """The cells that follow: of each task, backbone and method the best knobs by their mean over seeds, of several the first.
+
+    Args:
+        sweep: with a `final`.
+        scores: of its cells, in their order.
+    """
+    assert sweep.final is not None
+    by_knobs: dict[tuple[str, ...], dict[str, list[tuple[float, Cell]]]] = {}
+    for cell, score in zip(sweep.cells, scores, strict=True):
+        knobs_of = json.dumps([cell.method, dict(cell.recipe)], sort_keys=True)
+        own = by_knobs.setdefault((cell.task, cell.backbone, cell.stack), {})
+        own.setdefault(knobs_of, []).append((score, cell))
+    best = [max(own.values(), key=lambda runs: statistics.fmean(s for s, _ in runs))[0][1] for own in by_knobs.values()]
+    recipe = sweep.final.recipe
+    return [replace(c, recipe={**c.recipe, **recipe}, seed=s) for c in best for s in sweep.final.seeds]
 
 
 def _block(above: Mapping[str, Any], own: Mapping[str, Any], where: str) -> _Block:
@@ -169,6 +206,7 @@ def _cells(block: _Block, where: str) -> Iterator[Cell]:
                 method=_with_knobs(method, own, where),
                 seed=seed,
                 recipe=recipe,
+                stack=method,
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vtzoo.page import RISING, cell, keep, rendered
 from vtzoo.standings import COSTS, Standing, standings
+from vtzoo.vtab import PUBLISHED, means
 
 NEEDS = ("jinja2", "matplotlib")
 AXES = {
@@ -108,7 +109,24 @@ def _section(backbone: str, own: Sequence[Standing]) -> dict[str, Any]:
         "rows": own,
         "hues": [_hue(s) for s in own],
         "tasks": tasks,
+        "vtab": [row for s in own if (row := _vtab(s))],
         "cells": [[_task_cell(s, t, columns[t]) for t in tasks] for s in own],
+    }
+
+
+def _vtab(standing: Standing) -> dict[str, Any] | None:
+    """Both means over VTAB-1k's tasks beside what was published; None where some of the tasks are missing."""
+    found = means(standing.by_task)
+    if found is None:
+        return None
+    known = PUBLISHED.get(standing.method.partition("[")[0], ())
+    published = "; ".join(f"{tasks:.1f} and {groups:.1f} in {source}" for tasks, groups, source in known)
+    return {
+        "label": standing.label,
+        "tasks": found.tasks,
+        "groups": found.groups,
+        **found.by_group,
+        "published": published,
     }
 
 

@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from vtzoo import data as D
 from vtzoo import rows, sweep_file
 from vtzoo.engines import local
 from vtzoo.errors import Conflict, NotFound, UsageError, VtzooError
@@ -141,6 +142,28 @@ def test_a_run_that_fails_takes_no_other_with_it(zoo: Zoo, tmp_path: Path) -> No
         sweep(spec=read(text), zoo=zoo, jobs=1)
     assert len(zoo.entries("deltas")) == 3
     assert len(rows.read(zoo.root / ".vtzoo/sweeps/small.jsonl")) == 3
+
+
+def test_finals_train_the_best_of_the_search_on_all_images(zoo: Zoo, tmp_path: Path) -> None:
+    """Of the grid the best by validation images is trained again with them among its own; only that is in the standings."""
+    text = SPEC.replace("[linear, bitfit]", "[linear]").replace(
+        "limit: 40, eval_limit: 40", "limit: 40, eval_limit: 40, eval_on: val"
+    )
+    text += (
+        "grid: {lr: [1e-5, 1e-2]}\nfinal: {recipe: {train_on: train+val, eval_on: val+test, limit: 0}, seeds: [0, 1]}\n"
+    )
+    made = sweep(spec=read(text), zoo=zoo, jobs=1)
+    search, final = ([r for r in made.report["rows"] if r["stage"] == s] for s in ("search", "final"))
+    assert [r["split"] for r in search] == ["val", "val"]
+    best = max(search, key=lambda r: r["val_top1"])
+    assert {(r["recipe.lr"], r["seed"], r["split"], r["val_top1"]) for r in final} == {
+        (best["recipe.lr"], s, "test", None) for s in (0, 1)
+    }
+    both = len(D.open_data("vtzoo:fashion", split="train")) + len(D.open_data("vtzoo:fashion", split="val"))
+    assert {r["images"] for r in final} == {both}
+    (standing,) = made.report["standings"]
+    assert standing["runs"] == 2
+    assert sweep(spec=read(text), zoo=zoo, jobs=1).report["made"] == 0
 
 
 def test_what_any_run_would_refuse_is_refused_first(zoo: Zoo) -> None:

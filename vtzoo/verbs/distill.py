@@ -34,8 +34,8 @@ HELD_OUT = 0.02
 DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64}
 UNUSED = frozenset(
     {
-        "augment", "cache", "class_weights", "cutmix", "drop_path", "eval_limit", "fold", "folds", "framing", "head_lr",
-        "label_smoothing", "layer_decay", "mixup", "parallel", "preset", "sampling", "shots", "views",
+        "augment", "cache", "class_weights", "cutmix", "drop_path", "eval_limit", "eval_on", "fold", "folds", "framing", "head_lr",
+        "label_smoothing", "layer_decay", "mixup", "parallel", "preset", "sampling", "shots", "train_on", "views",
     }
 )  # fmt: skip
 """Training knobs without a meaning here: both sides see the same plain crops of all images, as many as `--views`, and the loss has its own

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from vtzoo.errors import Conflict, Interrupted, UsageError, VtzooError
 from vtzoo.fit import checkpoint_path
 from vtzoo.results import Swept
 from vtzoo.standings import standings
-from vtzoo.sweep_file import Cell, Sweep
+from vtzoo.sweep_file import Cell, Sweep, finals
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
@@ -36,11 +37,23 @@ class Run:
     threads: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _At:
+    """Where and how a sweep is run; `table` is its table in the zoo."""
+
+    spec: Sweep
+    zoo: Zoo
+    engine: str
+    jobs: int
+    retries: int
+    table: Path
+
+
 def sweep(
     *, spec: Sweep, zoo: Zoo | None = None, engine: str = "local", jobs: int = 0, retries: int = 2, dry_run: bool = False,
     table: Path | None = None,
 ) -> Swept:  # fmt: skip
-    """Train every cell of a sweep that isn't trained yet, and put all of them in one table.
+    """Train every cell of a sweep that isn't trained yet, then its finals, and put all of them in one table.
 
     A run is found again by a digest of its task, data, backbone, method, seed and knobs, which is a part of its delta's name: the same
     call goes on where an earlier one stopped, and sweeps share runs. Inside a run its checkpoint is taken up.
@@ -70,27 +83,55 @@ def sweep(
         ray.check()
     if table is not None:
         rows.check(table)
-    jobs = jobs or torch.cuda.device_count() or max(1, machine.processors() // 2)
-    runs = _named(spec, zoo, threads=max(1, min(torch.get_num_threads(), machine.processors() // jobs)))
-    where = zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl"
-    ended = {e.name for e in zoo.entries("deltas")} | _stopped(where)
-    todo = [r for r in runs if r.name not in ended]
-    talk.say(f"{spec.name}: {len(runs)} runs, {len(runs) - len(todo)} of them done before")
-    report = {"runs": len(runs), "done": len(runs) - len(todo), "made": 0, "stopped": 0}
+    at = _At(
+        spec=spec, zoo=zoo, engine=engine, jobs=jobs or torch.cuda.device_count() or max(1, machine.processors() // 2), retries=retries,
+        table=zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl",
+    )  # fmt: skip
+    runs = _named(at, spec.cells)
+    report: dict[str, Any] = {"runs": 0, "done": 0, "made": 0, "stopped": 0}
     if dry_run:
-        return Swept(ref=spec.name, path="", report={**report, "names": [r.name for r in runs]})
-    failed = _all(_outcomes(spec, zoo, todo, engine, jobs, retries), len(todo)) if todo else {}
-    found = _rows(runs, failed, zoo)
-    where.parent.mkdir(parents=True, exist_ok=True)
-    for path in (where, table):
+        report |= {"runs": len(runs), "done": len(runs) - len(_todo(at, runs)), "names": [r.name for r in runs]}
+        return Swept(ref=spec.name, path="", report=report)
+    found = _stage(at, runs, report, [], table)
+    if spec.final is not None:
+        scores = {r["ref"]: r.get("val_top1") or 0.0 for r in found}
+        last = _named(at, finals(spec, [scores[r.name] for r in runs]))
+        found = _stage(at, last, report, [{**r, "stage": "search"} for r in found], table)
+    report |= {"standings": [asdict(s) for s in standings(r for r in found if "top1" in r)], "rows": found}
+    return Swept(ref=spec.name, path=str(at.table), report=report)
+
+
+def _stage(
+    at: _At, runs: Sequence[Run], report: dict[str, Any], before: Sequence[rows.Row], table: Path | None
+) -> list[rows.Row]:
+    """Run what isn't done, write the table with the rows `before` above its own, and count in `report`.
+
+    Raises:
+        VtzooError: some failed; the table has the others.
+    """
+    todo = _todo(at, runs)
+    talk.say(f"{at.spec.name}: {len(runs)} runs, {len(runs) - len(todo)} of them done before")
+    failed = _all(_outcomes(at, todo), len(todo)) if todo else {}
+    own = _rows(runs, failed, at.zoo)
+    found = [*before, *({**r, "stage": "final"} if before else r for r in own)]
+    at.table.parent.mkdir(parents=True, exist_ok=True)
+    for path in (at.table, table):
         if path is not None:
             rows.write(path, found)
     if failed:
         raise _failures(failed, len(todo))
-    stopped = sum(bool(r.get("stopped")) for r in found)
-    report |= {"made": len(todo) - sum(r.name in _stopped(where) for r in todo), "stopped": stopped}
-    report |= {"standings": [asdict(s) for s in standings(r for r in found if "top1" in r)], "rows": found}
-    return Swept(ref=spec.name, path=str(where), report=report)
+    stopped = {r["ref"] for r in own if r.get("stopped")}
+    report["runs"] += len(runs)
+    report["done"] += len(runs) - len(todo)
+    report["made"] += sum(r.name not in stopped for r in todo)
+    report["stopped"] += len(stopped)
+    return found
+
+
+def _todo(at: _At, runs: Sequence[Run]) -> list[Run]:
+    """The runs that nobody has made, nor an engine stopped."""
+    ended = {e.name for e in at.zoo.entries("deltas")} | _stopped(at.table)
+    return list({r.name: r for r in runs if r.name not in ended}.values())
 
 
 def run_one(run: Run, watch: Watch) -> None:
@@ -113,8 +154,9 @@ def run_one(run: Run, watch: Watch) -> None:
             raise  # another process that had the same run has not kept it
 
 
-def _named(spec: Sweep, zoo: Zoo, threads: int) -> list[Run]:
-    """The runs with the names that they will have; whatever can be refused now is."""
+def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
+    """The runs of cells, in their order, with the names that they will have; whatever can be refused now is."""
+    zoo, threads = at.zoo, max(1, min(torch.get_num_threads(), machine.processors() // at.jobs))
 
     @cache
     def images(data: str) -> str:
@@ -126,23 +168,21 @@ def _named(spec: Sweep, zoo: Zoo, threads: int) -> list[Run]:
     def fingerprint(backbone: str) -> str:
         return resolved_card(backbone, zoo).fingerprint or backbone
 
-    for method in dict.fromkeys(c.method for c in spec.cells):
+    for method in dict.fromkeys(c.method for c in cells):
         for part in knobs.parse(method):
             knobs.decode(registry.load("methods", part.name).Config, part.knobs, part.name)
-    found: dict[str, Run] = {}
-    for cell in spec.cells:
-        name = cell.name(cell.digest(fingerprint(cell.backbone), images(cell.data)))
-        found[name] = Run(cell=cell, name=name, zoo=zoo.root, command=zoo.command, threads=threads)
-    return list(found.values())
+    names = [c.name(c.digest(fingerprint(c.backbone), images(c.data))) for c in cells]
+    return [
+        Run(cell=c, name=n, zoo=zoo.root, command=zoo.command, threads=threads)
+        for c, n in zip(cells, names, strict=True)
+    ]
 
 
-def _outcomes(
-    spec: Sweep, zoo: Zoo, todo: Sequence[Run], engine: str, jobs: int, retries: int
-) -> Iterator[tuple[Run, Failure | None]]:
-    if engine == "ray":
-        folder = zoo.root / ".vtzoo" / "ray" / f"{spec.name}-{os.getpid()}"
-        return ray.run(run_one, todo, asked=spec.engine, retries=retries, folder=folder)
-    return local.run(run_one, todo, jobs=jobs, retries=retries, preload=["vtzoo.verbs.train"])
+def _outcomes(at: _At, todo: Sequence[Run]) -> Iterator[tuple[Run, Failure | None]]:
+    if at.engine == "ray":
+        folder = at.zoo.root / ".vtzoo" / "ray" / f"{at.spec.name}-{os.getpid()}"
+        return ray.run(run_one, todo, asked=at.spec.engine, retries=at.retries, folder=folder)
+    return local.run(run_one, todo, jobs=at.jobs, retries=at.retries, preload=["vtzoo.verbs.train"])
 
 
 def _all(outcomes: Iterator[tuple[Run, Failure | None]], count: int) -> dict[str, Failure]:
@@ -177,7 +217,7 @@ def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo) -> list[rows.R
     """A row for each run that is in the zoo, or that its engine has stopped; each with what it was asked for."""
     entries = {e.name: e for e in zoo.entries("deltas")}
     found: list[rows.Row] = []
-    for run in (r for r in runs if r.name not in failed):
+    for run in {r.name: r for r in runs if r.name not in failed}.values():
         asked = {"spec": run.cell.method, "data": run.cell.data}
         if run.name in entries:
             found.append({**rows.row_of(entries[run.name], zoo), **asked})

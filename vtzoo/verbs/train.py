@@ -134,7 +134,9 @@ def _prepare(
     bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
     val = D.open_data(data, split="val", skip_bad=skip_bad, several=True).aligned(images.classes)
-    test = _test(data, images.classes, skip_bad=skip_bad)
+    test = _test(data, images.classes, skip_bad=skip_bad) if asked.eval_on == "val+test" else None
+    if asked.train_on == "train+val" and test is None:
+        raise UsageError(f"no test images of {data} are measured, and all others are trained on", "leave train_on out")
     limited, val = chosen(images, val, asked)
     val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
     weights = class_weights(asked.class_weights, limited)
@@ -277,9 +279,10 @@ def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool, watch: Watch |
 def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
     """What the trained model does on val and test."""
     metrics: dict[str, Any] = {"epochs": epochs}
-    if job.recipe.precision == "fp32":  # what is kept in fewer bits is not measured in these
+    val = job.val if job.recipe.train_on == "train" else None
+    if val and job.recipe.precision == "fp32":  # what is kept in fewer bits is not measured in these
         metrics["val"] = brief(measure(*logits_of(job.model, feed.held_out(), feed.run, feed.held)))
-    for split, images in (("val", job.val), ("test", job.test)):
+    for split, images in (("val", val), ("test", job.test)):
         if images is not None and split not in metrics:
             plain = D.transforms(job.task.preprocess, train=False)
             batches = D.loader(mine(images), plain, batch_size=job.recipe.batch_size)
