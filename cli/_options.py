@@ -24,6 +24,12 @@ Data = Annotated[
 ]
 Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="Whose head to use, where there are several.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken images instead of stopping at the first.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track", metavar="TRACKER", help="Also log to tensorboard, trackio, wandb or mlflow; may be repeated."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this name.")]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="A recipe: training knobs by name.")]
 Sets = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import _results
-from ._options import text
+from ._options import Track, text
 from ._session import Session
 
 EXAMPLES = (
@@ -32,6 +32,7 @@ def run(
     table: Annotated[
         Path | None, typer.Option("--table", metavar="FILE", help="A copy of the table: .jsonl or .parquet.")
     ] = None,
+    track: Track = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the runs, train none.")] = False,
 ) -> None:
     """Train many deltas from one file, each once."""
@@ -42,5 +43,7 @@ def run(
     zoo = session.zoo()
     from vtzoo.verbs.sweep import sweep
 
-    result = sweep(spec=asked, zoo=zoo, engine=engine, jobs=jobs, retries=retries, table=table, dry_run=dry_run)
+    result = sweep(
+        spec=asked, zoo=zoo, engine=engine, jobs=jobs, retries=retries, table=table, dry_run=dry_run, track=track or ()
+    )
     session.show(result, _results.swept)

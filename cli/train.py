@@ -37,6 +37,7 @@ def run(
     resume: o.Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, train nothing.")] = False,
     skip_bad: o.SkipBad = False,
+    track: o.Track = None,
 ) -> None:
     """Train a delta and its head on a frozen backbone."""
     session = Session.of(ctx)
@@ -58,6 +59,6 @@ def run(
 
     result = train(
         backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe=recipe, head=head,
-        resume=resume, dry_run=dry_run, skip_bad=skip_bad,
+        resume=resume, dry_run=dry_run, skip_bad=skip_bad, track=track or (),
     )  # fmt: skip
     session.show(result, _results.trained)

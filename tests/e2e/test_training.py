@@ -1,10 +1,12 @@
 """Training that computes the frozen layers once: the same result, files that runs share, and what becomes of them."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from vtzoo import data as D
 from vtzoo import feed, machine, talk
 from vtzoo.delta import Delta
-from vtzoo.errors import VtzooError
+from vtzoo.errors import UsageError, VtzooError
 from vtzoo.prefix import Prefix
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
@@ -246,6 +248,40 @@ def test_another_architecture_has_other_features(tmp_path: Path) -> None:
         recipe = {"epochs": 2, "limit": 20, "eval_limit": 10, "augment": "none"}
         train(backbone=f"our-{arch}", data="vtzoo:fashion", name=f"t/{arch}", zoo=made, recipe=recipe)
     assert len(kept(made)) == 4
+
+
+def test_the_curve_is_written_while_it_trains(zoo: Zoo) -> None:
+    """Epoch by epoch in a file of JSON lines, and with a tracker; what an interrupted run had written is not written twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    asked: dict[str, Any] = {"backbone": "tiny", "data": "vtzoo:fashion", "name": "t/run", "zoo": zoo, "recipe": RECIPE}
+    told: list[int] = []
+
+    def stop(record: Mapping[str, Any]) -> None:
+        told.append(record["epoch"])
+        if told == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(**asked, watch=stop, track=["tensorboard"])
+    (path,) = (zoo.root / ".vtzoo" / "logs").glob("*.jsonl")
+    assert len(path.read_text().splitlines()) == 1 + 3
+    train(**asked, watch=stop, track=["tensorboard"], resume=True)
+    head, *records = (json.loads(line) for line in path.read_text().splitlines())
+    assert (head["name"], head["method"], head["epochs"]) == ("t/run", "linear", 6)
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert told == [1, 2, 3, 4, 5, 6]
+    events = EventAccumulator(str(path.parent / "t--run")).Reload()
+    assert {e.step: pytest.approx(e.value) for e in events.Scalars("loss")} == {r["epoch"]: r["loss"] for r in records}
+
+
+def test_a_tracker_that_is_not_there_is_said_first(zoo: Zoo) -> None:
+    """An unknown name, or one whose package is missing, is refused before anything is built."""
+    asked: dict[str, Any] = {"backbone": "nowhere", "data": "vtzoo:fashion", "name": "t/run", "zoo": zoo}
+    with pytest.raises(UsageError, match="no tracker is called 'tensorbord'"):
+        train(**asked, track=["tensorbord"])
+    with pytest.raises(UsageError, match="aim is not installed"):
+        train(**asked, track=["aim"])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vtzoo import data as D
-from vtzoo import knobs, machine, registry, rows, talk
+from vtzoo import knobs, machine, registry, rows, talk, tracking
 from vtzoo.artifact import resolved_card
 from vtzoo.engines import Failure, Watch, local, ray
 from vtzoo.errors import Conflict, Interrupted, UsageError, VtzooError
@@ -35,6 +35,7 @@ class Run:
     zoo: Path
     command: str
     threads: int
+    track: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +48,12 @@ class _At:
     jobs: int
     retries: int
     table: Path
+    track: tuple[str, ...]
 
 
 def sweep(
     *, spec: Sweep, zoo: Zoo | None = None, engine: str = "local", jobs: int = 0, retries: int = 2, dry_run: bool = False,
-    table: Path | None = None,
+    table: Path | None = None, track: Sequence[str] = (),
 ) -> Swept:  # fmt: skip
     """Train every cell of a sweep that isn't trained yet, then its finals, and put all of them in one table.
 
@@ -66,6 +68,7 @@ def sweep(
         retries: how often a run whose process died is tried again.
         dry_run: check everything and count, train nothing.
         table: a copy of the table, .jsonl or .parquet.
+        track: see `vtzoo.verbs.train.train`.
 
     Returns:
         `path` is the table in the zoo, `report` counts runs, done (before this call), made and stopped (by ASHA, at any time), and
@@ -83,9 +86,10 @@ def sweep(
         ray.check()
     if table is not None:
         rows.check(table)
+    tracking.check(track)
     at = _At(
         spec=spec, zoo=zoo, engine=engine, jobs=jobs or torch.cuda.device_count() or max(1, machine.processors() // 2), retries=retries,
-        table=zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl",
+        table=zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl", track=tuple(track),
     )  # fmt: skip
     runs = _named(at, spec.cells)
     report: dict[str, Any] = {"runs": 0, "done": 0, "made": 0, "stopped": 0}
@@ -147,7 +151,7 @@ def run_one(run: Run, watch: Watch) -> None:
         train(
             backbone=cell.backbone, data=cell.data, method=cell.method, name=run.name, zoo=zoo,
             recipe={**cell.recipe, "seed": cell.seed}, resume=checkpoint_path(run.zoo, run.name, "delta").is_file(),
-            watch=watch,
+            watch=watch, track=run.track,
         )  # fmt: skip
     except Conflict:
         if run.name not in zoo.index()["deltas"]:
@@ -173,7 +177,7 @@ def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
             knobs.decode(registry.load("methods", part.name).Config, part.knobs, part.name)
     names = [c.name(c.digest(fingerprint(c.backbone), images(c.data))) for c in cells]
     return [
-        Run(cell=c, name=n, zoo=zoo.root, command=zoo.command, threads=threads)
+        Run(cell=c, name=n, zoo=zoo.root, command=zoo.command, threads=threads, track=at.track)
         for c, n in zip(cells, names, strict=True)
     ]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vtzoo import data as D
-from vtzoo import files, knobs, machine, parallel, registry, talk
+from vtzoo import files, knobs, machine, parallel, registry, talk, tracking
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
@@ -44,7 +44,7 @@ Watch = Callable[[Mapping[str, Any]], None]
 def train(
     *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
-    skip_bad: bool = False, watch: Watch | None = None,
+    skip_bad: bool = False, watch: Watch | None = None, track: Sequence[str] = (),
 ) -> Trained:  # fmt: skip
     """Train a delta and its head on a frozen backbone and keep it in the zoo.
 
@@ -60,6 +60,7 @@ def train(
         dry_run: resolve and report, train nothing.
         skip_bad: leave out broken images.
         watch: is told each epoch's record: epoch, loss, lr, and top1 and val_loss where it was validated.
+        track: trackers by accelerate's names ("tensorboard", "wandb" …) that get these records, too; a file of JSON lines always does.
 
     Raises:
         Conflict: the name exists.
@@ -69,6 +70,7 @@ def train(
     The checkpoint stays until the delta is kept: when a later step fails, `resume` only measures and keeps. Where torchrun or
     accelerate started several processes, they share each batch; the first one writes, and all return the same.
     """
+    tracking.check(track)
     job = _prepare(
         backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run
     )  # fmt: skip
@@ -87,7 +89,7 @@ def train(
     if job.grid and prefix is not None:
         job, probes = _sweep(job, feed, prefix)
     else:
-        epochs = len(_run(job, feed, checkpoint, resume=resume, watch=watch))
+        epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
     cost = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - worked, 1)}
     try:
         delta = _delta(job, _measured(job, feed, epochs))
@@ -266,9 +268,25 @@ def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, An
     return replace(job, recipe=recipe), [asdict(p) for p in found]
 
 
-def _run(job: Job, feed: Feed, checkpoint: Path, *, resume: bool, watch: Watch | None) -> list[dict[str, Any]]:
+def _log(job: Job, track: Sequence[str], *, resume: bool) -> tracking.Log | None:
+    """Where the first process notes each epoch."""
+    if parallel.rank():
+        return None
+    facts = {"method": job.spec, "backbone": job.card.name, "images": len(job.train), **asdict(job.recipe)}
+    path = (
+        job.zoo.root / ".vtzoo" / "logs" / checkpoint_path(job.zoo.root, job.name, "delta").with_suffix(".jsonl").name
+    )
+    return tracking.Log(path, job.name, facts, track, fresh=not resume)
+
+
+def _run(
+    job: Job, feed: Feed, checkpoint: Path, log: tracking.Log | None, *, resume: bool, watch: Watch | None
+) -> list[dict[str, Any]]:
     """Train; the model holds the result."""
+    watch = watch if log is None else tracking.both(log, watch)
     history = fit(replace(plan_of(job, feed, checkpoint), watch=watch), resume=resume)
+    if log is not None:
+        log.finish(history)
     chance = math.log(2 if job.task.multilabel else len(job.task.classes))
     if history and history[-1]["loss"] > 2 * chance + 1:
         loss = history[-1]["loss"]

@@ -1,0 +1,98 @@
+"""Where a training's curve goes while it trains: a file of JSON lines always, and the trackers that accelerate knows."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vtzoo.errors import UsageError, did_you_mean
+from vtzoo.files import atomic_text
+
+PROJECT = "vtzoo"
+NAMED = {"mlflow": "run_name", "trackio": "name", "wandb": "name"}
+"""How a tracker wants to be told what one run of a project is called; the others take the run's name as the project's."""
+
+
+def check(trackers: Sequence[str]) -> None:
+    """Refuse trackers that can't be used, before anything is computed.
+
+    Raises:
+        UsageError: accelerate doesn't know it, or its package is missing.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"no tracker is called '{name}'", did_you_mean(name, LOGGER_TYPE_TO_CLASS))
+        if name not in {str(t) for t in get_available_trackers()}:
+            raise UsageError(f"the tracker {name} is not installed", f"pip install {name}")
+
+
+class Log:
+    """A training's records, epoch by epoch, in a file and with trackers.
+
+    Args:
+        path: of the file; a run that goes on adds to it.
+        name: of the run.
+        facts: what it is trained with.
+        trackers: names that `check` has let pass.
+        fresh: start the file anew.
+    """
+
+    def __init__(
+        self, path: Path, name: str, facts: Mapping[str, Any], trackers: Sequence[str], *, fresh: bool
+    ) -> None:
+        self.path, self.name, self.facts = path, name, facts
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh or not path.exists():
+            self._write([])
+        self.trackers = [_started(t, name, path.parent, facts) for t in trackers]
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Note an epoch."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+        for tracker in self.trackers:
+            tracker.log({k: v for k, v in record.items() if k != "epoch"}, step=record["epoch"])
+
+    def finish(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the whole history, in which no epoch is missing or twice, whatever was killed; close the trackers."""
+        self._write(history)
+        for tracker in self.trackers:
+            tracker.finish()
+
+    def _write(self, history: Sequence[Mapping[str, Any]]) -> None:
+        head = _line({"name": self.name, **self.facts})
+        atomic_text(self.path, head + "".join(_line(r) for r in history))
+
+
+def both(
+    first: Callable[[Mapping[str, Any]], None], second: Callable[[Mapping[str, Any]], None] | None
+) -> Callable[[Mapping[str, Any]], None]:
+    """Tell two."""
+
+    def tell(record: Mapping[str, Any]) -> None:
+        first(record)
+        if second is not None:
+            second(record)
+
+    return tell
+
+
+def _started(tracker: str, name: str, folder: Path, facts: Mapping[str, Any]) -> Any:
+    """A tracker that has been told what is trained."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    kind: Any = LOGGER_TYPE_TO_CLASS[tracker]
+    named = {NAMED[tracker]: name} if tracker in NAMED else {}
+    place = [str(folder)] if kind.requires_logging_directory else []
+    made = kind(PROJECT if named else name.replace("/", "--"), *place, **named)
+    made.start()
+    made.store_init_configuration(
+        {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in facts.items()}
+    )
+    return made
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values) + "\n"
