@@ -5,39 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.delta import Delta
 from vtzoo.errors import Interrupted, UsageError
 from vtzoo.results import Trained
-from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
 SMALL: dict[str, Any] = {"epochs": 2, "limit": 40, "batch_size": 20, "image_size": 64, "eval_limit": 30}
-
-
-@pytest.fixture
-def zoo(tmp_path: Path) -> Zoo:
-    """A zoo with a tiny ViT."""
-    made = Zoo.init(tmp_path / "zoo")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "tiny.safetensors")
-    add_backbone(name="tiny", arch="test_vit", weights=tmp_path / "tiny.safetensors", zoo=made)
-    return made
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is said while it trains."""
-    lines: list[str] = []
-    monkeypatch.setattr(talk, "say", lines.append)
-    return lines
 
 
 def run(zoo: Zoo, name: str, method: str = "lora[rank=2]", *, resume: bool = False, **recipe: Any) -> Trained:

@@ -36,16 +36,6 @@ recipe: {epochs: 2, limit: 40, eval_limit: 40, batch_size: 20, image_size: 64}
 LONG = SPEC.replace("[linear, bitfit]", "[bitfit]").replace("epochs: 2", "epochs: 12")
 
 
-@pytest.fixture
-def zoo(tmp_path: Path) -> Zoo:
-    """A zoo with a tiny ViT."""
-    made = Zoo.init(tmp_path / "zoo")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "tiny.safetensors")
-    add_backbone(name="tiny", arch="test_vit", weights=tmp_path / "tiny.safetensors", zoo=made)
-    return made
-
-
 def read(text: str) -> sweep_file.Sweep:
     """A spec."""
     return sweep_file.read(text, "spec")

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from vtzoo import data as D
-from vtzoo import feed, machine, talk
+from vtzoo import feed, machine
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError, VtzooError
 from vtzoo.prefix import Prefix
@@ -33,24 +33,6 @@ RECIPE: dict[str, Any] = {
     "warmup_epochs": 0.5,
     "image_size": 64,
 }
-
-
-@pytest.fixture
-def zoo(tmp_path: Path) -> Zoo:
-    """A zoo with a tiny ViT."""
-    made = Zoo.init(tmp_path / "zoo")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "tiny.safetensors")
-    add_backbone(name="tiny", arch="test_vit", weights=tmp_path / "tiny.safetensors", zoo=made)
-    return made
-
-
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is said while it trains."""
-    lines: list[str] = []
-    monkeypatch.setattr(talk, "say", lines.append)
-    return lines
 
 
 def kept(zoo: Zoo) -> list[Path]:
