@@ -44,13 +44,17 @@ def check(recipe: Recipe) -> None:
     """Refuse what probes can't do together.
 
     Raises:
-        UsageError: an average, patience, mixed images, stochastic depth, or another optimiser than AdamW.
+        UsageError: an average, patience, mixed images, stochastic depth, another optimiser than AdamW, or no validation.
     """
     asked = asdict(recipe)
     if wrong := [f"{k}={asked[k]}" for k, v in OPEN.items() if asked[k] != v]:
         raise UsageError(
             f"probes that are trained together have no {', '.join(wrong)}",
             "leave it out, or train one: --method linear",
+        )
+    if not recipe.validates:
+        raise UsageError(
+            "the best probe is chosen on validation images, and none are measured", "train_on=train, eval_on=val"
         )
 
 

@@ -39,7 +39,7 @@ class Recipe:
 
     Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
     and of test images, the same ones whatever the seed; both take as many of each class as there are. eval_on=val leaves the test images
-    alone, as a search for knobs should.
+    alone, as a search for knobs should; eval_on=test spares the validation where nothing is chosen by it.
 
     Units: lr and head_lr per step of the optimiser, warmup (at most half of the training) and patience in epochs, image_size in pixels, limits in images.
     """
@@ -73,7 +73,7 @@ class Recipe:
     limit: Annotated[int, Field(ge=0)] = 0
     eval_limit: Annotated[int, Field(ge=0)] = 0
     eval_every: Annotated[int, Field(ge=1)] = 1
-    eval_on: Literal["val", "val+test"] = "val+test"
+    eval_on: Literal["val", "test", "val+test"] = "val+test"
     shots: Annotated[int, Field(ge=0)] = 0
     folds: Annotated[int, Field(ge=0)] = 0
     fold: Annotated[int, Field(ge=0)] = 0
@@ -88,8 +88,15 @@ class Recipe:
         preset(self.preset)
         if self.patience and self.eval_every > 1:
             raise ValueError("patience looks at every epoch: leave eval_every at 1")
-        if self.train_on == "train+val" and (self.patience or self.folds):
-            raise ValueError("train_on=train+val leaves no validation images for patience or folds")
+        if self.patience and not self.validates:
+            raise ValueError("patience looks at validation images, and none are measured")
+        if self.train_on == "train+val" and self.folds:
+            raise ValueError("train_on=train+val leaves no validation images for folds")
+
+    @property
+    def validates(self) -> bool:
+        """Whether validation images are measured."""
+        return self.train_on == "train" and self.eval_on != "test"
 
 
 def read(user: Mapping[str, Any], methods: Sequence[tuple[str, str]]) -> Recipe:

@@ -175,7 +175,7 @@ def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
 
     return Plan(
         model=model, loss=_loss_of(job, feed.run), batches=feed.batches, steps=feed.steps,
-        recipe=recipe, validate=held_out if recipe.train_on == "train" else None, head=frozenset(head_state(model)), rates=rates(model),
+        recipe=recipe, validate=held_out if recipe.validates else None, head=frozenset(head_state(model)), rates=rates(model),
         shares=shares(model, recipe.layer_decay), undecayed=undecayed(model),
         checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
     )  # fmt: skip

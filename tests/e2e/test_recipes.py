@@ -134,3 +134,15 @@ def test_probes_together_refuse_stochastic_depth(zoo: Zoo) -> None:
     """Probes that are trained side by side see kept features, which a random network doesn't have."""
     with pytest.raises(UsageError, match="drop_path"):
         run(zoo, "fashion/a", "linear[lr=[1e-3,1e-2]]", drop_path=0.1)
+
+
+def test_only_what_is_asked_for_is_measured(zoo: Zoo) -> None:
+    """A search leaves the test images alone; where nothing is chosen no time goes into validation; nothing at all is refused."""
+    assert set(run(zoo, "t/val", "linear", eval_on="val").metrics) == {"seconds", "epochs", "val"}
+    assert set(run(zoo, "t/test", "linear", eval_on="test").metrics) == {"seconds", "epochs", "test"}
+    with pytest.raises(UsageError, match="is left to measure"):
+        run(zoo, "t/none", "linear", eval_on="val", train_on="train+val")
+    with pytest.raises(UsageError, match="patience looks at validation images"):
+        run(zoo, "t/none", "linear", eval_on="test", patience=1)
+    with pytest.raises(UsageError, match="chosen on validation images"):
+        run(zoo, "t/none", "linear[lr=[1e-3,1e-2]]", eval_on="test")

@@ -136,9 +136,9 @@ def _prepare(
     bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
     val = D.open_data(data, split="val", skip_bad=skip_bad, several=True).aligned(images.classes)
-    test = _test(data, images.classes, skip_bad=skip_bad) if asked.eval_on == "val+test" else None
-    if asked.train_on == "train+val" and test is None:
-        raise UsageError(f"no test images of {data} are measured, and all others are trained on", "leave train_on out")
+    test = _test(data, images.classes, skip_bad=skip_bad) if asked.eval_on != "val" else None
+    if test is None and not asked.validates:
+        raise UsageError(f"no image of {data} is left to measure", "leave train_on and eval_on out")
     limited, val = chosen(images, val, asked)
     val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
     weights = class_weights(asked.class_weights, limited)
@@ -297,7 +297,7 @@ def _run(
 def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
     """What the trained model does on val and test."""
     metrics: dict[str, Any] = {"epochs": epochs}
-    val = job.val if job.recipe.train_on == "train" else None
+    val = job.val if job.recipe.validates else None
     if val and job.recipe.precision == "fp32":  # what is kept in fewer bits is not measured in these
         metrics["val"] = brief(measure(*logits_of(job.model, feed.held_out(), feed.run, feed.held)))
     for split, images in (("val", val), ("test", job.test)):
