@@ -9,6 +9,8 @@ import hashlib
 import json
 import math
 import mmap
+import struct
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -32,7 +34,7 @@ from vtzoo.tensors import CODES, TensorFile
 
 BATCH = 64
 """Images that go through the prefix at once."""
-CHECK = "crc32"
+CHECK, TOOK = "crc32", "seconds"
 LEAST = 0.1
 """Which part of the work the features must save."""
 Batch = tuple[Tensor, Tensor]
@@ -49,6 +51,7 @@ class Feed:
         held: how many these are for all processes.
         run: (model, inputs) -> logits.
         steps: of an epoch.
+        spared: seconds that features took whoever computed them in an earlier run.
     """
 
     batches: Callable[[int, int], Iterable[Batch]]
@@ -56,6 +59,7 @@ class Feed:
     held: int
     run: Forward
     steps: int
+    spared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,11 @@ def of_features(
 ) -> Feed:
     """What the prefix makes of images; computed here where it isn't kept already."""
     views, size = views_of(recipe), recipe.batch_size
-    own = [_features(place, prefix, model, train, preprocess, views, v) for v in range(views.count)]
-    held = _features(place, prefix, model, val, preprocess, D.Views("none", 0), 0)
+    *kept, (held, spared) = [
+        *(_features(place, prefix, model, train, preprocess, views, v) for v in range(views.count)),
+        _features(place, prefix, model, val, preprocess, D.Views("none", 0), 0),
+    ]
+    own = [features for features, _ in kept]
     labels, held_labels = train.targets, val.targets
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
@@ -121,6 +128,7 @@ def of_features(
         len(held_labels),
         prefix.rest,
         -(-len(labels) // size),
+        spared + sum(seconds for _, seconds in kept),
     )
 
 
@@ -171,23 +179,25 @@ def _batches(
 
 def _features(
     place: Place, prefix: Prefix, model: nn.Module, images: D.Images, preprocess: Preprocess, views: D.Views, view: int
-) -> Tensor:
-    """Features of every image in one view, [images, …], mapped from their file; computed where there is none."""
+) -> tuple[Tensor, float]:
+    """Features of every image in one view, [images, …], mapped from their file; and the seconds that they took an earlier run, if any."""
     known = {
         "cut": prefix.cut, "size": prefix.size, "images": images.pixels, "order": _sha("\n".join(images.paths)),
         "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
     }  # fmt: skip
     path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
 
-    def there() -> Path:
-        if _sound(path) is None:
-            with _alone(path):
-                if _sound(path) is None:  # nobody has computed it meanwhile
-                    rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
-                    _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
-        return path
+    def took() -> float:
+        if _sound(path):
+            return float(TensorFile(path)[TOOK])
+        with _alone(path):
+            if not _sound(path):  # nobody has computed it meanwhile
+                rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
+                _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
+        return 0.0
 
-    return _mapped(parallel.by_first(there))
+    spared = parallel.by_first(took)
+    return _mapped(path), spared
 
 
 def _computed(place: Place, prefix: Prefix, model: nn.Module, images: D.Seeded) -> Iterator[Tensor]:
@@ -218,34 +228,35 @@ def _alone(path: Path) -> Generator[None]:
 
 
 def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str, str]) -> None:
-    """One tensor, batch by batch, and its CRC-32."""
-    crc = 0
+    """One tensor, batch by batch, its CRC-32, and the seconds that it took."""
+    crc, started = 0, time.monotonic()
     with files.atomic_write(path) as out:
         for i, batch in enumerate(rows):
             if i == 0:
                 tensors = [
                     ("features", CODES[batch.dtype], (count, *batch.shape[1:])),
                     (CHECK, CODES[torch.int64], (1,)),
+                    (TOOK, CODES[torch.float64], (1,)),
                 ]
                 out.write(files.safetensors_header(tensors, metadata))
             data = batch.contiguous().view(torch.uint8).numpy().data
             crc = zlib.crc32(data, crc)
             out.write(data)
-        out.write(crc.to_bytes(8, "little"))
+        out.write(crc.to_bytes(8, "little") + struct.pack("<d", time.monotonic() - started))
 
 
-def _sound(path: Path) -> Tensor | None:
-    """The tensor of a file that is there and whole."""
+def _sound(path: Path) -> bool:
+    """Whether a file is there and whole."""
     if not path.exists():
-        return None
+        return False
     try:
         found = _mapped(path)
         if zlib.crc32(found.flatten().view(torch.uint8).numpy().data) == int(TensorFile(path)[CHECK]):
-            return found
+            return TOOK in TensorFile(path)
     except (Corrupt, KeyError):
         pass
     talk.say(f"{path} is damaged: it is computed again")
-    return None
+    return False
 
 
 def _mapped(path: Path) -> Tensor:

@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,11 +29,14 @@ from vtzoo.data import mixed
 from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.graft import has_statistics
+from vtzoo.machine import processes
 from vtzoo.recipe import Recipe
 from vtzoo.tensors import TensorFile, channels_last, write
 
 Batch = tuple[Tensor, ...]
 DEFAULT_LR = 1e-3
+ECHO = 2.0
+"""Seconds in which a launcher of several processes hands on the Ctrl-C that they had from the terminal already."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -367,12 +371,13 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 @contextmanager
 def _stoppable() -> Generator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM, in any process, into a request that is honoured after the step; the second one stops at once."""
-    asked: list[int] = []
+    asked: list[float] = []
 
-    def note(number: int, _frame: Any) -> None:
-        if asked:
+    def note(_number: int, _frame: Any) -> None:
+        now = time.monotonic()
+        if asked and not (processes() > 1 and now - asked[0] < ECHO):
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(now)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -66,7 +66,7 @@ class Recipe:
     cache: Literal["auto", "off"] = "auto"
     image_size: Annotated[int, Field(ge=8)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     workers: Annotated[int, Field(ge=0)] = 0

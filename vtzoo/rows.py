@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -90,10 +91,29 @@ def read(path: Path) -> list[Row]:
         raise NotFound(f"there is no file {path}", "vtzoo sweep writes one")
     try:
         if path.suffix == ".parquet":
-            return _parquet().read_table(path).to_pylist()
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            found = _parquet().read_table(path).to_pylist()
+        else:
+            found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for i, row in enumerate(found):
+            _check_row(row, i + 1)
     except ValueError as error:  # pyarrow's ArrowInvalid is one
         raise Corrupt(f"{path} is no table: {error}", "write it again: vtzoo sweep SPEC.yaml --table FILE") from None
+    return found
+
+
+def _check_row(row: Any, number: int) -> None:
+    """Refuse what no comparison can be made of.
+
+    Raises:
+        ValueError: says which row.
+    """
+    known: dict[str, Any] = row if isinstance(row, dict) else {}
+    lacking = [key for key in ("backbone", "method", "task") if not isinstance(known.get(key), str)]
+    top1 = known.get("top1")
+    sound = known.get("stopped") or (isinstance(top1, int | float) and math.isfinite(top1))
+    if lacking or not sound:
+        raise ValueError(f"row {number} has no {lacking[0] if lacking else 'top1 between 0 and 1'}")
+    known.setdefault("seed", None)
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -125,6 +145,8 @@ def check(path: Path) -> None:
         raise UsageError(f"{path} is neither .jsonl nor .parquet", f"for example {path.with_suffix('.jsonl')}")
     if not path.parent.is_dir():
         raise NotFound(f"{path.parent} does not exist", f"make it: mkdir -p {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} can't be written", "choose another place for the table")
     if path.suffix == ".parquet":
         _parquet()
 

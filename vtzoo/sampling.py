@@ -29,7 +29,7 @@ def chosen(train: Images, val: Images, recipe: Recipe) -> tuple[Images, Images]:
     if train.several:
         _refuse_several(recipe)
     if recipe.train_on == "train+val":
-        train = _Joined.of(train, val)
+        train, val = _Joined.of(train, val), replace(val, skipped=())
     train, val = _fold(train, val, recipe)
     return _few(train, recipe.shots, recipe.seed).limit(recipe.limit, recipe.seed), val
 

@@ -1,6 +1,6 @@
 """How methods stand to each other over many tasks and seeds: means with intervals, ranks, PPT, Pareto fronts.
 
-A contestant is a backbone with a method and the knobs that were varied. Its mean is over tasks, each task's over seeds; the interval
+A contestant is a backbone with a method and the knobs that were varied. Its mean is over tasks, each task's over seeds and folds; the interval
 is Student's, 95 %, over seeds of the mean over tasks: how far another draw of seeds would move it, the tasks held fixed.
 
     PPT = mean * exp(-log10(P / 10^7 + 1))     performance by parameters trained, head left out (V-PETL Bench, NeurIPS 2024)
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Row = Mapping[str, Any]
+DRAWN = ("recipe.seed", "recipe.fold")
+"""Knobs over which results are averaged."""
 COSTS = ("trained", "peak_bytes", "seconds")
 """What accuracy is set against, the less the better."""
 T95 = (
@@ -76,7 +78,7 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
     """
     groups: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row, knobs in _varied([r for r in rows if r.get("stage") != "search"]):
-        groups[row["backbone"]][row.get("spec") or row["method"], knobs].append(row)
+        groups[row["backbone"]][_who(row)[1], knobs].append(row)
     found: list[Standing] = []
     for backbone, own in groups.items():
         tasks = {r["task"] for rows_ in own.values() for r in rows_}
@@ -85,24 +87,29 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
 
 
 def _varied(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """Each row with the knobs that tell it from others of its backbone, method, task and seed."""
-    alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    """Each row with the knobs that tell it from others of its backbone and method; a final's were chosen, task by task."""
+    differing: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in (r for r in rows if r.get("stage") != "final"):
+        for key, value in row.items():
+            if (key == "split" or key.startswith("recipe.")) and key not in DRAWN and value is not None:
+                differing[_who(row)][key].add(repr(value))
+    told: list[tuple[Row, str]] = []
     for row in rows:
-        alike[row["backbone"], row.get("spec") or row["method"], row["task"], row["seed"]].append(row)
-    differing: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-    for who, own in alike.items():
-        keys = {k for r in own for k in r if k.startswith("recipe.") and k != "recipe.seed"}
-        differing[who[:2]] |= {k for k in keys if len({repr(r[k]) for r in own if r.get(k) is not None}) > 1}
-    return [
-        (r, " ".join(f"{k.removeprefix('recipe.')}={r.get(k)}" for k in sorted(differing[r["backbone"], r.get("spec") or r["method"]])))
-        for r in rows
-    ]  # fmt: skip
+        keys = [k for k, values in differing[_who(row)].items() if len(values) > 1 and row.get("stage") != "final"]
+        if "recipe.lr" in keys and row.get("recipe.head_lr") == row.get("recipe.lr"):
+            keys = [k for k in keys if k != "recipe.head_lr"]
+        told.append((row, " ".join(f"{k.removeprefix('recipe.')}={row.get(k)}" for k in sorted(keys))))
+    return told
+
+
+def _who(row: Row) -> tuple[str, str]:
+    return row["backbone"], row.get("spec") or row["method"]
 
 
 def _standing(backbone: str, method: str, knobs: str, rows: Sequence[Row], tasks: set[str]) -> Standing:
     top: dict[str, dict[Any, float]] = defaultdict(dict)
     for row in rows:
-        top[row["task"]][row["seed"]] = row["top1"]
+        top[row["task"]][row["seed"], row.get("recipe.fold")] = row["top1"]
     by_task = {task: statistics.fmean(seeds.values()) for task, seeds in sorted(top.items())}
     mean = statistics.fmean(by_task.values())
     shared = sorted(set.intersection(*(set(seeds) for seeds in top.values())), key=str)

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from typing import Annotated, Any
@@ -138,6 +138,8 @@ def read(text: str, where: str) -> Sweep:
         raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", "see vtzoo sweep --help") from None
     if not isinstance(content, Mapping):
         raise UsageError(f"{where} is no mapping", "write tasks: …, backbones: … and methods: …")
+    if not content.get("name"):
+        raise UsageError(f"{where} has no name", "write name: my-sweep at its top")
     file: Any = knobs.decode(_File, content, where)
     above = {f.name: getattr(file, f.name) for f in fields(_Block)}
     blocks = [_block(above, own, f"{where}, run {i + 1}") for i, own in enumerate(file.runs or ({},))]
@@ -146,7 +148,27 @@ def read(text: str, where: str) -> Sweep:
     final: Any = None if file.final is None else knobs.decode(Final, file.final, f"{where}, final")
     if final is not None:
         final = replace(final, recipe=_recipe(final.recipe, f"{where}, final"))
+        _check_final(cells.values(), final, where)
     return Sweep(name=check_name(file.name), cells=tuple(cells.values()), final=final, engine=engine)
+
+
+def _check_final(cells: Iterable[Cell], final: Final, where: str) -> None:
+    """Refuse a search that can't choose, and finals that could not be trained.
+
+    Raises:
+        UsageError: no validation, no seeds, or knobs that contradict each other.
+    """
+    if not final.seeds:
+        raise UsageError(f"{where}, final has no seeds", "write seeds: [0], or leave it out")
+    for recipe in {json.dumps(dict(c.recipe), sort_keys=True): c.recipe for c in cells}.values():
+        decoded: Any = knobs.decode(Recipe, recipe, where)
+        if not decoded.validates:
+            raise UsageError(f"{where}: knobs are chosen on validation images, and none are measured", "eval_on: val")
+        last: Any = knobs.decode(Recipe, {**_foldless(recipe), **final.recipe}, f"{where}, final")
+        if not last.validates and last.eval_on == "val":
+            raise UsageError(
+                f"{where}: nothing is left for the finals to measure", "final: {recipe: {eval_on: val+test}}"
+            )
 
 
 def finals(sweep: Sweep, scores: Sequence[float]) -> list[Cell]:
@@ -159,12 +181,17 @@ def finals(sweep: Sweep, scores: Sequence[float]) -> list[Cell]:
     assert sweep.final is not None
     by_knobs: dict[tuple[str, ...], dict[str, list[tuple[float, Cell]]]] = {}
     for cell, score in zip(sweep.cells, scores, strict=True):
-        knobs_of = json.dumps([cell.method, dict(cell.recipe)], sort_keys=True)
+        knobs_of = json.dumps([cell.method, _foldless(cell.recipe)], sort_keys=True)
         own = by_knobs.setdefault((cell.task, cell.backbone, cell.stack), {})
         own.setdefault(knobs_of, []).append((score, cell))
     best = [max(own.values(), key=lambda runs: statistics.fmean(s for s, _ in runs))[0][1] for own in by_knobs.values()]
     recipe = sweep.final.recipe
-    return [replace(c, recipe={**c.recipe, **recipe}, seed=s) for c in best for s in sweep.final.seeds]
+    return [replace(c, recipe={**_foldless(c.recipe), **recipe}, seed=s) for c in best for s in sweep.final.seeds]
+
+
+def _foldless(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Folds are drawn as seeds are: what is chosen is chosen over all of them."""
+    return {k: v for k, v in recipe.items() if k not in ("fold", "folds")}
 
 
 def _block(above: Mapping[str, Any], own: Mapping[str, Any], where: str) -> _Block:
@@ -190,6 +217,7 @@ def _block(above: Mapping[str, Any], own: Mapping[str, Any], where: str) -> _Blo
 
 def _cells(block: _Block, where: str) -> Iterator[Cell]:
     assert isinstance(block.tasks, dict)
+    _check_grid(block, where)
     tasks = [(name, _filled(data, where)) for name, data in block.tasks.items()]
     methods = ["+".join(map(str, knobs.parse(m))) for m in block.methods]
     for backbone, (task, data), method, chosen in product(
@@ -208,6 +236,23 @@ def _cells(block: _Block, where: str) -> Iterator[Cell]:
                 recipe=recipe,
                 stack=method,
             )
+
+
+def _check_grid(block: _Block, where: str) -> None:
+    """Refuse a grid that does nothing.
+
+    Raises:
+        UsageError: an empty list, a knob of a method that isn't there, or one that a method gives itself.
+    """
+    parts = [p for m in block.methods for p in knobs.parse(m)]
+    for key, values in block.grid.items():
+        name, dot, knob = key.partition(".")
+        if not values:
+            raise UsageError(f"{where}: grid.{key} is empty", "give it values, or leave it out")
+        if dot and name not in (names := {p.name for p in parts}):
+            raise UsageError(f"{where}: grid has {key}, and no method is {name}", did_you_mean(name, names))
+        if dot and any(p.name == name and knob in p.knobs for p in parts):
+            raise UsageError(f"{where}: {name} has {knob} of its own, and grid.{key} gives it, too", "leave one out")
 
 
 def _with_knobs(method: str, own: Mapping[str, Any], where: str) -> str:

@@ -119,7 +119,7 @@ def _vtab(standing: Standing) -> dict[str, Any] | None:
     found = means(standing.by_task)
     if found is None:
         return None
-    known = PUBLISHED.get(standing.method.partition("[")[0], ())
+    known = () if "+" in standing.method else PUBLISHED.get(standing.method.partition("[")[0], ())
     published = "; ".join(f"{tasks:.1f} and {groups:.1f} in {source}" for tasks, groups, source in known)
     return {
         "label": standing.label,
@@ -183,12 +183,12 @@ def _labelled(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
 
 def _framed(axes: Any, title: str, xs: Sequence[float], ys: Sequence[float]) -> None:
     """Axes that the points fill, whatever their bars; logarithmic where costs differ by more than ten times."""
-    from matplotlib.ticker import EngFormatter, NullFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
     if max(xs) > 10 * min(xs) > 0:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if max(xs) >= 10_000 else FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.margins(x=0.08)
     room = 0.12 * (max(ys) - min(ys)) or 1.0
     axes.set_ylim(min(ys) - room, max(ys) + room)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from vtzoo import data as D
 from vtzoo import rows, sweep_file
 from vtzoo.engines import local
-from vtzoo.errors import Conflict, NotFound, UsageError, VtzooError
+from vtzoo.errors import Conflict, Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.report import report
 from vtzoo.verbs.sweep import sweep
@@ -134,6 +134,39 @@ def test_a_run_that_fails_takes_no_other_with_it(zoo: Zoo, tmp_path: Path) -> No
     assert len(rows.read(zoo.root / ".vtzoo/sweeps/small.jsonl")) == 3
 
 
+def told(item: str, watch: Any) -> None:
+    """Work whose end is hard to tell of."""
+    del watch
+    if item == "long":
+        raise ValueError("x" * 1_000_000)
+    if not (mark := Path(item)).exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+
+def test_an_engine_hears_of_every_end(tmp_path: Path) -> None:
+    """A message longer than a pipe takes is cut; who was terminated by somebody else is started again."""
+    ends = dict(local.run(told, ["long", str(tmp_path / "mark")], jobs=2, retries=1))
+    assert ends[str(tmp_path / "mark")] is None
+    failure = ends["long"]
+    assert failure is not None
+    assert failure.message.startswith("ValueError: xxx")
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", '{"backbone": "b"}', '{"backbone": "b", "method": "m", "task": "t", "top1": NaN}', "{bad"]
+)
+def test_a_table_that_is_none_is_said(zoo: Zoo, tmp_path: Path, line: str) -> None:
+    """Lines that are no rows are refused, with their number; a sweep's own table is written anew."""
+    (tmp_path / "t.jsonl").write_text(line + "\n")
+    with pytest.raises(Corrupt, match="is no table"):
+        report(refs=[str(tmp_path / "t.jsonl")], out=tmp_path / "page.html", zoo=zoo)
+    (zoo.root / ".vtzoo" / "sweeps").mkdir(parents=True)
+    (zoo.root / ".vtzoo" / "sweeps" / "small.jsonl").write_text(line + "\n")
+    assert sweep(spec=read(SPEC), zoo=zoo, dry_run=True).report["runs"] == 2
+
+
 def test_finals_train_the_best_of_the_search_on_all_images(zoo: Zoo, tmp_path: Path) -> None:
     """Of the grid the best by validation images is trained again with them among its own; only that is in the standings."""
     text = SPEC.replace("[linear, bitfit]", "[linear]").replace(
@@ -170,6 +203,9 @@ def test_what_any_run_would_refuse_is_refused_first(zoo: Zoo) -> None:
         sweep(spec=read(SPEC), zoo=zoo, engine="rya")
     with pytest.raises(UsageError, match="neither"):
         sweep(spec=read(SPEC), zoo=zoo, table=Path("x.csv"))
+    (zoo.root / "folder.jsonl").mkdir()
+    with pytest.raises(UsageError, match="can't be written"):
+        sweep(spec=read(SPEC), zoo=zoo, table=zoo.root / "folder.jsonl")
     assert sweep(spec=read(SPEC), zoo=zoo, dry_run=True).report["runs"] == 2
     assert not zoo.entries("deltas")
 

@@ -71,10 +71,25 @@ def test_fronts_hold_what_nobody_beats() -> None:
 
 
 def test_varied_knobs_tell_contestants_apart() -> None:
-    """Runs that differ by a knob alone are not averaged; knobs that follow from the method don't count."""
-    rows = [row("a", "x", 0.5, **{"recipe.lr": lr, "recipe.epochs": 5}) for lr in (0.1, 0.2)]
+    """Runs that differ by a knob alone are not averaged, not even as two seeds; a method's own rate is no variation."""
+    rows = [row("a", "x", 0.5, seed=i, **{"recipe.lr": lr, "recipe.epochs": 5}) for i, lr in enumerate((0.1, 0.2))]
     found = standings([*rows, row("b", "x", 0.6, **{"recipe.lr": 0.3})])
     assert [s.label for s in found] == ["b", "a lr=0.1", "a lr=0.2"]
+
+
+def test_folds_are_averaged_and_splits_are_not() -> None:
+    """A fold is a draw as a seed is; accuracies on validation and test images are two things."""
+    folds = [row("a", "x", t, **{"recipe.fold": i}) for i, t in enumerate((0.2, 0.4))]
+    (found,) = standings(folds)
+    assert (found.mean, found.seeds) == (pytest.approx(0.3), 2)
+    assert len(standings([row("a", "x", 0.8, split="val"), row("a", "x", 0.5, 1, split="test")])) == 2
+
+
+def test_finals_with_knobs_of_each_task_are_one_contestant() -> None:
+    """What was chosen task by task stands as its method, and the search beside it doesn't."""
+    rows = [row(f"a[rank={r}]", t, 0.5, stage="final", spec="a", **{"recipe.lr": r}) for r, t in ((4, "x"), (8, "y"))]
+    (found,) = standings([*rows, row("a[rank=4]", "x", 0.9, stage="search")])
+    assert (found.label, found.complete, found.rank, found.mean) == ("a", True, 1.0, 0.5)
 
 
 def test_backbones_do_not_meet() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from vtzoo.errors import NotFound, UsageError
-from vtzoo.sweep_file import Asha, read
+from vtzoo.sweep_file import Asha, finals, read
 
 HEAD = "name: try\ntasks: {fashion: 'vtzoo:fashion', emoji: 'vtzoo:emoji'}\nbackbones: small\n"
 
@@ -60,7 +60,15 @@ def test_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         (HEAD + "methods: linear\nrecipe: {lrr: 1}", "no knob 'lrr'"),
         (HEAD + "methods: linear\nrecipe: {seed: 1}", "seed stands among"),
         (HEAD + "methods: linear\ngrid: {lr: 1e-3}", "valid list"),
-        (HEAD + "methods: linear\ngrid: {lora.rnk: [1]}", "no knob 'rnk'"),
+        (HEAD + "methods: lora\ngrid: {lora.rnk: [1]}", "no knob 'rnk'"),
+        (HEAD + "methods: linear\ngrid: {lora.rank: [1]}", "no method is lora"),
+        (HEAD + "methods: ['lora[rank=2]']\ngrid: {lora.rank: [1]}", "has rank of its own"),
+        (HEAD + "methods: linear\ngrid: {lr: []}", "grid.lr is empty"),
+        (HEAD + "methods: linear\nfinal: {seeds: []}", "final has no seeds"),
+        (HEAD + "methods: linear\nrecipe: {eval_on: test}\nfinal: {}", "none are measured"),
+        (HEAD + "methods: linear\nrecipe: {eval_on: val}\nfinal: {recipe: {train_on: train+val}}", "nothing is left"),
+        (HEAD + "methods: linear\nrecipe: {patience: 2}\nfinal: {recipe: {train_on: train+val}}", "patience looks at"),
+        (HEAD.replace("name: try", "") + "methods: linear", "has no name"),
         (HEAD + "methods: linear\nruns: [{tasks: [fasion]}]", "no task 'fasion'"),
         (HEAD + "methods: linear\nengine: {asha: {reduction: 1}}", "asha.reduction"),
         ("name: try\ntasks: {a: $UNSET_ANYWHERE/a}\nbackbones: b\nmethods: linear", r"\$UNSET_ANYWHERE is not set"),
@@ -76,4 +84,22 @@ def test_refusals(text: str, said: str) -> None:
 def test_an_unknown_method_is_not_found() -> None:
     """A knob of a method that nobody knows is met before anything runs."""
     with pytest.raises(NotFound, match="lorra"):
-        read(HEAD + "methods: linear\ngrid: {lorra.rank: [1]}", "a file")
+        read(HEAD + "methods: lorra\ngrid: {lorra.rank: [1]}", "a file")
+
+
+def test_finals_are_chosen_over_seeds_and_folds() -> None:
+    """The best mean wins, not the best run; a fold is no knob, and the finals have none."""
+    text = (
+        HEAD
+        + "methods: lora\nrecipe: {folds: 2}\nseeds: [0, 1]\ngrid: {fold: [0, 1], lora.rank: [2, 4]}\nfinal: {seeds: [7, 8]}\n"
+    )
+    sweep = read(text, "a file")
+    scores = [
+        {"lora[rank=2]": 0.5, "lora[rank=4]": 0.6 if c.seed else 0.3}[c.method] + 0.2 * c.recipe["fold"]
+        for c in sweep.cells
+    ]
+    found = finals(sweep, scores)
+    assert [(c.task, c.method, c.seed) for c in found] == [
+        (task, "lora[rank=2]", seed) for task in ("fashion", "emoji") for seed in (7, 8)
+    ]
+    assert all(c.recipe == {} and c.stack == "lora" for c in found)

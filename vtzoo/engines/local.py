@@ -71,11 +71,12 @@ def _started(context: Any, work: Work[T], item: T, count: int) -> _Try:
 
 
 def _ended(done: _Try) -> tuple[bool, Failure | None]:
-    """Whether the work came to an end of its own, and how."""
+    """Whether the work came to an end of its own, and how; who was told to stop by somebody else did not."""
     done.process.join()
     code = done.process.exitcode
-    with suppress(EOFError), done.answer:
-        return True, done.answer.recv()
+    with suppress(EOFError, OSError), done.answer:  # it has said nothing, or half of it
+        failure: Failure | None = done.answer.recv()
+        return not (failure and failure.stopped), failure
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return False, Failure(f"its process {how}", "is there memory enough? try fewer --jobs")
 

@@ -38,7 +38,7 @@ def check() -> None:
 
 
 def run(
-    work: Work[T], todo: Sequence[T], *, asked: Engine, retries: int, folder: Path
+    work: Work[T], todo: Sequence[T], *, asked: Engine, groups: Sequence[str], retries: int, folder: Path
 ) -> Iterator[tuple[T, Failure | None]]:
     """Run every item as a trial; see the package for the contract.
 
@@ -46,6 +46,7 @@ def run(
         work: (item, watch); it calls watch with a record after each epoch: `epoch`, and `top1` where ASHA is to compare.
         todo: what to run it on; can be pickled.
         asked: processors, GPUs and stopping of trials.
+        groups: of each item; those of one group are compared with each other when lagging ones are stopped.
         retries: how often a trial that died is started again.
         folder: for Ray's own records while it works, seen by all nodes.
 
@@ -56,7 +57,7 @@ def run(
     import ray
     from ray import tune
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(config: dict[str, Any]) -> None:  # Ray keeps it by value
         failure = _tried(work, items[config["index"]], tune.report)
         if failure is not None:
             tune.report({"failure": [failure.message, failure.hint, failure.traceback]})
@@ -67,7 +68,7 @@ def run(
         tuner = tune.Tuner(
             tune.with_resources(trial, {"cpu": asked.cpus, "gpu": asked.gpus}),
             param_space={"index": tune.grid_search(list(range(len(items))))},
-            tune_config=tune.TuneConfig(scheduler=_scheduler(asked)),
+            tune_config=tune.TuneConfig(scheduler=_scheduler(asked, groups)),
             run_config=tune.RunConfig(
                 name="trials", storage_path=str(folder.absolute()), verbose=0, callbacks=[_bell(tune, ended)],
                 failure_config=tune.FailureConfig(max_failures=retries),
@@ -121,15 +122,36 @@ def _connected(ray: Any, address: str) -> bool:
     return True
 
 
-def _scheduler(asked: Engine) -> Any:
-    if asked.asha is None:
+def _scheduler(asked: Engine, groups: Sequence[str]) -> Any:
+    """ASHA among the trials of a group: what is hard in one task is no worse than what is easy in another."""
+    asha = asked.asha
+    if asha is None:
         return None
-    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-    return ASHAScheduler(
-        time_attr="epoch", metric=SCORE, mode="max", max_t=10**6, grace_period=asked.asha.grace_epochs,
-        reduction_factor=asked.asha.reduction,
-    )  # fmt: skip
+    def one() -> Any:
+        return ASHAScheduler(
+            time_attr="epoch", metric=SCORE, mode="max", max_t=10**6, grace_period=asha.grace_epochs,
+            reduction_factor=asha.reduction,
+        )  # fmt: skip
+
+    own = {group: one() for group in groups}
+
+    class ByGroup(FIFOScheduler):
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            own[groups[int(trial.config["index"])]].on_trial_add(tune_controller, trial)
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            return own[groups[int(trial.config["index"])]].on_trial_result(tune_controller, trial, result)
+
+        def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            if SCORE in result:
+                own[groups[int(trial.config["index"])]].on_trial_complete(tune_controller, trial, result)
+
+        def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+            own[groups[int(trial.config["index"])]].on_trial_remove(tune_controller, trial)
+
+    return ByGroup()
 
 
 def _bell(tune: Any, ended: "Queue[int | None]") -> Any:

@@ -3,8 +3,8 @@
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vtzoo import data as D
 from vtzoo import knobs, machine, registry, rows, talk, tracking
 from vtzoo.artifact import resolved_card
 from vtzoo.engines import Failure, Watch, local, ray
-from vtzoo.errors import Conflict, Interrupted, UsageError, VtzooError
+from vtzoo.errors import Corrupt, Interrupted, NotFound, UsageError, VtzooError
 from vtzoo.fit import checkpoint_path
 from vtzoo.results import Swept
 from vtzoo.standings import standings
@@ -94,47 +94,61 @@ def sweep(
     runs = _named(at, spec.cells)
     report: dict[str, Any] = {"runs": 0, "done": 0, "made": 0, "stopped": 0}
     if dry_run:
-        report |= {"runs": len(runs), "done": len(runs) - len(_todo(at, runs)), "names": [r.name for r in runs]}
+        report |= {
+            "runs": len(runs),
+            "done": len(runs) - len(_todo(at, runs, _stopped(at.table))),
+            "names": [r.name for r in runs],
+        }
         return Swept(ref=spec.name, path="", report=report)
-    found = _stage(at, runs, report, [], table)
+    stopped = _stopped(at.table)
+    found = _stage(at, runs, report, stopped, "" if spec.final is None else "search", table=table)
+    _write(found, at.table, table)
     if spec.final is not None:
-        scores = {r["ref"]: r.get("val_top1") or 0.0 for r in found}
-        last = _named(at, finals(spec, [scores[r.name] for r in runs]))
-        found = _stage(at, last, report, [{**r, "stage": "search"} for r in found], table)
+        scores = {r["ref"]: r.get("val_top1") or -1.0 for r in found}  # what was stopped is worse than what wasn't
+        last = replace(
+            at, spec=replace(spec, engine=replace(spec.engine, asha=None))
+        )  # what was chosen is trained to its end
+        chosen = _named(last, finals(spec, [scores[r.name] for r in runs]))
+        found += _stage(last, chosen, report, stopped, "final", found, table)
+        _write(found, at.table, table)
     report |= {"standings": [asdict(s) for s in standings(r for r in found if "top1" in r)], "rows": found}
     return Swept(ref=spec.name, path=str(at.table), report=report)
 
 
 def _stage(
-    at: _At, runs: Sequence[Run], report: dict[str, Any], before: Sequence[rows.Row], table: Path | None
-) -> list[rows.Row]:
-    """Run what isn't done, write the table with the rows `before` above its own, and count in `report`.
+    at: _At, runs: Sequence[Run], report: dict[str, Any], stopped: Collection[str], stage: str, before: Sequence[rows.Row] = (),
+    table: Path | None = None,
+) -> list[rows.Row]:  # fmt: skip
+    """Run what isn't done, and count in `report`; the rows are marked with the stage, if it has a name.
 
     Raises:
-        VtzooError: some failed; the table has the others.
+        VtzooError: some failed; the table has the others, below the rows `before`.
     """
-    todo = _todo(at, runs)
+    todo = _todo(at, runs, stopped)
     talk.say(f"{at.spec.name}: {len(runs)} runs, {len(runs) - len(todo)} of them done before")
     failed = _all(_outcomes(at, todo), len(todo)) if todo else {}
-    own = _rows(runs, failed, at.zoo)
-    found = [*before, *({**r, "stage": "final"} if before else r for r in own)]
-    at.table.parent.mkdir(parents=True, exist_ok=True)
-    for path in (at.table, table):
-        if path is not None:
-            rows.write(path, found)
+    own = [{**r, **({"stage": stage} if stage else {})} for r in _rows(runs, failed, at.zoo, stage)]
     if failed:
+        _write([*before, *own], at.table, table)
         raise _failures(failed, len(todo))
-    stopped = {r["ref"] for r in own if r.get("stopped")}
+    early = {r["ref"] for r in own if r.get("stopped")}
     report["runs"] += len(runs)
     report["done"] += len(runs) - len(todo)
-    report["made"] += sum(r.name not in stopped for r in todo)
-    report["stopped"] += len(stopped)
-    return found
+    report["made"] += sum(r.name not in early for r in todo)
+    report["stopped"] += len(early)
+    return own
 
 
-def _todo(at: _At, runs: Sequence[Run]) -> list[Run]:
+def _write(found: Sequence[rows.Row], own: Path, copy: Path | None) -> None:
+    own.parent.mkdir(parents=True, exist_ok=True)
+    for path in (own, copy):
+        if path is not None:
+            rows.write(path, found)
+
+
+def _todo(at: _At, runs: Sequence[Run], stopped: Collection[str]) -> list[Run]:
     """The runs that nobody has made, nor an engine stopped."""
-    ended = {e.name for e in at.zoo.entries("deltas")} | _stopped(at.table)
+    ended = {e.name for e in at.zoo.entries("deltas")}.union(stopped)
     return list({r.name: r for r in runs if r.name not in ended}.values())
 
 
@@ -144,18 +158,23 @@ def run_one(run: Run, watch: Watch) -> None:
     Raises:
         VtzooError: as `train`.
     """
-    zoo, cell = Zoo(run.zoo), run.cell
+    from filelock import FileLock
+
+    zoo, cell, checkpoint = Zoo(run.zoo), run.cell, checkpoint_path(run.zoo, run.name, "delta")
     zoo.command = run.command
     torch.set_num_threads(run.threads)
-    try:
-        train(
-            backbone=cell.backbone, data=cell.data, method=cell.method, name=run.name, zoo=zoo,
-            recipe={**cell.recipe, "seed": cell.seed}, resume=checkpoint_path(run.zoo, run.name, "delta").is_file(),
-            watch=watch, track=run.track,
-        )  # fmt: skip
-    except Conflict:
-        if run.name not in zoo.index()["deltas"]:
-            raise  # another process that had the same run has not kept it
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    lock = checkpoint.with_suffix(".lock")
+    with FileLock(lock):  # another sweep may have the same run
+        try:
+            if run.name not in zoo.index()["deltas"]:
+                train(
+                    backbone=cell.backbone, data=cell.data, method=cell.method, name=run.name, zoo=zoo,
+                    recipe={**cell.recipe, "seed": cell.seed}, resume=checkpoint.is_file(), watch=watch, track=run.track,
+                )  # fmt: skip
+        finally:
+            with suppress(OSError):
+                lock.unlink()
 
 
 def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
@@ -164,9 +183,10 @@ def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
 
     @cache
     def images(data: str) -> str:
-        found = D.open_data(data, split="train")
-        D.open_data(data, split="val")
-        return found.digest
+        splits = [D.open_data(data, split=s).digest for s in ("train", "val")]
+        with suppress(NotFound):
+            splits.append(D.open_data(data, split="test").digest)
+        return " ".join(splits)
 
     @cache
     def fingerprint(backbone: str) -> str:
@@ -176,6 +196,10 @@ def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
         for part in knobs.parse(method):
             knobs.decode(registry.load("methods", part.name).Config, part.knobs, part.name)
     names = [c.name(c.digest(fingerprint(c.backbone), images(c.data))) for c in cells]
+    cells = [
+        replace(c, data=str(Path(c.data).expanduser().absolute())) if Path(c.data).expanduser().exists() else c
+        for c in cells
+    ]
     return [
         Run(cell=c, name=n, zoo=zoo.root, command=zoo.command, threads=threads, track=at.track)
         for c, n in zip(cells, names, strict=True)
@@ -185,7 +209,8 @@ def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
 def _outcomes(at: _At, todo: Sequence[Run]) -> Iterator[tuple[Run, Failure | None]]:
     if at.engine == "ray":
         folder = at.zoo.root / ".vtzoo" / "ray" / f"{at.spec.name}-{os.getpid()}"
-        return ray.run(run_one, todo, asked=at.spec.engine, retries=at.retries, folder=folder)
+        groups = [f"{r.cell.task} {r.cell.backbone}" for r in todo]
+        return ray.run(run_one, todo, asked=at.spec.engine, groups=groups, retries=at.retries, folder=folder)
     return local.run(run_one, todo, jobs=at.jobs, retries=at.retries, preload=["vtzoo.verbs.train"])
 
 
@@ -217,12 +242,15 @@ def _failures(failed: Mapping[str, Failure], count: int) -> VtzooError:
     )
 
 
-def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo) -> list[rows.Row]:
-    """A row for each run that is in the zoo, or that its engine has stopped; each with what it was asked for."""
+def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo, stage: str) -> list[rows.Row]:
+    """A row for each run that is in the zoo, or that its engine has stopped; each with what it was asked for.
+
+    A final's `spec` is the method without the knobs that were chosen, which may differ from task to task.
+    """
     entries = {e.name: e for e in zoo.entries("deltas")}
     found: list[rows.Row] = []
     for run in {r.name: r for r in runs if r.name not in failed}.values():
-        asked = {"spec": run.cell.method, "data": run.cell.data}
+        asked = {"spec": run.cell.stack if stage == "final" else run.cell.method, "data": run.cell.data}
         if run.name in entries:
             found.append({**rows.row_of(entries[run.name], zoo), **asked})
             continue
@@ -234,4 +262,8 @@ def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo) -> list[rows.R
 
 def _stopped(table: Path) -> set[str]:
     """The runs that an engine has stopped early in an earlier call: they lagged behind, and would again."""
-    return {str(r["ref"]) for r in rows.read(table) if r.get("stopped")} if table.is_file() else set()
+    try:
+        return {str(r["ref"]) for r in rows.read(table) if r.get("stopped")} if table.is_file() else set()
+    except Corrupt as error:
+        talk.say(f"{error.message}: it is written anew, and what was stopped early may be started again")
+        return set()

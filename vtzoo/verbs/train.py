@@ -90,7 +90,10 @@ def train(
         job, probes = _sweep(job, feed, prefix)
     else:
         epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
-    cost = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - worked, 1)}
+    seconds, cpu = time.monotonic() - started + feed.spared, time.process_time() - worked
+    cost = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+    if resume:  # what it took before it was stopped, nobody has noted
+        cost = dict.fromkeys(cost)
     try:
         delta = _delta(job, _measured(job, feed, epochs))
         made = parallel.by_first(lambda: _keep(job, delta, params, cost, probes))
@@ -344,7 +347,7 @@ def versions() -> dict[str, str]:
 
 
 def _keep(
-    job: Job, delta: Delta, params: int, cost: Mapping[str, float], probes: Sequence[Mapping[str, Any]]
+    job: Job, delta: Delta, params: int, cost: Mapping[str, float | None], probes: Sequence[Mapping[str, Any]]
 ) -> Trained:
     """Put the delta in the zoo; what its training took of this machine stands in the index alone."""
     import tempfile
