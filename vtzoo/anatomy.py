@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vtzoo.errors import UsageError, did_you_mean
-from vtzoo.graft import CONTAINERS, Graft, own_parameters, own_tensors
+from vtzoo.graft import CONTAINERS, Graft, named_bare, own_parameters, own_tensors
 from vtzoo.probing import evaluating, probe
 from vtzoo.spec import plain
 
@@ -365,7 +365,7 @@ def survey(
     rate: Callable[[], Mapping[str, Tensor]] | None = None,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> Anatomy:
-    """Run one image through the model and note which modules are called, in order, with which shapes.
+    """Run one image through the model and note which modules, none of grafts, are called, in order, with which shapes.
 
     Args:
         model: in any mode, which it keeps.
@@ -383,7 +383,7 @@ def survey(
 
         return hook
 
-    handles = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules()]
+    handles = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in named_bare(model)]
     try:
         probe(model, size)
     finally:

@@ -57,13 +57,15 @@ def _check_sharing(recipe: Recipe, processes: int) -> None:
     """Refuse what a network of which each process keeps a part can't do.
 
     Raises:
-        UsageError: there is one process, or an average of the whole network is asked for.
+        UsageError: there is one process, or compiled blocks or an average of the whole network are asked for.
     """
     if processes == 1:
         raise UsageError(
             "parallel=fsdp shares the network out among processes, and this is one",
             "torchrun --nproc-per-node 2 -m vtzoo_cli train …",
         )
+    if recipe.compile:
+        raise UsageError("compiled blocks can't be shared out among processes", "leave compile or parallel out")
     if recipe.ema_decay:
         raise UsageError(
             "ema_decay averages the whole network, which no process has", "leave ema_decay or parallel out"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from vtzoo import files, parallel, talk
+from vtzoo import blocks, files, parallel, talk
 from vtzoo.data import mixed
 from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
@@ -116,12 +117,12 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
         One record per epoch: epoch, loss, lr, and what `validate` measured.
 
     Raises:
-        UsageError: an epoch without a batch, a probe without a head, a device or precision that isn't here, or norms that
-            would gather statistics in several processes.
+        UsageError: an epoch without a batch, a probe without a head, a device or precision that isn't here, norms that
+            would gather statistics in several processes, or no blocks to compute again or to compile.
         NotFound: nothing to resume.
         Mismatch: the checkpoint is of another run, or the processes are.
         Interrupted: stopped by the user; the checkpoint is written.
-        VtzooError: the loss is no longer finite.
+        VtzooError: the loss is no longer finite, or torch.compile fails.
     """
     if plan.steps < 1:
         raise UsageError("there is no batch to train on", "use more images (see limit), or a smaller --batch-size")
@@ -158,6 +159,9 @@ class _Run:
         self.accelerator = accelerator(recipe)
         self.plan, self.state = plan, State()
         self.device = self.accelerator.device
+        precision = partial(computing, self.accelerator)
+        compiler = "inductor" if recipe.compile else ""
+        self.blocks = blocks.manner(plan.model, precision, again=recipe.checkpointing, compiled=compiler)
         share = recipe.parallel == "fsdp"
         self.model = parallel.sharded(plan.model, self.device) if share else channels_last(plan.model.to(self.device))
         self.everything = nn.ModuleDict(
@@ -248,9 +252,10 @@ class _Run:
         self._reseed(mixed(seed, rank) if rank else seed)
         np.random.seed((recipe.seed * 1_000_003 + state.step) % 2**32)  # noqa: NPY002 - timm's Mixup draws from the global generator
         self._set_rate(state.step)
-        with computing(self.accelerator):
-            loss = self.plan.loss(self.model, batch)
-        self.accelerator.backward(loss)
+        with self.blocks():
+            with computing(self.accelerator):
+                loss = self.plan.loss(self.model, batch)
+            self.accelerator.backward(loss)
         mean = parallel.average(self.trained.values(), loss.detach().float(), len(batch[0]))
         if recipe.clip_norm:
             self.accelerator.clip_grad_norm_(list(self.trained.values()), recipe.clip_norm)

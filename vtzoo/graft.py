@@ -318,6 +318,12 @@ def named_grafts(model: nn.Module) -> list[tuple[str, Graft]]:
     ]
 
 
+def named_bare(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module by name but those that grafts are made of."""
+    inside = tuple(prefix for prefix, _ in named_grafts(model))
+    return [(n, m) for n, m in model.named_modules() if not f"{n}.".startswith(inside)]
+
+
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor that grafts own, named `<site>.<graft>.<param>`."""
     return {p + k: v for p, child in named_grafts(model) for k, v in child.state_dict(keep_vars=True).items()}

@@ -142,5 +142,6 @@ def _same(x: Tensor) -> Tensor:
 
 def _normed(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     y = (x - mean).mul_(rstd)
-    y = y if weight is None else y.mul_(weight)
-    return y if bias is None else y.add_(bias)
+    if weight is None or bias is None:
+        return y if weight is None else y.mul_(weight)
+    return torch.addcmul(bias, y, weight, out=y)  # as the norm itself rounds

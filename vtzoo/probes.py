@@ -26,6 +26,7 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 """AdamW's (Loshchilov & Hutter 2019, arXiv:1711.05101), as in torch."""
 OPEN = {
     "optimizer": "adamw", "ema_decay": 0.0, "patience": 0, "probe_epochs": 0, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0,
+    "checkpointing": False, "compile": False,
 }  # fmt: skip
 """What probes that are trained together can't do otherwise."""
 
@@ -44,7 +45,8 @@ def check(recipe: Recipe) -> None:
     """Refuse what probes can't do together.
 
     Raises:
-        UsageError: an average, patience, mixed images, stochastic depth, another optimiser than AdamW, or no validation.
+        UsageError: an average, patience, mixed images, stochastic depth, another optimiser than AdamW, no validation, or knobs of blocks, of
+            which none runs.
     """
     asked = asdict(recipe)
     if wrong := [f"{k}={asked[k]}" for k, v in OPEN.items() if asked[k] != v]:

@@ -1,7 +1,7 @@
 """Training knobs: one frozen record that `--set`, `--config`, a method's RECIPE and a delta's header share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -36,6 +36,9 @@ class Recipe:
     train_on=train+val trains on the validation images, too, once the knobs are chosen, and measures the test images alone.
 
     In several processes (torchrun), batch_size is of all together; each keeps the whole frozen network (parallel=ddp) or a part (fsdp).
+
+    With `checkpointing` (of activations, not of the run) the backward pass computes each block again, which costs a third more time and
+    much less memory; with `compile` blocks run through torch.compile while training (`vtzoo.blocks`).
 
     Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
     and of test images, the same ones whatever the seed; both take as many of each class as there are. eval_on=val leaves the test images
@@ -82,6 +85,8 @@ class Recipe:
     class_weights: str = "none"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse knobs that contradict each other, and a preset that there isn't."""
@@ -114,3 +119,12 @@ def read(user: Mapping[str, Any], methods: Sequence[tuple[str, str]]) -> Recipe:
     found = knobs.decode(Recipe, {**chosen.over(methods), **user}, "recipe")
     assert isinstance(found, Recipe)
     return found
+
+
+def facts_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of the result.
+
+    How the work is shared out, and what is computed twice, is none of it: a run may go on in more processes, or with less memory.
+    """
+    without = {"parallel", "checkpointing"} | (set() if recipe.compile else {"compile"})
+    return {k: v for k, v in asdict(recipe).items() if k not in without}

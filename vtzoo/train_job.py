@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from vtzoo.layerwise import shares
 from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find
 from vtzoo.probes import stepper
-from vtzoo.recipe import Recipe
+from vtzoo.recipe import Recipe, facts_of
 from vtzoo.score import leading, logits_of, measure
 from vtzoo.spec import BackboneCard, Task, plain
 from vtzoo.tensors import channels_last
@@ -54,11 +54,6 @@ class Job:
     test: D.Images | None
     grid: tuple[tuple[float, float], ...] = ()
     weights: Tensor | None = None
-
-
-def facts_of(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of the result; how the work is shared out is none of it, so that a run may go on in more processes."""
-    return {k: v for k, v in asdict(recipe).items() if k != "parallel"}
 
 
 def mixes(recipe: Recipe) -> bool:

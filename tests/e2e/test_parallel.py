@@ -55,6 +55,8 @@ MORE: dict[str, dict[str, Any]] = {
     "one-left-sharded": {"backbone": "read", "method": LORA, "recipe": {"limit": 81, "parallel": "fsdp"}},
     "aside-sharded": {"backbone": "read", "method": "vqt[dropout=0]", "recipe": {"parallel": "fsdp"}},
     "chosen": {"backbone": "read", "method": "gps[k=2]"},
+    "again": {"backbone": "called", "method": LORA, "recipe": {"checkpointing": True}},
+    "again-sharded": {"backbone": "read", "method": LORA, "recipe": {"checkpointing": True, "parallel": "fsdp"}},
 }  # fmt: skip
 SIZES = {"mixed": [20] * 20, "one-left-sharded": [20, 20, 20, 20, 2] * 5}
 """Of both processes' parts of each batch: mixing wants whole ones, and of a single image both take all."""

@@ -66,6 +66,38 @@ def test_kept_features_change_nothing(zoo: Zoo, said: list[str], method: str, re
     assert all(torch.allclose(cached[n], plain[n], rtol=1e-5, atol=1e-6) for n in plain)
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["lora[rank=2,targets=blocks.5.mlp.fc2]+bitfit", pytest.param("adapter+ssf", marks=pytest.mark.slow)]
+    + [pytest.param(f"{m}[targets=blocks.5.mlp.fc2]", marks=pytest.mark.slow) for m in ("lora", "partial")],
+)
+def test_recomputed_blocks_change_nothing(zoo: Zoo, method: str) -> None:
+    """With activation checkpointing the delta is the same file, also where kept features come into the middle of a block."""
+    made = [
+        train(
+            backbone="tiny", data="vtzoo:fashion", method=method, name=f"fashion/{'again' if again else 'kept'}", zoo=zoo,
+            recipe={**RECIPE, "epochs": 3, "limit": 30, "checkpointing": again},
+        )
+        for again in (False, True)
+    ]  # fmt: skip
+    assert made[0].digest == made[1].digest
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile asks for
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [("lora[rank=2]", {"augment": "crop"}), ("lora[rank=2,targets=blocks.5.mlp.fc2]", {"checkpointing": True})],
+)
+def test_compiled_blocks_change_only_rounding(zoo: Zoo, method: str, recipe: dict[str, Any]) -> None:
+    """torch.compile, with a smaller last batch, trains what runs as it is written, and the header says that it was used."""
+    plain = run(zoo, "fashion/plain", method, limit=50, epochs=3, **recipe)
+    fast = run(zoo, "fashion/fast", method, limit=50, epochs=3, compile=True, **recipe)
+    assert all(torch.allclose(plain[n], fast[n], rtol=1e-3, atol=1e-4) for n in plain)
+    headers = [Delta.open(zoo.object(zoo.resolve(n).facts["digest"])).recipe for n in ("fashion/plain", "fashion/fast")]
+    assert ["compile" in h for h in headers] == [False, True]
+
+
 def test_runs_share_their_features(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another seed, rate and head find what the first run computed; other images, of course, don't."""
     run(zoo, "first")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, checkpoint_path, fit
 from vtzoo.losses._outputs import Outputs
-from vtzoo.recipe import Recipe
+from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.spec import BackboneCard, plain
@@ -252,7 +252,7 @@ def _lessons(job: _Job) -> _Lessons:
 
 def _fit(job: _Job, *, resume: bool) -> list[dict[str, Any]]:
     lessons = _lessons(job)
-    what = [job.teaching.key(0), job.teaching.views, asdict(job.recipe), job.spec, job.card.json(), job.start]
+    what = [job.teaching.key(0), job.teaching.views, facts_of(job.recipe), job.spec, job.card.json(), job.start]
     checkpoint = checkpoint_path(job.zoo.root, job.name, "student")
     plan = Plan(
         model=job.student, loss=lessons.loss, batches=lessons.batches, steps=-(-len(lessons.train) // job.recipe.batch_size),
@@ -264,7 +264,7 @@ def _fit(job: _Job, *, resume: bool) -> list[dict[str, Any]]:
 
 def _keep(job: _Job, history: list[dict[str, Any]], metrics: dict[str, Any]) -> Distilled:
     task = job.teaching.teachers[0].task if "logits" in job.teaching.needs else None
-    used = {k: v for k, v in asdict(job.recipe).items() if k not in UNUSED}
+    used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
     student = {"from": job.card.name, "start": job.start}
     lineage = {"verb": "distill", "loss": job.spec, "recipe": used, "student": student, **facts(job.teaching)}
     params = sum(p.numel() for p in job.student.parameters())

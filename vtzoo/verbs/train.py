@@ -29,13 +29,13 @@ from vtzoo.prefix import Prefix
 from vtzoo.presets import preset
 from vtzoo.probes import best_of, sweep
 from vtzoo.probes import check as check_probes
-from vtzoo.recipe import Recipe, read
+from vtzoo.recipe import Recipe, facts_of, read
 from vtzoo.results import Trained
 from vtzoo.sampling import chosen, class_weights
 from vtzoo.score import brief, leading, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
-from vtzoo.train_job import Job, cut, facts_of, feed_of, forecast_of, head_of, mixes, plan_of
+from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
 Watch = Callable[[Mapping[str, Any]], None]
