@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,13 @@ from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.graft import has_statistics
 from vtzoo.machine import processes
+from vtzoo.narrow import narrow
 from vtzoo.recipe import Recipe
 from vtzoo.tensors import TensorFile, channels_last, write
 
 Batch = tuple[Tensor, ...]
 DEFAULT_LR = 1e-3
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ECHO = 2.0
 """Seconds in which a launcher of several processes hands on the Ctrl-C that they had from the terminal already."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -129,10 +131,10 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
     if plan.recipe.probe_epochs and not plan.head:
         raise UsageError("there is no head to train alone first", "leave probe_epochs at 0")
     run = _Run(plan)
-    run.meet()
-    if resume:
-        run.load()
-    with _stoppable() as stopped:
+    with run.narrowed, _stoppable() as stopped:
+        run.meet()
+        if resume:
+            run.load()
         while len(run.state.history) < plan.recipe.probe_epochs + plan.recipe.epochs and not run.exhausted():
             run.epoch(len(run.state.history), stopped)
             run.save()
@@ -140,7 +142,7 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
                 plan.watch(run.state.history[-1])
             if stopped():
                 raise run.interrupted(f"after epoch {len(run.state.history)}")
-    run.finish()
+        run.finish()
     return run.state.history
 
 
@@ -173,6 +175,9 @@ class _Run:
         self.optimizer: Any = self.accelerator.prepare_optimizer(plain)
         self.probing = recipe.probe_epochs * plan.steps  # steps in which the head learns alone
         self.schedules = [self._schedule(n * plan.steps) for n in (recipe.probe_epochs, recipe.epochs)]
+        self.narrowed = ExitStack()
+        if recipe.precision != "fp32" and not share:
+            self.narrowed.callback(narrow(self.model, DTYPES[recipe.precision], precision))
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.best: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []  # of this epoch's steps

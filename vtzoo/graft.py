@@ -246,7 +246,7 @@ def _leanly(host: Any, children: list[Graft]) -> bool:
     """Whether the first graft and its host can run as one (see `vtzoo.lean`)."""
     if not children or not children[0].adds or any(g.rewrites for g in children):
         return False
-    base, reads, *_ = host._vtzoo_made_from
+    base, reads = nature(host)
     return base.forward is nn.Linear.forward and not reads and lean.applies(*host._parameters.values())
 
 
@@ -297,6 +297,12 @@ def _reader(name: str) -> Callable[[nn.Module], Tensor]:
         return _value(self, name, len(grafts(self)))
 
     return read
+
+
+def nature(module: nn.Module) -> tuple[Any, frozenset[str]]:
+    """A module's own class, and which of its parameters are read through grafts."""
+    base, reads, *_ = getattr(type(module), "_vtzoo_made_from", (type(module), frozenset[str]()))
+    return base, reads
 
 
 def own_parameters(module: nn.Module) -> Mapping[str, Tensor]:
