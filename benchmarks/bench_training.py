@@ -1,18 +1,20 @@
 """A training step of LoRA beside PEFT's, full fine-tuning and the frozen network: time and peak memory.
 
-    python benchmarks/bench_training.py [ARCH …] [--batch 32] [--rounds 5] [--precision bf16] [--others]
+    python benchmarks/bench_training.py [ARCH …] [--batch 32] [--rounds 5] [--pixels 224] [--precision bf16] [--others | --methods SPEC …]
 
 All live in one process and take a step in turns; a ratio is the median over the rounds. Memory is what a step holds at most
 beside the model, by torch's own account of its allocations, the optimiser's state included. The frozen network passes
 gradients from its head to the pixels and trains the head alone: no method that adapts all depths can be cheaper. With
---others DoRA, IA3 and OFT run beside PEFT's instead. Adds its rows to results/training.json.
+--others DoRA, IA3 and OFT run beside PEFT's instead. With --methods any of this package's run beside the frozen network, a `*` after
+one computes its blocks again in the backward pass. Adds its rows to results/training.json.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +26,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import vtzoo
+from vtzoo.blocks import manner
 
 HEAD = ("training", "trained numbers", "s / step", "to PEFT's", "peak, MB", "to PEFT's")
+METHODS_HEAD = tuple(h.replace("PEFT's", "the frozen network's") for h in HEAD)
 SITES = r".*\.(qkv|proj|fc1|fc2)"
 OURS = "targets=qkv|proj|fc1|fc2"
 Builder = Callable[[nn.Module], nn.Module]
@@ -62,24 +66,26 @@ def pairs() -> dict[str, tuple[Any, str]]:
 class Run:
     """One training, a step at a time."""
 
-    def __init__(self, arch: str, build: Builder, batch: int, precision: str) -> None:
+    def __init__(
+        self, arch: str, build: Builder, batch: int, precision: str, pixels: int = 224, *, again: bool = False
+    ) -> None:
         torch.manual_seed(0)
-        self.model = build(create_model(arch, num_classes=10)).train()
+        sized = {} if pixels == 224 else {"img_size": pixels}
+        self.model = build(create_model(arch, num_classes=10, **sized)).train()
+        self.precise = partial(torch.autocast, "cpu", torch.bfloat16) if precision == "bf16" else nullcontext
+        self.blocks = manner(self.model, self.precise, again=again)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
-        self.x, self.y = torch.randn(batch, 3, 224, 224), torch.randint(0, 10, (batch,))
-        self.precision = precision
+        self.x, self.y = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 10, (batch,))
 
     def step(self) -> float:
         """Seconds of one step."""
         start = time.perf_counter()
-        context: AbstractContextManager[Any] = nullcontext()
-        if self.precision == "bf16":
-            context = torch.autocast("cpu", torch.bfloat16)
         x = self.x.detach().requires_grad_()  # as if something were trained at the pixels: no depth is left out
-        with context:
-            loss: Tensor = F.cross_entropy(self.model(x).float(), self.y)
-        loss.backward()
+        with self.blocks():
+            with self.precise():
+                loss: Tensor = F.cross_entropy(self.model(x).float(), self.y)
+            loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return time.perf_counter() - start
@@ -100,6 +106,8 @@ class Run:
 def builders(asked: argparse.Namespace) -> dict[str, Builder]:
     """What takes part, and beside which of PEFT's."""
     found: dict[str, Builder] = {} if asked.others else {"full fine-tuning": lambda model: model, "frozen": frozen}
+    if asked.methods:
+        return found | {spec: ours(spec.removesuffix("*")) for spec in asked.methods}
     for name, (config, spec) in pairs().items():
         if (name == "lora") != asked.others:
             found |= {f"PEFT {name}": peft(config), spec: ours(spec)}
@@ -108,7 +116,10 @@ def builders(asked: argparse.Namespace) -> dict[str, Builder]:
 
 def measured(arch: str, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Everything about one network."""
-    runs = {name: Run(arch, build, asked.batch, asked.precision) for name, build in builders(asked).items()}
+    runs = {
+        name: Run(arch, build, asked.batch, asked.precision, asked.pixels, again=name.endswith("*"))
+        for name, build in builders(asked).items()
+    }
     found: dict[str, dict[str, Any]] = {}
     for name, run in runs.items():
         run.step()
@@ -121,9 +132,9 @@ def measured(arch: str, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One line for each training; each is compared with the PEFT method that stands before it, the first ones with the first."""
+    """One line for each training; each is compared with the PEFT method that stands before it, the first ones with the first, all with the frozen network where there is none."""
     lines: list[tuple[str, ...]] = []
-    beside = next(m for n, m in found.items() if n.startswith("PEFT"))
+    beside = next((m for n, m in found.items() if n.startswith("PEFT")), found.get("frozen", {}))
     for name, own in found.items():
         beside = own if name.startswith("PEFT") else beside
         ratio = statistics.median(a / b for a, b in zip(own["seconds"], beside["seconds"], strict=True))
@@ -141,12 +152,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--others", action="store_true")
+    parser.add_argument("--methods", nargs="*", default=[])
     asked = parser.parse_args()
     for arch in asked.arch or ["vit_small_patch16_224", "vit_base_patch16_224"]:
         found = measured(arch, asked)
-        title = f"{arch}, batch {asked.batch}, {asked.precision}" + (", others" if asked.others else "")
-        keep(__doc__ or "", title, HEAD, rows(found), found)
+        title = (
+            f"{arch}, batch {asked.batch}, {asked.precision}"
+            + (", others" if asked.others else "")
+            + (f", {asked.pixels} px" if asked.methods else "")
+        )
+        keep(__doc__ or "", title, METHODS_HEAD if asked.methods else HEAD, rows(found), found)
 
 
 if __name__ == "__main__":

@@ -152,9 +152,13 @@ def graft(host: nn.Module, name: str, child: Graft) -> None:
         raise UsageError(f"{type(host).__name__} already has an attribute '{name}'", "detach the first delta")
     host.add_module(name, child)
     if not child.calls:  # who is read and stands before must be read too, or the order would differ from fold's
-        for other in grafts(host):
-            if other.edits:
-                other.calls = False
+        read = set(child.edits)
+        for other in reversed(grafts(host)):
+            if not other.adds or read & set(
+                other.edits
+            ):  # a sum may be added when called: the order makes no difference
+                other.calls = other.calls and not other.edits
+            read |= set() if other.calls else set(other.edits)
     host.__dict__["_graft_names"] = (*host.__dict__.get("_graft_names", ()), name)
     _dress(host)
     child.bind(host)
@@ -246,15 +250,15 @@ def _leanly(host: Any, children: list[Graft]) -> bool:
     """Whether the first graft and its host can run as one (see `vtzoo.lean`)."""
     if not children or not children[0].adds or any(g.rewrites for g in children):
         return False
-    base, reads = nature(host)
-    return base.forward is nn.Linear.forward and not reads and lean.applies(*host._parameters.values())
+    base, reads, *_ = host._vtzoo_made_from
+    return base.forward is nn.Linear.forward and reads <= {"bias"} and lean.applies(*host._parameters.values())
 
 
 def _with_product(host: Any, child: Graft, x: Tensor) -> Tensor:
     """The host with its first graft."""
     factors = child.factors("weight")
     assert factors is not None
-    return lean.linear(x, stored(host, "weight"), host._parameters["bias"], *factors)
+    return lean.linear(x, stored(host, "weight"), host.bias, *factors)
 
 
 def _like(before: Any, after: Any) -> Any:

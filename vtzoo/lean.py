@@ -1,10 +1,11 @@
 """A frozen linear whose weight a product of two thin matrices is added to, trained for little more than the frozen one costs.
 
-    y = x (W + L R)^T + b           dL = dy^T (x R^T),   dR = (dy L)^T x,   dx = dy (W + L R)
+    y = x (W + L R)^T + b           dL = dy^T (x R^T),   dR = (dy L)^T x,   dx = dy (W + L R),   db = dy^T 1
 
 In float32 W + L R is made once for each pass, which takes no time beside the two passes over all activations that a branch
 of its own needs; with fewer bits the sum would round the product away, and the branch stays, added in place. Of the input
-nothing is saved that another node saves anyway: what came out of a norm, an activation or a gate is computed again.
+nothing is saved that another node saves anyway: what came out of a norm, an activation or a gate is computed again. The
+same holds for a thin matrix by itself (`thin`), the first one of a bottleneck.
 """
 
 from collections.abc import Callable, Generator
@@ -19,17 +20,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 WIDE = (torch.float32, torch.float64)
+SMALL = 0.1
+"""A factor below this isn't divided by."""
 _COUNTED = ContextVar("counted", default=False)
 _OFF = ContextVar("off", default=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """x (weight + left right)^T + bias; weight and bias get no gradient.
+    """x (weight + left right)^T + bias; weight gets no gradient.
 
     Args:
         x: [..., in].
         weight: [out, in], frozen.
-        bias: [out], frozen, if there is one.
+        bias: [out], if there is one; it may be trained.
         left: [out, r].
         right: [r, in].
 
@@ -38,6 +41,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: 
     """
     again, kept = _recipe(x)
     return _Linear.apply(x, weight, bias, left, right, again, *kept)
+
+
+def thin(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias for a trained weight [r, in] with few rows."""
+    if not applies():
+        return F.linear(x, weight, bias)
+    again, kept = _recipe(x)
+    return _Thin.apply(x, weight, bias, again, *kept)
+
+
+def scaled(y: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """y * gamma + beta along the last axis, both trained; what is kept for their gradients is the result, which the next layer often keeps, too.
+
+    dgamma = (sum dz z - beta sum dz) / gamma: where some gamma is near zero, y is kept as ever. On other devices than the processor that
+    question would hold up what is being computed, and with fewer bits z says too little of y: the same.
+    """
+    wide = y.device.type == "cpu" and y.dtype in WIDE and y.dtype == gamma.dtype
+    if wide and applies() and bool(gamma.detach().abs().amin() > SMALL):
+        return _Scaled.apply(y, gamma, beta)
+    return y * gamma if beta is None else torch.addcmul(beta, y, gamma)
 
 
 def applies(*parameters: Tensor | None) -> bool:
@@ -98,7 +121,54 @@ class _Linear(torch.autograd.Function):
             full = torch.addmm(weight, left, right) if ctx.summed else weight.to(dy.dtype)
             dx = dy @ full
             dx = (dx if ctx.summed else dx.addmm_(inner.mT, high)).view(*grad.shape[:-1], weight.shape[1])
-        return dx, None, None, dleft, dright, None, *[None] * len(kept)
+        dbias = dy.sum(0) if ctx.needs_input_grad[2] else None
+        return dx, None, dbias, dleft, dright, None, *[None] * len(kept)
+
+
+class _Thin(torch.autograd.Function):
+    """See `thin`; `again(*kept)` is the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, again: Callable[..., Tensor], *kept: Tensor
+    ) -> Tensor:
+        ctx.again = again
+        ctx.save_for_backward(weight, *kept)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - torch names it otherwise
+        weight, *kept = ctx.saved_tensors
+        (grad,) = grads
+        dy = grad.flatten(0, -2)
+        x = ctx.again(*kept).flatten(0, -2).to(dy.dtype)
+        dweight = (dy.mT.contiguous() @ x).to(weight.dtype)  # on its side, as above
+        dbias = dy.sum(0) if ctx.needs_input_grad[2] else None
+        dx = (dy @ weight.to(dy.dtype)).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        return dx, dweight, dbias, None, *[None] * len(kept)
+
+
+class _Scaled(torch.autograd.Function):
+    """See `scaled`."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+        z = y * gamma if beta is None else torch.addcmul(beta, y, gamma)
+        ctx.save_for_backward(z, gamma, beta)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - torch names it otherwise
+        z, gamma, beta = ctx.saved_tensors
+        (grad,) = grads
+        dz = grad.flatten(0, -2)
+        dgamma, dbeta = (dz * z.flatten(0, -2)).sum(0), None
+        if beta is not None:
+            dbeta = dz.sum(0)
+            dgamma -= beta * dbeta
+        return grad * gamma if ctx.needs_input_grad[0] else None, dgamma / gamma, dbeta
 
 
 def _recipe(x: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:

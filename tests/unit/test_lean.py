@@ -97,6 +97,52 @@ def test_activation_checkpointing_sees_each_tensor_once() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+def test_a_thin_matrix_alone_is_a_linear(before: Callable[[Tensor], Tensor], biased: bool) -> None:
+    """Output and gradients, its bias's too, are those of a plain linear, whatever the input came out of; no second input is kept."""
+    weight, bias, *_ = (t.requires_grad_() for t in drawn())
+    z = torch.randn(3, 4, IN, dtype=torch.float64, requires_grad=True)
+    x, plain = before(z * 1), before(z * 1)
+    found = lean.thin(x, weight, bias if biased else None)
+    wanted = F.linear(plain, weight, bias if biased else None)
+    assert torch.equal(found, wanted)
+    assert found.grad_fn is not None
+    copied = any(t is not None and t.data_ptr() == x.data_ptr() for t in found.grad_fn.saved_tensors)  # type: ignore[attr-defined]
+    assert not copied or before in (BEFORE["nothing"], BEFORE["relu"], BEFORE["frozen scale"])
+    of = (z, weight, bias) if biased else (z, weight)
+    grad = torch.randn_like(wanted)
+    got, want = (torch.autograd.grad(y, of, grad) for y in (found, wanted))
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["beta", "no beta"])
+@pytest.mark.parametrize("smallest", [0.5, 1e-3, 0.0])
+def test_a_scale_keeps_its_result(smallest: float, biased: bool) -> None:
+    """Gradients are autograd's; what is kept is the output, and the input only where a factor is too small to divide by."""
+    gamma, beta = torch.linspace(-2, 2, OUT, dtype=torch.float64), torch.randn(OUT, dtype=torch.float64)
+    gamma[3] = smallest
+    of = [torch.randn(3, 4, OUT, dtype=torch.float64), gamma] + ([beta] if biased else [])
+    y, gamma, *rest = (t.requires_grad_() for t in of)
+    found, wanted = lean.scaled(y * 1, gamma, rest[0] if rest else None), y * gamma + (rest[0] if rest else 0)
+    assert torch.allclose(found, wanted, rtol=1e-14)
+    assert ("Scaled" in str(found.grad_fn)) == (smallest > lean.SMALL)
+    grad = torch.randn_like(wanted)
+    got, want = (torch.autograd.grad(z, (y, gamma, *rest), grad) for z in (found, wanted))
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(got, want, strict=True))
+
+
+def test_a_bias_may_be_trained_beside_the_product() -> None:
+    """Its gradient is the sum over rows, as autograd has it."""
+    weight, bias, left, right = drawn()
+    bias.requires_grad_()
+    x = torch.randn(3, 4, IN, dtype=torch.float64)
+    grad = torch.randn(3, 4, OUT, dtype=torch.float64)
+    got = torch.autograd.grad(lean.linear(x, weight, bias, left, right), (bias, left, right), grad)
+    want = torch.autograd.grad(F.linear(x, weight + left @ right, bias), (bias, left, right), grad)
+    assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(got, want, strict=True))
+
+
 def test_a_second_derivative_is_refused() -> None:
     """What is computed again has no graph of its own: a second derivative is an error, and never a wrong number."""
     weight, bias, left, right = drawn()
@@ -138,7 +184,10 @@ def test_few_bits_keep_a_small_product(autocast: bool) -> None:
         ("lora[rank=2,dynamic=true,targets=fc2]", 0),
         ("lora[rank=2,init=pissa,targets=fc2]", 0),
         ("lora[rank=2,dora=true,targets=fc2]", 0),
-        ("lora[rank=2,targets=fc2]+bitfit", 0),
+        ("lora[rank=2,targets=fc2]+bitfit", 2),
+        ("bitfit+lora[rank=2,targets=fc2]", 2),
+        ("lora[rank=2,dropout=0.5,targets=fc2]+bitfit", 0),
+        ("lora[rank=2,targets=fc2]+full", 0),
     ],
 )
 def test_it_is_taken_where_the_product_is_all_there_is(spec: str, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Graft
+from vtzoo.lean import thin
 
 ATTENTION = ("attn", "attention", "self_attn", "token_mixer", "mlp_tokens", "linear_tokens")
 MLP = ("mlp", "mlp_channels", "ffn")
@@ -45,10 +46,11 @@ class Bottleneck(Graft):
         self.down, self.down_bias = nn.Parameter(torch.empty(rank, width)), nn.Parameter(torch.zeros(rank))
         self.up, self.up_bias = nn.Parameter(torch.zeros(width, rank)), nn.Parameter(torch.zeros(width))
 
-    def branch(self, x: Tensor) -> Tensor:
-        """Same shape as x; every position by itself."""
-        x = x.movedim(self.axis, -1)
-        hidden = ACTIVATIONS[self.act](F.linear(x, self.down, self.down_bias))
+    def branch(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Same shape as x; every position by itself, every channel times its scale [channels] or one for all, where there is any."""
+        x = x if self.axis == -1 else x.movedim(self.axis, -1)  # a view would hide from `thin` what made it
+        hidden = ACTIVATIONS[self.act](thin(x, self.down, self.down_bias))
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
-        return F.linear(hidden, self.up, self.up_bias).movedim(-1, self.axis)
+        up, bias = (self.up, self.up_bias) if scale is None else (scale.reshape(-1, 1) * self.up, scale * self.up_bias)
+        return F.linear(hidden, up, bias).movedim(-1, self.axis)

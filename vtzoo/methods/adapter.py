@@ -87,11 +87,7 @@ class Graft(Bottleneck):
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - the interface
         """Add the branch to the output."""
-        branch = self.branch(y)
-        if self.scale is not None:
-            shape = [1] * y.ndim
-            shape[self.axis] = -1
-            branch = self.scale.reshape(shape) * branch
+        branch = self.branch(y, self.scale)
         if self.drop_path and self.training:
             kept = branch.new_empty(y.shape[0], *[1] * (y.ndim - 1)).bernoulli_(1 - self.drop_path)
             branch = branch * kept / (1 - self.drop_path)

@@ -27,6 +27,7 @@ from vtzoo import graft
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.graft import Before
+from vtzoo.lean import thin
 from vtzoo.methods._before import layers, shiftable
 
 GROUP = "adapter/sequential"
@@ -88,7 +89,7 @@ class Graft(graft.Graft):
 
     def enter(self, x: Tensor) -> Tensor:
         """Pass the input through the adapter, [..., in] -> [..., in]."""
-        hidden = F.linear(x, self.A, self.a)
+        hidden = thin(x, self.A, self.a)
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
         return x + self.scale * self._up(hidden)
