@@ -8,11 +8,8 @@ who asked for the training has kept its result and deletes it: `--resume` then r
 import hashlib
 import json
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,16 +27,14 @@ from vtzoo.data import mixed
 from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.graft import has_statistics
-from vtzoo.machine import processes
 from vtzoo.narrow import narrow
 from vtzoo.recipe import Recipe
+from vtzoo.stopping import stoppable
 from vtzoo.tensors import TensorFile, channels_last, write
 
 Batch = tuple[Tensor, ...]
 DEFAULT_LR = 1e-3
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ECHO = 2.0
-"""Seconds in which a launcher of several processes hands on the Ctrl-C that they had from the terminal already."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -131,7 +126,7 @@ def fit(plan: Plan, *, resume: bool = False) -> list[dict[str, Any]]:
     if plan.recipe.probe_epochs and not plan.head:
         raise UsageError("there is no head to train alone first", "leave probe_epochs at 0")
     run = _Run(plan)
-    with run.narrowed, _stoppable() as stopped:
+    with run.narrowed, stoppable() as stopped:
         run.meet()
         if resume:
             run.load()
@@ -376,25 +371,3 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in source.items():
             target[name].copy_(value)
-
-
-@contextmanager
-def _stoppable() -> Generator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM, in any process, into a request that is honoured after the step; the second one stops at once."""
-    asked: list[float] = []
-
-    def note(_number: int, _frame: Any) -> None:
-        now = time.monotonic()
-        if asked and not (processes() > 1 and now - asked[0] < ECHO):
-            raise KeyboardInterrupt
-        asked.append(now)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: parallel.anywhere(bool(asked))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
