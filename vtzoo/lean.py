@@ -20,8 +20,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 WIDE = (torch.float32, torch.float64)
-SMALL = 0.1
-"""A factor below this isn't divided by."""
 _COUNTED = ContextVar("counted", default=False)
 _OFF = ContextVar("off", default=False)
 
@@ -49,18 +47,6 @@ def thin(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     again, kept = _recipe(x)
     return _Thin.apply(x, weight, bias, again, *kept)
-
-
-def scaled(y: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-    """y * gamma + beta along the last axis, both trained; what is kept for their gradients is the result, which the next layer often keeps, too.
-
-    dgamma = (sum dz z - beta sum dz) / gamma: where some gamma is near zero, y is kept as ever. On other devices than the processor that
-    question would hold up what is being computed, and with fewer bits z says too little of y: the same.
-    """
-    wide = y.device.type == "cpu" and y.dtype in WIDE and y.dtype == gamma.dtype
-    if wide and applies() and bool(gamma.detach().abs().amin() > SMALL):
-        return _Scaled.apply(y, gamma, beta)
-    return y * gamma if beta is None else torch.addcmul(beta, y, gamma)
 
 
 def applies(*parameters: Tensor | None) -> bool:
@@ -147,28 +133,6 @@ class _Thin(torch.autograd.Function):
         dbias = dy.sum(0) if ctx.needs_input_grad[2] else None
         dx = (dy @ weight.to(dy.dtype)).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
         return dx, dweight, dbias, None, *[None] * len(kept)
-
-
-class _Scaled(torch.autograd.Function):
-    """See `scaled`."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
-        z = y * gamma if beta is None else torch.addcmul(beta, y, gamma)
-        ctx.save_for_backward(z, gamma, beta)
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - torch names it otherwise
-        z, gamma, beta = ctx.saved_tensors
-        (grad,) = grads
-        dz = grad.flatten(0, -2)
-        dgamma, dbeta = (dz * z.flatten(0, -2)).sum(0), None
-        if beta is not None:
-            dbeta = dz.sum(0)
-            dgamma -= beta * dbeta
-        return grad * gamma if ctx.needs_input_grad[0] else None, dgamma / gamma, dbeta
 
 
 def _recipe(x: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vtzoo.errors import UsageError, did_you_mean
-from vtzoo.files import atomic_text
+from vtzoo.files import atomic_text, writing
 
 PROJECT = "vtzoo"
 NAMED = {"mlflow": "run_name", "trackio": "name", "wandb": "name"}
@@ -43,15 +43,17 @@ class Log:
         self, path: Path, name: str, facts: Mapping[str, Any], trackers: Sequence[str], *, fresh: bool
     ) -> None:
         self.path, self.name, self.facts = path, name, facts
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if fresh or not path.exists():
-            self._write([])
+        self.fresh = fresh or not path.exists()
         self.trackers = [_started(t, name, path.parent, facts) for t in trackers]
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        """Note an epoch."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        """Note an epoch; the first one of a fresh run starts the file."""
+        if self.fresh:
+            self._write([record])
+        else:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(record))
+        self.fresh = False
         for tracker in self.trackers:
             tracker.log({k: v for k, v in record.items() if k != "epoch"}, step=record["epoch"])
 
@@ -62,6 +64,8 @@ class Log:
             tracker.finish()
 
     def _write(self, history: Sequence[Mapping[str, Any]]) -> None:
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         head = _line({"name": self.name, **self.facts})
         atomic_text(self.path, head + "".join(_line(r) for r in history))
 

@@ -475,7 +475,7 @@ def test_damaged_and_foreign_files_are_refused(zoo: Zoo, tmp_path: Path) -> None
 
 def test_interrupted_training_goes_on_where_it_stopped(zoo: Zoo) -> None:
     """Ctrl-C writes a checkpoint and exits with 130; --resume then gives the very tensors of an uninterrupted run."""
-    recipe = {**RECIPE, "epochs": 6}
+    recipe = {**RECIPE, "epochs": 4, "limit": 80, "eval_limit": 40}
     whole = train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="run/whole", zoo=zoo, recipe=recipe)
     command = [
         sys.executable, "-m", "vtzoo_cli", "train", "--zoo", str(zoo.root), "--backbone", "tiny", "--data", "vtzoo:fashion", "--method", "bitfit",

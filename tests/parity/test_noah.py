@@ -375,6 +375,7 @@ def test_train_keeps_the_stack_that_was_found(zoo: Zoo) -> None:
     attach(detach(again), delta, check=False)
 
 
+@pytest.mark.slow
 def test_resume_searches_no_second_time(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is taken up again has the stack of its checkpoint, without a search, and gives what it would have given."""
     whole = _train(zoo, "fashion/whole")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import profile
 
 from vtzoo.attention import LARGEST, PlainAttention
-from vtzoo.fit import Plan, fit
+from vtzoo.fit import Plan, stepper
 from vtzoo.recipe import Recipe
 
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -94,6 +94,8 @@ def test_training_uses_it(precision: str, fused: bool) -> None:
         batches=lambda *_: [(torch.randn(2, 3, 32, 32), torch.tensor([0, 2]))],
         recipe=Recipe(epochs=1, lr=0.01, weight_decay=0.0, precision=precision, device="cpu"),
     )  # fmt: skip
-    seen = ran(lambda: fit(plan))
+    (batch,) = plan.batches(0, 0)
+    step = stepper(plan)
+    seen = ran(lambda: step(batch))
     assert ({FUSED, f"{FUSED}_backward"} <= seen) == fused
     assert (FUSED in seen) == fused

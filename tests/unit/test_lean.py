@@ -116,22 +116,6 @@ def test_a_thin_matrix_alone_is_a_linear(before: Callable[[Tensor], Tensor], bia
     assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("biased", [True, False], ids=["beta", "no beta"])
-@pytest.mark.parametrize("smallest", [0.5, 1e-3, 0.0])
-def test_a_scale_keeps_its_result(smallest: float, biased: bool) -> None:
-    """Gradients are autograd's; what is kept is the output, and the input only where a factor is too small to divide by."""
-    gamma, beta = torch.linspace(-2, 2, OUT, dtype=torch.float64), torch.randn(OUT, dtype=torch.float64)
-    gamma[3] = smallest
-    of = [torch.randn(3, 4, OUT, dtype=torch.float64), gamma] + ([beta] if biased else [])
-    y, gamma, *rest = (t.requires_grad_() for t in of)
-    found, wanted = lean.scaled(y * 1, gamma, rest[0] if rest else None), y * gamma + (rest[0] if rest else 0)
-    assert torch.allclose(found, wanted, rtol=1e-14)
-    assert ("Scaled" in str(found.grad_fn)) == (smallest > lean.SMALL)
-    grad = torch.randn_like(wanted)
-    got, want = (torch.autograd.grad(z, (y, gamma, *rest), grad) for z in (found, wanted))
-    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(got, want, strict=True))
-
-
 def test_a_bias_may_be_trained_beside_the_product() -> None:
     """Its gradient is the sum over rows, as autograd has it."""
     weight, bias, left, right = drawn()

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from vtzoo import graft
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Before
-from vtzoo.lean import scaled
 
 GROUP = "parameter/weight-and-bias"
 PAPER = "arXiv:2210.08823"
@@ -67,7 +66,7 @@ class Graft(graft.Graft):
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - the interface
         """Scale and shift the last axis."""
-        return scaled(y, self.gamma, self.beta)
+        return y * self.gamma if self.beta is None else torch.addcmul(self.beta, y, self.gamma)
 
     def read(self, name: str, before: Before) -> Tensor:
         """Rows of the weight (or gain) times gamma; bias times gamma plus beta."""

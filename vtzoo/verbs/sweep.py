@@ -75,7 +75,7 @@ def sweep(
         has standings and rows.
 
     Raises:
-        UsageError, NotFound, Corrupt: what any run would refuse: before the first one starts.
+        UsageError, NotFound, Corrupt: before the first run starts.
         Interrupted: stopped; the same call goes on.
         VtzooError: some runs failed; all others are kept.
     """
@@ -91,23 +91,18 @@ def sweep(
         spec=spec, zoo=zoo, engine=engine, jobs=jobs or torch.cuda.device_count() or max(1, machine.processors() // 2), retries=retries,
         table=zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl", track=tuple(track),
     )  # fmt: skip
-    runs = _named(at, spec.cells)
+    runs, stopped = _named(at, spec.cells), _stopped(at.table)
     report: dict[str, Any] = {"runs": 0, "done": 0, "made": 0, "stopped": 0}
     if dry_run:
-        report |= {
-            "runs": len(runs),
-            "done": len(runs) - len(_todo(at, runs, _stopped(at.table))),
-            "names": [r.name for r in runs],
-        }
-        return Swept(ref=spec.name, path="", report=report)
-    stopped = _stopped(at.table)
+        done = len(runs) - len(_todo(at, runs, stopped))
+        return Swept(
+            ref=spec.name, path="", report={**report, "runs": len(runs), "done": done, "names": [r.name for r in runs]}
+        )
     found = _stage(at, runs, report, stopped, "" if spec.final is None else "search", table=table)
     _write(found, at.table, table)
     if spec.final is not None:
         scores = {r["ref"]: r.get("val_top1") or -1.0 for r in found}  # what was stopped is worse than what wasn't
-        last = replace(
-            at, spec=replace(spec, engine=replace(spec.engine, asha=None))
-        )  # what was chosen is trained to its end
+        last = replace(at, spec=replace(spec, engine=replace(spec.engine, asha=None)))  # the chosen run to their end
         chosen = _named(last, finals(spec, [scores[r.name] for r in runs]))
         found += _stage(last, chosen, report, stopped, "final", found, table)
         _write(found, at.table, table)

@@ -75,14 +75,15 @@ def train(
         backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run
     )  # fmt: skip
     params = sum(p.numel() for p in trainable(job.model).values())
-    shown = asdict(job.recipe)
     _announce(job, params)
     parallel.agree(job.spec)
     prefix = cut(job)
     if dry_run:
         searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
         plan = forecast_of(job, prefix)
-        return Trained(ref=name, path="", recipe=shown, params=params, method=job.spec, example=searches, plan=plan)
+        return Trained(
+            ref=name, path="", recipe=asdict(job.recipe), params=params, method=job.spec, example=searches, plan=plan
+        )
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
     started, worked = time.monotonic(), time.process_time()
     feed, epochs, probes = feed_of(job, prefix), job.recipe.epochs, list[dict[str, Any]]()
@@ -90,10 +91,7 @@ def train(
         job, probes = _sweep(job, feed, prefix)
     else:
         epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
-    seconds, cpu = time.monotonic() - started + feed.spared, time.process_time() - worked
-    cost = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
-    if resume:  # what it took before it was stopped, nobody has noted
-        cost = dict.fromkeys(cost)
+    cost = _cost(time.monotonic() - started + feed.spared, time.process_time() - worked, resumed=resume)
     try:
         delta = _delta(job, _measured(job, feed, epochs))
         made = parallel.by_first(lambda: _keep(job, delta, params, cost, probes))
@@ -103,6 +101,12 @@ def train(
         raise
     checkpoint.unlink(missing_ok=True)
     return made
+
+
+def _cost(seconds: float, cpu_seconds: float, *, resumed: bool) -> dict[str, float | None]:
+    """What a training took; of one that was taken up again nobody has noted what it took before."""
+    found = {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    return {k: None if resumed else round(v, 1) for k, v in found.items()}
 
 
 def _announce(job: Job, params: int) -> None:
