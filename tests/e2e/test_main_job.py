@@ -473,6 +473,7 @@ def test_damaged_and_foreign_files_are_refused(zoo: Zoo, tmp_path: Path) -> None
     assert issubclass(Mismatch, VtzooError)
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_where_it_stopped(zoo: Zoo) -> None:
     """Ctrl-C writes a checkpoint and exits with 130; --resume then gives the very tensors of an uninterrupted run."""
     recipe = {**RECIPE, "epochs": 4, "limit": 80, "eval_limit": 40}
@@ -586,6 +587,7 @@ def test_test_images_are_looked_at_first(zoo: Zoo, monkeypatch: pytest.MonkeyPat
         train(backbone="tiny", data="vtzoo:fashion", name="x/test", zoo=zoo, recipe=RECIPE)
 
 
+@pytest.mark.slow
 def test_divergence_is_said(zoo: Zoo, said: list[str]) -> None:
     """A training loss far above guessing brings a warning with a hint; a sane one does not."""
     given: dict[str, Any] = {"backbone": "tiny", "data": "vtzoo:fashion", "method": "linear", "zoo": zoo}

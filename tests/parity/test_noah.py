@@ -360,6 +360,7 @@ def _train(zoo: Zoo, name: str, **how):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_train_keeps_the_stack_that_was_found(zoo: Zoo) -> None:
     """The delta is a plain stack's, within the budget, trained at its parts' rate; its lineage says what was searched."""
     made = _train(zoo, "fashion/noah")
