@@ -137,7 +137,8 @@ def swept(facts: dict[str, Any]) -> list[Block]:
     counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before, {found['made']} made now"
     counts += f", {found['stopped']} stopped early" if found["stopped"] else ""
     if not facts["path"]:
-        return [*(Line(name) for name in found["names"]), Line(counts)]
+        finals = [Line(f"then {found['finals']} finals with the best knobs")] if found["finals"] else []
+        return [*(Line(name) for name in found["names"]), Line(counts), *finals]
     return [_standings(found["standings"]), Line(counts), Line(f"table: {facts['path']}")]
 
 

@@ -11,14 +11,13 @@ Split = Literal["train", "val", "test"]
 ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-def labelled(tree: Tree, split: Split, side: int) -> Images:
-    """One split of a tree whose folders are classes.
+def labelled(tree: Tree, every: list[str], split: Split, side: int) -> Images:
+    """One split of a tree whose folders are classes; `every` is all of its images' names.
 
     Raises:
         UsageError: no class, one class, or splits whose classes differ.
         NotFound: a split layout without this split.
     """
-    every = tree.names()
     layout = _layout(every)
     if layout:
         _check_splits({s: {n: n.split("/", 2)[1] for n in names} for s, names in layout.items()}, tree.where)

@@ -21,18 +21,18 @@ Table = Mapping[str, tuple[str, ...]]
 FILES = ("metadata.jsonl", "metadata.csv")
 
 
-def several(tree: Tree, split: Split, side: int) -> Images | None:
-    """One split of such images; None where no table has labels.
+def several(tree: Tree, names: Sequence[str], split: Split, side: int) -> Images | None:
+    """One split of such images, `names` being all of the tree's; None where no table has labels.
 
     Raises:
         UsageError: an image without a row, a row without an image or twice, fewer than two labels.
         Corrupt: a table that can't be read.
         NotFound: a split layout without this split.
     """
-    every = sorted(tree.names())
-    table = _table(tree, every)
+    table = _table(tree, names)
     if table is None:
         return None
+    every = sorted(names)
     layout: dict[str, list[str]] = {}
     for name in every:
         if found := ALIASES.get(name.split("/", 1)[0].lower(), "") if "/" in name else "":

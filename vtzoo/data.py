@@ -81,13 +81,14 @@ def open_data(
 def _labelled(tree: Tree, split: Split, side: int, *, several: bool) -> Images:
     if (images := _lists.listed(tree, split, side)) is not None:
         return images
-    found = _several.several(tree, split, side)
+    every = tree.names()
+    found = _several.several(tree, every, split, side)
     if found is not None and not several:
         raise UsageError(
             f"{tree.where} has images with several labels each, which only train, eval and predict know",
             "give images in folders by class",
         )
-    return _layout.labelled(tree, split, side) if found is None else found
+    return _layout.labelled(tree, every, split, side) if found is None else found
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -192,6 +192,8 @@ def _features(
             return float(TensorFile(path)[TOOK])
         with _alone(path):
             if not _sound(path):  # nobody has computed it meanwhile
+                if path.exists():
+                    talk.say(f"{path} is damaged: it is computed again")
                 rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
                 _write(path, rows, len(images), {"vtzoo": json.dumps(known, sort_keys=True)})
         return 0.0
@@ -255,7 +257,6 @@ def _sound(path: Path) -> bool:
             return TOOK in TensorFile(path)
     except (Corrupt, KeyError):
         pass
-    talk.say(f"{path} is damaged: it is computed again")
     return False
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model, with_config
 
@@ -44,6 +44,23 @@ def parse(spec: str) -> list[Part]:
     if not parts:
         raise UsageError("the spec is empty", "write a name such as lora[rank=8]")
     return parts
+
+
+def document(text: str, where: str, hint: str) -> Mapping[str, Any]:
+    """A YAML file's text as a mapping of knobs; `where` names it in messages.
+
+    Raises:
+        UsageError: it is no YAML, or no mapping.
+    """
+    import yaml
+
+    try:
+        content: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", hint) from None
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{where} is no mapping", hint)
+    return cast("Mapping[str, Any]", content)
 
 
 def one(spec: str) -> Part:

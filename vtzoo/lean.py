@@ -9,7 +9,7 @@ same holds for a thin matrix by itself (`thin`), the first one of a bottleneck.
 """
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -61,14 +61,9 @@ def applies(*parameters: Tensor | None) -> bool:
     return frozen and plain and torch.is_grad_enabled() and not _OFF.get()
 
 
-@contextmanager
-def off() -> Generator[None]:
+def off() -> AbstractContextManager[None]:
     """Inside, layers go the plain way, for what the lean one can't do: gradients of gradients, forward-mode, batched gradients."""
-    token = _OFF.set(True)
-    try:
-        yield
-    finally:
-        _OFF.reset(token)
+    return _on(_OFF)
 
 
 class _Linear(torch.autograd.Function):
@@ -155,14 +150,18 @@ def _recipe(x: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
             return _same, (x,)
 
 
-@contextmanager
-def counting() -> Generator[None]:
+def counting() -> AbstractContextManager[None]:
     """Inside, hooks on what is saved are somebody's who counts it, and gives each tensor as often as it is asked for."""
-    token = _COUNTED.set(True)
+    return _on(_COUNTED)
+
+
+@contextmanager
+def _on(switch: ContextVar[bool]) -> Generator[None]:
+    token = switch.set(True)
     try:
         yield
     finally:
-        _COUNTED.reset(token)
+        switch.reset(token)
 
 
 def _watched() -> bool:

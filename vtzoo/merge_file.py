@@ -14,8 +14,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from vtzoo import knobs
 from vtzoo.errors import UsageError, did_you_mean
 
@@ -72,12 +70,7 @@ def read(text: str, where: str) -> Asked:
     Raises:
         UsageError: it is no YAML, has unknown keys, or asks for what is not the same here.
     """
-    try:
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", "see vtzoo merge --help") from None
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{where} is no mapping", "write method: … and deltas: …")
+    content = knobs.document(text, where, "write method: … and deltas: …")
     return _mergekits(content, where) if "merge_method" in content else _own(content, where)
 
 

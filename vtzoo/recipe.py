@@ -37,8 +37,8 @@ class Recipe:
 
     In several processes (torchrun), batch_size is of all together; each keeps the whole frozen network (parallel=ddp) or a part (fsdp).
 
-    With `checkpointing` (of activations, not of the run) the backward pass computes each block again, which costs a third more time and
-    much less memory; with `compile` blocks run through torch.compile while training (`vtzoo.blocks`).
+    With `checkpointing` (of activations, not of the run) the backward pass computes each block again: one forward pass more, and of
+    activations each block's input alone is kept; with `compile` blocks run through torch.compile while training (`vtzoo.blocks`).
 
     Validation takes place every `eval_every` epochs and after the last one; `limit` is of training images, `eval_limit` of validation
     and of test images, the same ones whatever the seed; both take as many of each class as there are. eval_on=val leaves the test images

@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from vtzoo import knobs, registry
@@ -84,7 +83,7 @@ class Cell:
 
         Args:
             fingerprint: the backbone's.
-            images: the training images' digest.
+            images: what stands for the images of all splits.
         """
         facts = [self.task, fingerprint, images, self.method, self.seed, dict(self.recipe)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -132,12 +131,7 @@ def read(text: str, where: str) -> Sweep:
         UsageError: it is no YAML, has unknown keys or knobs, an empty part, or a variable that isn't set.
         NotFound: no such method.
     """
-    try:
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", "see vtzoo sweep --help") from None
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{where} is no mapping", "write tasks: …, backbones: … and methods: …")
+    content = knobs.document(text, where, "write tasks: …, backbones: … and methods: …")
     if not content.get("name"):
         raise UsageError(f"{where} has no name", "write name: my-sweep at its top")
     file: Any = knobs.decode(_File, content, where)

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -175,6 +177,8 @@ def test_finals_train_the_best_of_the_search_on_all_images(zoo: Zoo, tmp_path: P
     text += (
         "grid: {lr: [1e-5, 1e-2]}\nfinal: {recipe: {train_on: train+val, eval_on: val+test, limit: 0}, seeds: [0, 1]}\n"
     )
+    planned = sweep(spec=read(text), zoo=zoo, jobs=1, dry_run=True).report
+    assert (planned["runs"], planned["finals"]) == (2, 2)
     made = sweep(spec=read(text), zoo=zoo, jobs=1)
     search, final = ([r for r in made.report["rows"] if r["stage"] == s] for s in ("search", "final"))
     assert [r["split"] for r in search] == ["val", "val"]
@@ -249,3 +253,20 @@ def test_ray_stops_what_lags_behind(zoo: Zoo) -> None:
     assert first.report["stopped"] + first.report["made"] == 8
     again = sweep(spec=read(text), zoo=zoo, engine="ray")
     assert (again.report["done"], again.report["made"]) == (8, 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_trials_on_ray(zoo: Zoo, tmp_path: Path) -> None:
+    """The cluster that the sweep started goes with it, long before its trials would have ended; the same command may go on."""
+    spec = tmp_path / "long.yaml"
+    spec.write_text(LONG.replace("epochs: 12", "epochs: 5000"))
+    command = [sys.executable, "-m", "vtzoo_cli", "sweep", str(spec), "--zoo", str(zoo.root), "--engine", "ray"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((zoo.root / ".vtzoo" / "checkpoints").glob("*.safetensors")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert "the same command goes on from there" in said
+    assert not list((zoo.root / ".vtzoo" / "ray").glob("*"))

@@ -7,23 +7,19 @@ up. With ASHA, trials that lag behind are stopped; they make no delta.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Queue
 from shutil import rmtree
+from threading import Thread
 from typing import Any
 
 from vtzoo.engines import Failure, T, Work
 from vtzoo.errors import UsageError
 from vtzoo.sweep_file import Engine
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
 SCORE = "top1"
 
 
@@ -74,21 +70,34 @@ def run(
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),
         )  # fmt: skip
-        with ThreadPoolExecutor(1) as alone:
-            fitted = alone.submit(tuner.fit)
-            fitted.add_done_callback(lambda _: ended.put(None))
-            told = set[int]()
-            while (index := ended.get()) is not None:
-                told.add(index)
-                yield items[index], None
-            for result in fitted.result():
-                index = int((result.config or {})["index"])
-                if index not in told:
-                    yield items[index], _failure(result)
-    finally:
+        fitted = _aside(tuner.fit)
+        fitted.add_done_callback(lambda _: ended.put(None))
+        told = set[int]()
+        while (index := ended.get()) is not None:
+            told.add(index)
+            yield items[index], None
+        for result in fitted.result():
+            index = int((result.config or {})["index"])
+            if index not in told:
+                yield items[index], _failure(result)
+    finally:  # also in the middle, by Ctrl-C
         if started:
             ray.shutdown()
         rmtree(folder, ignore_errors=True)
+
+
+def _aside(do: Callable[[], Any]) -> "Future[Any]":
+    """Do something in a thread that nobody waits for at the exit: without its cluster Tune waits a minute for it."""
+    found: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(do())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            found.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return found
 
 
 def _tried(work: Work[T], item: T, report: Callable[[dict[str, Any]], None]) -> Failure | None:

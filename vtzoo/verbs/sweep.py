@@ -80,13 +80,7 @@ def sweep(
         VtzooError: some runs failed; all others are kept.
     """
     zoo = zoo or Zoo.find()
-    if engine not in ENGINES:
-        raise UsageError(f"no engine is called '{engine}'", f"one of {', '.join(ENGINES)}")
-    if engine == "ray":
-        ray.check()
-    if table is not None:
-        rows.check(table)
-    tracking.check(track)
+    _check(engine, table, track)
     at = _At(
         spec=spec, zoo=zoo, engine=engine, jobs=jobs or torch.cuda.device_count() or max(1, machine.processors() // 2), retries=retries,
         table=zoo.root / ".vtzoo" / "sweeps" / f"{spec.name}.jsonl", track=tuple(track),
@@ -94,44 +88,56 @@ def sweep(
     runs, stopped = _named(at, spec.cells), _stopped(at.table)
     report: dict[str, Any] = {"runs": 0, "done": 0, "made": 0, "stopped": 0}
     if dry_run:
-        done = len(runs) - len(_todo(at, runs, stopped))
-        return Swept(
-            ref=spec.name, path="", report={**report, "runs": len(runs), "done": done, "names": [r.name for r in runs]}
-        )
-    found = _stage(at, runs, report, stopped, "" if spec.final is None else "search", table=table)
-    _write(found, at.table, table)
-    if spec.final is not None:
-        scores = {r["ref"]: r.get("val_top1") or -1.0 for r in found}  # what was stopped is worse than what wasn't
-        last = replace(at, spec=replace(spec, engine=replace(spec.engine, asha=None)))  # the chosen run to their end
-        chosen = _named(last, finals(spec, [scores[r.name] for r in runs]))
-        found += _stage(last, chosen, report, stopped, "final", found, table)
+        report |= {
+            "runs": len(runs),
+            "done": len(runs) - len(_todo(at, runs, stopped)),
+            "names": [r.name for r in runs],
+        }
+        report["finals"] = len(finals(spec, [0.0] * len(runs))) if spec.final else 0
+        return Swept(ref=spec.name, path="", report=report)
+    found: list[rows.Row] = []
+    for stage, here, own in _stages(at, runs, found):
+        todo = _todo(here, own, stopped)
+        failed = _all(here, todo, len(own))
+        made = _rows(own, failed, zoo, stage)
+        found += made
         _write(found, at.table, table)
+        if failed:
+            raise _failures(failed, len(todo))
+        _count(report, own, todo, made)
     report |= {"standings": [asdict(s) for s in standings(r for r in found if "top1" in r)], "rows": found}
     return Swept(ref=spec.name, path=str(at.table), report=report)
 
 
-def _stage(
-    at: _At, runs: Sequence[Run], report: dict[str, Any], stopped: Collection[str], stage: str, before: Sequence[rows.Row] = (),
-    table: Path | None = None,
-) -> list[rows.Row]:  # fmt: skip
-    """Run what isn't done, and count in `report`; the rows are marked with the stage, if it has a name.
+def _check(engine: str, table: Path | None, track: Sequence[str]) -> None:
+    """Refuse what no run could do anything about."""
+    if engine not in ENGINES:
+        raise UsageError(f"no engine is called '{engine}'", f"one of {', '.join(ENGINES)}")
+    if engine == "ray":
+        ray.check()
+    if table is not None:
+        rows.check(table)
+    tracking.check(track)
 
-    Raises:
-        VtzooError: some failed; the table has the others, below the rows `before`.
-    """
-    todo = _todo(at, runs, stopped)
-    talk.say(f"{at.spec.name}: {len(runs)} runs, {len(runs) - len(todo)} of them done before")
-    failed = _all(_outcomes(at, todo), len(todo)) if todo else {}
-    own = [{**r, **({"stage": stage} if stage else {})} for r in _rows(runs, failed, at.zoo, stage)]
-    if failed:
-        _write([*before, *own], at.table, table)
-        raise _failures(failed, len(todo))
-    early = {r["ref"] for r in own if r.get("stopped")}
+
+def _stages(at: _At, runs: list[Run], found: Sequence[rows.Row]) -> Iterator[tuple[str, _At, list[Run]]]:
+    """What is run after what: the runs, and where there are finals, those that the rows `found` meanwhile have chosen, to their end."""
+    if at.spec.final is None:
+        yield "", at, runs
+        return
+    yield "search", at, runs
+    scores = {r["ref"]: r.get("val_top1") for r in found}
+    own = [-1.0 if (score := scores[r.name]) is None else score for r in runs]  # what was stopped is worse than any
+    last = replace(at, spec=replace(at.spec, engine=replace(at.spec.engine, asha=None)))
+    yield "final", last, _named(last, finals(at.spec, own))
+
+
+def _count(report: dict[str, Any], runs: Sequence[Run], todo: Sequence[Run], made: Sequence[rows.Row]) -> None:
+    early = {r["ref"] for r in made if r.get("stopped")}
     report["runs"] += len(runs)
     report["done"] += len(runs) - len(todo)
     report["made"] += sum(r.name not in early for r in todo)
     report["stopped"] += len(early)
-    return own
 
 
 def _write(found: Sequence[rows.Row], own: Path, copy: Path | None) -> None:
@@ -209,10 +215,13 @@ def _outcomes(at: _At, todo: Sequence[Run]) -> Iterator[tuple[Run, Failure | Non
     return local.run(run_one, todo, jobs=at.jobs, retries=at.retries, preload=["vtzoo.verbs.train"])
 
 
-def _all(outcomes: Iterator[tuple[Run, Failure | None]], count: int) -> dict[str, Failure]:
-    """Let all runs end; what failed, by name."""
+def _all(at: _At, todo: Sequence[Run], runs: int) -> dict[str, Failure]:
+    """Let all that is to be done of so many runs end; what failed, by name."""
+    talk.say(f"{at.spec.name}: {runs} runs, {runs - len(todo)} of them done before")
     failed: dict[str, Failure] = {}
-    started, done = time.monotonic(), 0
+    if not todo:
+        return failed
+    started, done, count, outcomes = time.monotonic(), 0, len(todo), _outcomes(at, todo)
     try:
         with closing(outcomes):  # type: ignore[type-var] - engines are generators
             for run, failure in talk.track(outcomes, "runs", count):
@@ -240,12 +249,13 @@ def _failures(failed: Mapping[str, Failure], count: int) -> VtzooError:
 def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo, stage: str) -> list[rows.Row]:
     """A row for each run that is in the zoo, or that its engine has stopped; each with what it was asked for.
 
-    A final's `spec` is the method without the knobs that were chosen, which may differ from task to task.
+    They are marked with the stage, if it has a name. A final's `spec` is the method without the knobs that were chosen, which may differ from task to task.
     """
     entries = {e.name: e for e in zoo.entries("deltas")}
     found: list[rows.Row] = []
     for run in {r.name: r for r in runs if r.name not in failed}.values():
         asked = {"spec": run.cell.stack if stage == "final" else run.cell.method, "data": run.cell.data}
+        asked |= {"stage": stage} if stage else {}
         if run.name in entries:
             found.append({**rows.row_of(entries[run.name], zoo), **asked})
             continue
