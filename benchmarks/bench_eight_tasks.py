@@ -17,8 +17,6 @@ from typing import Any
 from _results import keep
 
 from vtzoo import rows, talk
-from vtzoo.artifact import resolved_card
-from vtzoo.errors import NotFound
 from vtzoo.standings import Standing
 from vtzoo.sweep_file import Sweep, read
 from vtzoo.sweep_report import save
@@ -68,9 +66,7 @@ def main() -> None:
     talk.install(lambda text: print(text, flush=True), lambda items, _label, _total: items)
     os.environ["IMAGES"] = str(asked.images.absolute())
     zoo = Zoo.init(asked.zoo, exist_ok=True)
-    try:
-        resolved_card("vit_small", zoo)
-    except NotFound:
+    if "vit_small" not in {entry.name for entry in zoo.entries("backbones")}:
         add_backbone(name="vit_small", arch=ARCH, weights=asked.weights, zoo=zoo)
     spec = read(SPEC.read_text(encoding="utf-8"), SPEC.name)
     found = sweep(spec=spec, zoo=zoo, jobs=asked.jobs).report["rows"]

@@ -58,7 +58,7 @@ def pairs() -> dict[str, tuple[Any, str]]:
     return {
         "lora": (LoraConfig(r=8, lora_alpha=8, **shared), f"lora[rank=8,{OURS}]"),
         "dora": (LoraConfig(r=8, lora_alpha=8, use_dora=True, **shared), f"lora[rank=8,dora=true,{OURS}]"),
-        "ia3": (IA3Config(feedforward_modules=r".*\.fc2", **shared), f"ia3[{OURS}]"),
+        "ia3": (IA3Config(feedforward_modules=r".*\.fc2", **shared), "ia3[outputs=qkv|proj|fc1,inputs=fc2]"),
         "oft": (OFTConfig(oft_block_size=8, **shared), f"oft[block=8,{OURS}]"),
     }
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vtzoo.errors import Corrupt, NotFound, UsageError
+from vtzoo.knobs import document
 from vtzoo.presets import PRESETS, preset
 
 Ref = Annotated[
@@ -134,12 +135,5 @@ def text(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text(path))
-    except yaml.YAMLError as error:
-        raise Corrupt(f"{path} is not YAML: {error}", "write lines such as epochs: 10") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no knobs by name", "write lines such as epochs: 10")
+    content = document(text(path), str(path), "write lines such as epochs: 10")
     return {str(k).replace("-", "_"): v for k, v in content.items()}

@@ -29,7 +29,7 @@ def _planned(plan: dict[str, Any] | None, recipe: dict[str, Any]) -> list[Block]
         ("recipe", f"{recipe['preset']}: {knobs}, weight decay {recipe['weight_decay']:g}"),
         ("images", f"{plan['images']:,}"),
         ("steps", f"{plan['steps']:,}"),
-        ("estimated time", str(timedelta(seconds=round(plan["seconds"])))),
+        ("estimated time", _time(plan["seconds"])),
         *([("peak memory", size(plan["peak_bytes"]))] if plan["peak_bytes"] else []),
     ]
     if kept := plan["features"]:
@@ -138,8 +138,16 @@ def swept(facts: dict[str, Any]) -> list[Block]:
     counts += f", {found['stopped']} stopped early" if found["stopped"] else ""
     if not facts["path"]:
         finals = [Line(f"then {found['finals']} finals with the best knobs")] if found["finals"] else []
-        return [*(Line(name) for name in found["names"]), Line(counts), *finals]
+        rows = [(p["backbone"], p["method"], str(p["runs"]), _time(p["seconds"])) for p in found["plan"]]
+        plan = Table(("backbone", "method", "runs", "time of one"), rows)
+        total = f", {_time(sum(p['runs'] * p['seconds'] for p in found['plan']))} one after the other" if rows else ""
+        counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before{total}"
+        return [*(Line(name) for name in found["names"]), *([plan] if rows else []), Line(counts), *finals]
     return [_standings(found["standings"]), Line(counts), Line(f"table: {facts['path']}")]
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def reported(facts: dict[str, Any]) -> list[Block]:

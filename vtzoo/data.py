@@ -85,7 +85,7 @@ def _labelled(tree: Tree, split: Split, side: int, *, several: bool) -> Images:
     found = _several.several(tree, every, split, side)
     if found is not None and not several:
         raise UsageError(
-            f"{tree.where} has images with several labels each, which only train, eval and predict know",
+            f"{tree.where} has images with several labels each, which only train, sweep, eval and predict know",
             "give images in folders by class",
         )
     return _layout.labelled(tree, every, split, side) if found is None else found

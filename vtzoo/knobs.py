@@ -50,12 +50,23 @@ def document(text: str, where: str, hint: str) -> Mapping[str, Any]:
     """A YAML file's text as a mapping of knobs; `where` names it in messages.
 
     Raises:
-        UsageError: it is no YAML, or no mapping.
+        UsageError: it is no YAML, no mapping, or says something twice.
     """
     import yaml
 
+    class Once(yaml.SafeLoader):
+        """PyYAML takes the last of several equal keys."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+                raise UsageError(
+                    f"{where}, line {node.start_mark.line + 1}: '{twice[0]}' is given twice", "leave one out"
+                )
+            return super().construct_mapping(node, deep=deep)
+
     try:
-        content: Any = yaml.safe_load(text)
+        content: Any = yaml.load(text, Once)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", hint) from None
     if not isinstance(content, Mapping):

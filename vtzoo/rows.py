@@ -13,6 +13,7 @@ from vtzoo import files, knobs, registry
 from vtzoo.delta import read_header
 from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
 from vtzoo.refs import Entry, as_path
+from vtzoo.standings import score
 from vtzoo.zoo import Zoo
 
 Row = dict[str, Any]
@@ -26,7 +27,7 @@ def row_of(entry: Entry, zoo: Zoo) -> Row:
 
     Returns:
         ref, digest, task, classes, backbone, method (its spec as trained), group (the survey's cell), seed, images; params and
-        head_params (numbers that it holds), size_bytes; split (test, else val) and top1 and more on its images_measured, val_top1;
+        head_params (numbers that it holds), size_bytes; split (test, else val) and top1 (of several labels map) and more on its images_measured, val_top1 (val_map);
         seconds, cpu_seconds and peak_bytes of its training, where they are known; and every knob of its recipe as `recipe.KNOB`.
 
     Raises:
@@ -45,7 +46,7 @@ def row_of(entry: Entry, zoo: Zoo) -> Row:
         "head_params": sum(n for name, n in sizes.items() if name.startswith("@head/")),
         "size_bytes": entry.facts.get("size_bytes"), "split": split,
         **{"images_measured" if k == "images" else k: v for k, v in metrics.get(split, {}).items()},
-        "val_top1": metrics.get("val", {}).get("top1"), **{k: entry.facts.get(k) for k in MEASURED},
+        **{f"val_{k}": v for k, v in metrics.get("val", {}).items() if k in ("top1", "map")}, **{k: entry.facts.get(k) for k in MEASURED},
         **{f"recipe.{k}": v for k, v in doc.get("recipe", {}).items()},
     }  # fmt: skip
 
@@ -76,7 +77,7 @@ def rows_of(refs: Sequence[str], zoo: Zoo) -> list[Row]:
                 f"no delta is called like '{ref}'", did_you_mean(ref, [e.name for e in entries]) or "vtzoo ls"
             )
         found |= {e.name: row_of(e, zoo) for e in own}
-    return [r for r in found.values() if r.get("top1") is not None]
+    return [r for r in found.values() if score(r) is not None]
 
 
 def read(path: Path) -> list[Row]:
@@ -109,10 +110,10 @@ def _check_row(row: Any, number: int) -> None:
     """
     known: dict[str, Any] = row if isinstance(row, dict) else {}
     lacking = [key for key in ("backbone", "method", "task") if not isinstance(known.get(key), str)]
-    top1 = known.get("top1")
-    sound = known.get("stopped") or (isinstance(top1, int | float) and math.isfinite(top1))
+    measured = score(known)
+    sound = known.get("stopped") or (isinstance(measured, int | float) and math.isfinite(measured))
     if lacking or not sound:
-        raise ValueError(f"row {number} has no {lacking[0] if lacking else 'top1 between 0 and 1'}")
+        raise ValueError(f"row {number} has no {lacking[0] if lacking else 'top1 or map between 0 and 1'}")
     known.setdefault("seed", None)
 
 

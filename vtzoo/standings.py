@@ -1,7 +1,8 @@
 """How methods stand to each other over many tasks and seeds: means with intervals, ranks, PPT, Pareto fronts.
 
-A contestant is a backbone with a method and the knobs that were varied. Its mean is over tasks, each task's over seeds and folds; the interval
-is Student's, 95 %, over seeds of the mean over tasks: how far another draw of seeds would move it, the tasks held fixed.
+A contestant is a backbone with a method and the knobs that were varied; its score is top-1, or the mean average precision where images
+have several labels. Its mean is over tasks, each task's over seeds and folds; the interval is Student's, 95 %, over seeds of the mean over
+tasks: how far another draw of seeds would move it, the tasks held fixed.
 
     PPT = mean * exp(-log10(P / 10^7 + 1))     performance by parameters trained, head left out (V-PETL Bench, NeurIPS 2024)
 """
@@ -32,7 +33,7 @@ class Standing:
     Attributes:
         backbone, method, knobs: who it is; knobs are those that were varied, as text.
         group: the survey's cell.
-        by_task: mean top-1 over seeds, a fraction.
+        by_task: mean score over seeds, a fraction.
         mean: over its tasks.
         half: half the width of the 95 % interval; None with fewer than two seeds that have every task.
         seeds: how many those are.
@@ -69,15 +70,21 @@ class Standing:
         return f"{self.method} {self.knobs}".strip()
 
 
+def score(row: Row, prefix: str = "") -> float | None:
+    """The number by which runs are compared: top-1, or mAP; `prefix` is `val_` for that of the validation images."""
+    top1 = row.get(f"{prefix}top1")
+    return row.get(f"{prefix}map") if top1 is None else top1
+
+
 def standings(rows: Iterable[Row]) -> list[Standing]:
     """Everyone's standing, by backbone, the best mean first.
 
     Args:
         rows: see `vtzoo.rows`; of several with the same contestant, task and seed the last counts. Those of a search (`stage`) are left
-            out: their knobs were chosen on the validation images, and what was chosen was trained again.
+            out, whose knobs were chosen on the validation images and trained again; so are runs that were stopped early.
     """
     groups: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row, knobs in _varied([r for r in rows if r.get("stage") != "search"]):
+    for row, knobs in _varied([r for r in rows if r.get("stage") != "search" and score(r) is not None]):
         groups[row["backbone"]][_who(row)[1], knobs].append(row)
     found: list[Standing] = []
     for backbone, own in groups.items():
@@ -109,7 +116,8 @@ def _who(row: Row) -> tuple[str, str]:
 def _standing(backbone: str, method: str, knobs: str, rows: Sequence[Row], tasks: set[str]) -> Standing:
     top: dict[str, dict[Any, float]] = defaultdict(dict)
     for row in rows:
-        top[row["task"]][row["seed"], row.get("recipe.fold")] = row["top1"]
+        if (value := score(row)) is not None:
+            top[row["task"]][row["seed"], row.get("recipe.fold")] = value
     by_task = {task: statistics.fmean(seeds.values()) for task, seeds in sorted(top.items())}
     mean = statistics.fmean(by_task.values())
     shared = sorted(set.intersection(*(set(seeds) for seeds in top.values())), key=str)

@@ -66,9 +66,10 @@ def render(title: str, rows: Sequence[Mapping[str, Any]], found: Sequence[Standi
         title=title,
         cards=_cards(rows, found, backbones, tasks),
         hues={k: v for k, v in HUES.items() if any(s.group.startswith(k) for s in found)},
-        sections=[_section(name, [s for s in found if s.backbone == name]) for name in backbones],
+        sections=[_section(name, [s for s in found if s.backbone == name], measure(rows)) for name in backbones],
         protocol=protocol(rows),
         images={t: _images(rows, t) for t in tasks},
+        measure=measure(rows),
     )
 
 
@@ -89,7 +90,15 @@ def _images(rows: Iterable[Mapping[str, Any]], task: str) -> dict[str, str]:
     """How many images a task was trained and measured on, and its classes."""
     own = [r for r in rows if r["task"] == task]
     keys = {"trained on": "images", "measured on": "images_measured", "classes": "classes"}
-    return {name: _span([r[k] for r in own if r.get(k) is not None]) for name, k in keys.items()}
+    spans = {name: _span([r[k] for r in own if r.get(k) is not None]) for name, k in keys.items()}
+    return {**spans, "measured by": measure(own)}
+
+
+def measure(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What rows are compared by."""
+    return " or ".join(
+        sorted({"top-1" if r.get("top1") is not None else "mAP" for r in rows if not r.get("stopped")}, reverse=True)
+    )
 
 
 def _span(values: Sequence[int]) -> str:
@@ -99,13 +108,13 @@ def _span(values: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _section(backbone: str, own: Sequence[Standing]) -> dict[str, Any]:
+def _section(backbone: str, own: Sequence[Standing], by: str) -> dict[str, Any]:
     """One backbone's plots, standings and tasks."""
     tasks = sorted({t for s in own for t in s.by_task})
     columns = {t: [s.by_task[t] for s in own if t in s.by_task] for t in tasks}
     return {
         "name": backbone,
-        "plots": [svg for cost in COSTS if (svg := _plot(own, cost))],
+        "plots": [svg for cost in COSTS if (svg := _plot(own, cost, by))],
         "rows": own,
         "hues": [_hue(s) for s in own],
         "tasks": tasks,
@@ -142,7 +151,7 @@ def _hue(standing: Standing) -> str:
     return next((v for k, v in HUES.items() if standing.group.startswith(k)), OTHER)
 
 
-def _plot(own: Sequence[Standing], cost: str) -> str:
+def _plot(own: Sequence[Standing], cost: str, by: str) -> str:
     """Accuracy against one cost, with the Pareto front; nothing where the cost isn't known of two of them."""
     axis, unit = AXES[cost]
     points = [(getattr(s, cost) / unit, s) for s in own if s.complete and getattr(s, cost) is not None]
@@ -158,7 +167,7 @@ def _plot(own: Sequence[Standing], cost: str) -> str:
             shown: dict[str, Any] = {"ms": 7, "alpha": 1.0} if cost in s.fronts else {"ms": 5, "alpha": 0.5}
             bar = None if s.half is None else 100 * s.half
             axes.errorbar(x, 100 * s.mean, yerr=bar, fmt="o", color=_hue(s), elinewidth=0.8, **shown)
-        _framed(axes, axis, [x for x, _ in points], [100 * s.mean for _, s in points])
+        _framed(axes, axis, f"mean {by}, %", [x for x, _ in points], [100 * s.mean for _, s in points])
         front = sorted((x, 100 * s.mean, s.label) for x, s in points if cost in s.fronts)
         axes.plot([x for x, _, _ in front], [y for _, y, _ in front], color="#1d2430", lw=1, drawstyle="steps-post")
         _labelled(axes, front)
@@ -181,7 +190,7 @@ def _labelled(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         axes.annotate(_short(label), (x, y), at, textcoords="offset points", fontsize=9, **place).set_in_layout(False)
 
 
-def _framed(axes: Any, title: str, xs: Sequence[float], ys: Sequence[float]) -> None:
+def _framed(axes: Any, title: str, by: str, xs: Sequence[float], ys: Sequence[float]) -> None:
     """Axes that the points fill, whatever their bars; logarithmic where costs differ by more than ten times."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
@@ -193,7 +202,7 @@ def _framed(axes: Any, title: str, xs: Sequence[float], ys: Sequence[float]) -> 
     room = 0.12 * (max(ys) - min(ys)) or 1.0
     axes.set_ylim(min(ys) - room, max(ys) + room)
     axes.set_xlabel(title)
-    axes.set_ylabel("mean top-1, %")
+    axes.set_ylabel(by)
     axes.grid(color="#dfe3e9", lw=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

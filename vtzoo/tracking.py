@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtzoo.errors import UsageError, did_you_mean
+from vtzoo import talk
+from vtzoo.errors import UsageError, VtzooError, did_you_mean
 from vtzoo.files import atomic_text, writing
 
 PROJECT = "vtzoo"
@@ -54,14 +55,23 @@ class Log:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(record))
         self.fresh = False
-        for tracker in self.trackers:
-            tracker.log({k: v for k, v in record.items() if k != "epoch"}, step=record["epoch"])
+        self._tell("log", {k: v for k, v in record.items() if k != "epoch"}, step=record["epoch"])
 
     def finish(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the whole history, in which no epoch is missing or twice, whatever was killed; close the trackers."""
         self._write(history)
-        for tracker in self.trackers:
-            tracker.finish()
+        self._tell("finish")
+
+    def _tell(self, what: str, *args: Any, **named: Any) -> None:
+        """Tell all trackers; one that fails is told no more: a training does not end because a server is gone."""
+        for tracker in list(self.trackers):
+            try:
+                getattr(tracker, what)(*args, **named)
+            except Exception as error:  # noqa: BLE001 - other people's code, and often a network
+                self.trackers.remove(tracker)
+                talk.say(
+                    f"warning: the tracker {tracker.name} failed ({error}); the training goes on, and {self.path} has its curve"
+                )
 
     def _write(self, history: Sequence[Mapping[str, Any]]) -> None:
         with writing(self.path):
@@ -84,17 +94,26 @@ def both(
 
 
 def _started(tracker: str, name: str, folder: Path, facts: Mapping[str, Any]) -> Any:
-    """A tracker that has been told what is trained."""
+    """A tracker that has been told what is trained.
+
+    Raises:
+        VtzooError: it failed; nothing is trained yet.
+    """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     kind: Any = LOGGER_TYPE_TO_CLASS[tracker]
     named = {NAMED[tracker]: name} if tracker in NAMED else {}
     place = [str(folder)] if kind.requires_logging_directory else []
-    made = kind(PROJECT if named else name.replace("/", "--"), *place, **named)
-    made.start()
-    made.store_init_configuration(
-        {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in facts.items()}
-    )
+    try:
+        made = kind(PROJECT if named else name.replace("/", "--"), *place, **named)
+        made.start()
+        made.store_init_configuration(
+            {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in facts.items()}
+        )
+    except Exception as error:
+        raise VtzooError(
+            f"the tracker {tracker} does not start: {error}", f"see that it works, or leave out --track {tracker}"
+        ) from error
     return made
 
 

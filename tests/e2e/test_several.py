@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -18,6 +19,7 @@ from vtzoo.delta import Delta
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.results import Trained
 from vtzoo.score import measure
+from vtzoo.sweep_file import read
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.bring.peft import import_peft
 from vtzoo.verbs.distill import distill
@@ -26,6 +28,8 @@ from vtzoo.verbs.export.peft import export_peft
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs
 from vtzoo.verbs.predict import predict
+from vtzoo.verbs.report import report
+from vtzoo.verbs.sweep import sweep
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
@@ -105,6 +109,25 @@ def test_kept_features_learn_the_same(place: Path) -> None:
     kept, plain = (run(place, f"colours/{c}", "linear", cache=c, folds=2) for c in ("auto", "off"))
     ours, theirs = (dict(Delta.open(Path(m.path)).tensors) for m in (kept, plain))
     assert all(torch.allclose(ours[n], theirs[n], rtol=1e-5, atol=1e-6) for n in theirs)
+
+
+def test_a_sweep_chooses_by_average_precision(place: Path, tmp_path: Path) -> None:
+    """The rate that is better on the validation images is trained again; table, standings and page say what was measured."""
+    recipe = {**RECIPE, "epochs": 2, "eval_on": "val+test"}
+    recipe.pop("lr")
+    content = {
+        "name": "colours", "tasks": {"colours": str(place / "colours")}, "backbones": "tiny", "methods": ["linear"],
+        "recipe": recipe, "grid": {"lr": [1e-9, 0.03]}, "final": {"seeds": [1]},
+    }  # fmt: skip
+    found = sweep(spec=read(yaml.safe_dump(content), "spec"), zoo=Zoo(place / "zoo"), jobs=1)
+    *search, final = found.report["rows"]
+    assert search[0]["val_map"] < search[1]["val_map"]
+    assert (final["recipe.lr"], final["seed"]) == (0.03, 1)
+    assert found.report["standings"][0]["mean"] == final["map"]
+    report(refs=[found.path], out=tmp_path / "page.html", zoo=Zoo(place / "zoo"))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "mean mAP" in page
+    assert "mean top-1" not in page
 
 
 def test_all_probable_labels_are_predicted(place: Path, made: Trained, tmp_path: Path) -> None:

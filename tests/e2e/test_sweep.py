@@ -147,6 +147,22 @@ def told(item: str, watch: Any) -> None:
         time.sleep(30)
 
 
+def met(item: str, watch: Any) -> None:
+    """Work that notes the card it may use, and waits until another process has noted its own."""
+    del watch
+    place = Path(item)
+    place.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    while len(list(place.parent.iterdir())) < 2:
+        time.sleep(0.01)
+
+
+def test_runs_at_once_have_cards_of_their_own(tmp_path: Path) -> None:
+    """As CUDA names them: a number, or a part of a card."""
+    items = [str(tmp_path / name) for name in "ab"]
+    assert [f for _, f in local.run(met, items, jobs=2, retries=0, cards=["2", "MIG-1"])] == [None, None]
+    assert {Path(i).read_text() for i in items} == {"2", "MIG-1"}
+
+
 def test_an_engine_hears_of_every_end(tmp_path: Path) -> None:
     """A message longer than a pipe takes is cut; who was terminated by somebody else is started again."""
     ends = dict(local.run(told, ["long", str(tmp_path / "mark")], jobs=2, retries=1))
@@ -183,7 +199,7 @@ def test_finals_train_the_best_of_the_search_on_all_images(zoo: Zoo, tmp_path: P
     search, final = ([r for r in made.report["rows"] if r["stage"] == s] for s in ("search", "final"))
     assert [r["split"] for r in search] == ["val", "val"]
     best = max(search, key=lambda r: r["val_top1"])
-    assert {(r["recipe.lr"], r["seed"], r["split"], r["val_top1"]) for r in final} == {
+    assert {(r["recipe.lr"], r["seed"], r["split"], r.get("val_top1")) for r in final} == {
         (best["recipe.lr"], s, "test", None) for s in (0, 1)
     }
     both = len(D.open_data("vtzoo:fashion", split="train")) + len(D.open_data("vtzoo:fashion", split="val"))
@@ -211,6 +227,19 @@ def test_what_any_run_would_refuse_is_refused_first(zoo: Zoo) -> None:
     with pytest.raises(UsageError, match="can't be written"):
         sweep(spec=read(SPEC), zoo=zoo, table=zoo.root / "folder.jsonl")
     assert sweep(spec=read(SPEC), zoo=zoo, dry_run=True).report["runs"] == 2
+    assert not zoo.entries("deltas")
+
+
+def test_a_dry_run_tells_time_and_what_does_not_fit(zoo: Zoo) -> None:
+    """Seconds for each method, and every method that its backbone or knobs refuse."""
+    text = SPEC.replace("[linear, bitfit]", "[bitfit, 'linear[lr=[1e-4,1e-3]]']") + "seeds: [0, 1]\n"
+    plan = sweep(spec=read(text), zoo=zoo, dry_run=True).report["plan"]
+    assert [(p["method"], p["runs"]) for p in plan] == [("bitfit", 2), ("linear[lr=1e-4|1e-3]", 2)]
+    assert all(p["seconds"] > 0 for p in plan)
+    with pytest.raises(UsageError, match=r"linear.*: linear\[lr=…\] and lr say the same twice"):
+        sweep(spec=read(text.replace("epochs: 2", "lr: 1e-3, epochs: 2")), zoo=zoo, dry_run=True)
+    with pytest.raises(VtzooError, match=r"2 of 4 can't be trained; the first, conv-adapter on tiny: "):
+        sweep(spec=read(text.replace("[bitfit,", "[bitfit, conv-adapter, residual,")), zoo=zoo, dry_run=True)
     assert not zoo.entries("deltas")
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from vtzoo import data as D
-from vtzoo import feed, machine
+from vtzoo import feed, machine, talk
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError, VtzooError
 from vtzoo.prefix import Prefix
@@ -287,6 +287,27 @@ def test_the_curve_is_written_while_it_trains(zoo: Zoo) -> None:
     assert told == [1, 2, 3, 4, 5, 6]
     events = EventAccumulator(str(path.parent / "t--run")).Reload()
     assert {e.step: pytest.approx(e.value) for e in events.Scalars("loss")} == {r["epoch"]: r["loss"] for r in records}
+
+
+def test_a_tracker_that_fails_ends_no_training(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that can't start is refused before the first step; one that fails on the way is told no more, and said once."""
+    from accelerate.tracking import TensorBoardTracker
+
+    asked: dict[str, Any] = {"backbone": "tiny", "data": "vtzoo:fashion", "zoo": zoo, "recipe": RECIPE}
+    (zoo.root / ".vtzoo" / "logs").mkdir(parents=True)
+    (zoo.root / ".vtzoo" / "logs" / "t--run").write_text("where TensorBoard's folder would be", encoding="utf-8")
+    with pytest.raises(VtzooError, match="tensorboard does not start"):
+        train(**asked, name="t/run", track=["tensorboard"])
+    said: list[str] = []
+    monkeypatch.setattr(talk, "say", said.append)
+
+    def gone(*_args: Any, **_named: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", gone)
+    train(**asked, name="t/other", track=["tensorboard"])
+    assert sum("the server is gone" in line for line in said) == 1
+    assert "t/other" in zoo.index()["deltas"]
 
 
 def test_a_tracker_that_is_not_there_is_said_first(zoo: Zoo) -> None:

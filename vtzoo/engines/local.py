@@ -27,10 +27,11 @@ class _Try:
     process: Any
     answer: Connection
     count: int
+    place: int
 
 
 def run(
-    work: Work[T], todo: Sequence[T], *, jobs: int, retries: int, preload: Sequence[str] = ()
+    work: Work[T], todo: Sequence[T], *, jobs: int, retries: int, preload: Sequence[str] = (), cards: Sequence[str] = ()
 ) -> Iterator[tuple[T, Failure | None]]:
     """Run every item, `jobs` at a time; see the package for the contract.
 
@@ -40,6 +41,7 @@ def run(
         jobs: processes at once.
         retries: how often an item whose process died is tried again.
         preload: modules that the processes have loaded when they start.
+        cards: GPUs, as CUDA_VISIBLE_DEVICES names them; each process sees one, those that run at once different ones while they last.
     """
     context: Any = mp.get_context("spawn" if os.name == "nt" else "forkserver")
     if preload and os.name != "nt":
@@ -49,7 +51,9 @@ def run(
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_started(context, work, *waiting.popleft()))
+                place = min(set(range(jobs)) - {t.place for t in running})
+                card = cards[place % len(cards)] if cards else ""
+                running.append(_started(context, work, *waiting.popleft(), place, card))
             ready = set(wait([t.process.sentinel for t in running]))
             for done in [t for t in running if t.process.sentinel in ready]:
                 running.remove(done)
@@ -62,12 +66,12 @@ def run(
         _stop(running)
 
 
-def _started(context: Any, work: Work[T], item: T, count: int) -> _Try:
+def _started(context: Any, work: Work[T], item: T, count: int, place: int, card: str) -> _Try:
     answer, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(work, item, theirs))
+    process = context.Process(target=_child, args=(work, item, theirs, card))
     process.start()
     theirs.close()
-    return _Try(item, process, answer, count)
+    return _Try(item, process, answer, count, place)
 
 
 def _ended(done: _Try) -> tuple[bool, Failure | None]:
@@ -90,8 +94,10 @@ def _stop(running: Sequence[_Try]) -> None:
         one.process.join()
 
 
-def _child(work: Work[T], item: T, answer: Connection) -> None:
+def _child(work: Work[T], item: T, answer: Connection, card: str) -> None:
     """What a process does."""
+    if card:
+        os.environ["CUDA_VISIBLE_DEVICES"] = card  # CUDA has not been asked for anything yet
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_watch, daemon=True).start()

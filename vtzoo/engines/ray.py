@@ -17,10 +17,12 @@ from typing import Any
 
 from vtzoo.engines import Failure, T, Work
 from vtzoo.errors import UsageError
+from vtzoo.standings import score
 from vtzoo.sweep_file import Engine
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
-SCORE = "top1"
+SCORE = "score"
+"""What ASHA compares: top-1, or mAP."""
 
 
 def check() -> None:
@@ -39,7 +41,7 @@ def run(
     """Run every item as a trial; see the package for the contract.
 
     Args:
-        work: (item, watch); it calls watch with a record after each epoch: `epoch`, and `top1` where ASHA is to compare.
+        work: (item, watch); it calls watch with a record after each epoch: `epoch`, and `top1` or `map` where ASHA is to compare.
         todo: what to run it on; can be pickled.
         asked: processors, GPUs and stopping of trials.
         groups: of each item; those of one group are compared with each other when lagging ones are stopped.
@@ -104,8 +106,8 @@ def _tried(work: Work[T], item: T, report: Callable[[dict[str, Any]], None]) -> 
     """What is raised would come out the same again: it is told, and not tried again."""
 
     def watch(record: Mapping[str, Any]) -> None:
-        if SCORE in record:
-            report({"epoch": record["epoch"], SCORE: record[SCORE]})
+        if (own := score(record)) is not None:
+            report({"epoch": record["epoch"], SCORE: own})
 
     try:
         work(item, watch)

@@ -17,8 +17,8 @@ from vtzoo.artifact import resolved_card
 from vtzoo.engines import Failure, Watch, local, ray
 from vtzoo.errors import Corrupt, Interrupted, NotFound, UsageError, VtzooError
 from vtzoo.fit import checkpoint_path
-from vtzoo.results import Swept
-from vtzoo.standings import standings
+from vtzoo.results import Swept, Trained
+from vtzoo.standings import score, standings
 from vtzoo.sweep_file import Cell, Sweep, finals
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
@@ -66,16 +66,16 @@ def sweep(
         engine: "local" (processes) or "ray" (a cluster, or one started here).
         jobs: runs at once in the local engine; 0 means one for each GPU, or for every two processors.
         retries: how often a run whose process died is tried again.
-        dry_run: check everything and count, train nothing.
+        dry_run: count, and take two steps of one run of each backbone and method, which tells how long they take, or why not.
         table: a copy of the table, .jsonl or .parquet.
         track: see `vtzoo.verbs.train.train`.
 
     Returns:
         `path` is the table in the zoo, `report` counts runs, done (before this call), made and stopped (by ASHA, at any time), and
-        has standings and rows.
+        has standings and rows; of a dry run names, finals, and the `plan`: backbone, method, runs that are left, seconds of one.
 
     Raises:
-        UsageError, NotFound, Corrupt: before the first run starts.
+        UsageError, NotFound, Corrupt: before the first run starts; what a backbone refuses only in a dry run.
         Interrupted: stopped; the same call goes on.
         VtzooError: some runs failed; all others are kept.
     """
@@ -88,12 +88,10 @@ def sweep(
     runs, stopped = _named(at, spec.cells), _stopped(at.table)
     report: dict[str, Any] = {"runs": 0, "done": 0, "made": 0, "stopped": 0}
     if dry_run:
-        report |= {
-            "runs": len(runs),
-            "done": len(runs) - len(_todo(at, runs, stopped)),
-            "names": [r.name for r in runs],
-        }
+        todo = _todo(at, runs, stopped)
+        report |= {"runs": len(runs), "done": len(runs) - len(todo), "names": [r.name for r in runs]}
         report["finals"] = len(finals(spec, [0.0] * len(runs))) if spec.final else 0
+        report["plan"] = _planned(todo)
         return Swept(ref=spec.name, path="", report=report)
     found: list[rows.Row] = []
     for stage, here, own in _stages(at, runs, found):
@@ -105,7 +103,7 @@ def sweep(
         if failed:
             raise _failures(failed, len(todo))
         _count(report, own, todo, made)
-    report |= {"standings": [asdict(s) for s in standings(r for r in found if "top1" in r)], "rows": found}
+    report |= {"standings": [asdict(s) for s in standings(found)], "rows": found}
     return Swept(ref=spec.name, path=str(at.table), report=report)
 
 
@@ -126,8 +124,8 @@ def _stages(at: _At, runs: list[Run], found: Sequence[rows.Row]) -> Iterator[tup
         yield "", at, runs
         return
     yield "search", at, runs
-    scores = {r["ref"]: r.get("val_top1") for r in found}
-    own = [-1.0 if (score := scores[r.name]) is None else score for r in runs]  # what was stopped is worse than any
+    known = {r["ref"]: value for r in found if (value := score(r, "val_")) is not None}
+    own = [known.get(r.name, -1.0) for r in runs]  # what was stopped is worse than any
     last = replace(at, spec=replace(at.spec, engine=replace(at.spec.engine, asha=None)))
     yield "final", last, _named(last, finals(at.spec, own))
 
@@ -161,7 +159,7 @@ def run_one(run: Run, watch: Watch) -> None:
     """
     from filelock import FileLock
 
-    zoo, cell, checkpoint = Zoo(run.zoo), run.cell, checkpoint_path(run.zoo, run.name, "delta")
+    zoo, checkpoint = Zoo(run.zoo), checkpoint_path(run.zoo, run.name, "delta")
     zoo.command = run.command
     torch.set_num_threads(run.threads)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -169,13 +167,44 @@ def run_one(run: Run, watch: Watch) -> None:
     with FileLock(lock):  # another sweep may have the same run
         try:
             if run.name not in zoo.index()["deltas"]:
-                train(
-                    backbone=cell.backbone, data=cell.data, method=cell.method, name=run.name, zoo=zoo,
-                    recipe={**cell.recipe, "seed": cell.seed}, resume=checkpoint.is_file(), watch=watch, track=run.track,
-                )  # fmt: skip
+                _train(run, zoo, resume=checkpoint.is_file(), watch=watch, track=run.track)
         finally:
             with suppress(OSError):
                 lock.unlink()
+
+
+def _train(run: Run, zoo: Zoo, **more: Any) -> Trained:
+    cell = run.cell
+    recipe = {**cell.recipe, "seed": cell.seed}
+    return train(
+        backbone=cell.backbone, data=cell.data, method=cell.method, name=run.name, zoo=zoo, recipe=recipe, **more
+    )
+
+
+def _planned(todo: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of each backbone and method the runs to do, and the seconds that the first of them will take.
+
+    Raises:
+        VtzooError: some would be refused.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in todo:
+        groups.setdefault((run.cell.backbone, run.cell.stack), []).append(run)
+    plan, refused = list[dict[str, Any]](), list[VtzooError]()
+    for (backbone, method), runs in groups.items():
+        try:
+            made = _train(runs[0], Zoo(runs[0].zoo), dry_run=True)
+        except VtzooError as error:
+            refused.append(type(error)(f"{method} on {backbone}: {error.message}", error.hint))
+        else:
+            assert made.plan is not None
+            plan.append({"backbone": backbone, "method": method, "runs": len(runs), "seconds": made.plan["seconds"]})
+    if len(refused) > 1:
+        first = refused[0]
+        raise VtzooError(f"{len(refused)} of {len(groups)} can't be trained; the first, {first.message}", first.hint)
+    if refused:
+        raise refused[0]
+    return plan
 
 
 def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
@@ -184,9 +213,9 @@ def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
 
     @cache
     def images(data: str) -> str:
-        splits = [D.open_data(data, split=s).digest for s in ("train", "val")]
+        splits = [D.open_data(data, split=s, several=True).digest for s in ("train", "val")]
         with suppress(NotFound):
-            splits.append(D.open_data(data, split="test").digest)
+            splits.append(D.open_data(data, split="test", several=True).digest)
         return " ".join(splits)
 
     @cache
@@ -212,7 +241,13 @@ def _outcomes(at: _At, todo: Sequence[Run]) -> Iterator[tuple[Run, Failure | Non
         folder = at.zoo.root / ".vtzoo" / "ray" / f"{at.spec.name}-{os.getpid()}"
         groups = [f"{r.cell.task} {r.cell.backbone}" for r in todo]
         return ray.run(run_one, todo, asked=at.spec.engine, groups=groups, retries=at.retries, folder=folder)
-    return local.run(run_one, todo, jobs=at.jobs, retries=at.retries, preload=["vtzoo.verbs.train"])
+    return local.run(run_one, todo, jobs=at.jobs, retries=at.retries, preload=["vtzoo.verbs.train"], cards=_cards())
+
+
+def _cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = [c.strip() for c in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if c.strip()]
+    return (named or [str(i) for i in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
 
 
 def _all(at: _At, todo: Sequence[Run], runs: int) -> dict[str, Failure]:
