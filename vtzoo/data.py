@@ -115,11 +115,11 @@ def embedded_tasks() -> list[str]:
     )
 
 
-def transforms(preprocess: Preprocess, *, train: bool, augment: Augment = "flip") -> Transform:
+def transforms(preprocess: Preprocess, *, train: bool, augment: Augment = "flip", crop_area: float = 0.0) -> Transform:
     """Pixels to input as the backbone was trained: its size, crop, interpolation, mean and std; augmented for training.
 
     none: as in evaluation. flip: and mirrored half the time. crop: a random 35-100 % of the picture, mirrored.
-    strong: the same from 20 %, with RandAugment and random erasing.
+    strong: the same from 20 %, with RandAugment and random erasing. A crop_area above 0 stands for these 35 and 20 %.
     """
     from timm.data import create_transform  # type: ignore[reportMissingTypeStubs, unused-ignore] - timm ships no stubs
 
@@ -129,10 +129,10 @@ def transforms(preprocess: Preprocess, *, train: bool, augment: Augment = "flip"
     if not train or augment in ("none", "flip"):
         plain = create(**shared, is_training=False, crop_pct=preprocess.crop_pct, crop_mode=preprocess.crop_mode)
         return _composed(_flipped, plain) if train and augment == "flip" else plain
-    strong: dict[str, Any] = {"scale": (0.2, 1.0), "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
-    return create(
-        **shared, is_training=True, color_jitter=None, **(strong if augment == "strong" else {"scale": (0.35, 1.0)})
+    least, more = (
+        (0.2, {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}) if augment == "strong" else (0.35, {})
     )
+    return create(**shared, is_training=True, color_jitter=None, scale=(crop_area or least, 1.0), **more)
 
 
 def _composed(*steps: Callable[[Any], Any]) -> Transform:
@@ -162,11 +162,13 @@ class Views:
         augment: what is done to the pictures.
         seed: of the draws.
         most: of a random augmentation, so many are drawn and shown in turn; 0 draws a new one each epoch.
+        crop_area: see `transforms`.
     """
 
     augment: Augment
     seed: int
     most: int = 0
+    crop_area: float = 0.0
 
     @property
     def count(self) -> int:
@@ -187,11 +189,12 @@ class Views:
         """Pixels to input for one view, and the seed of its random numbers."""
         if self.augment in ("none", "flip"):
             return _composed(*[_mirrored] * view, transforms(preprocess, train=False)), None
-        return transforms(preprocess, train=True, augment=self.augment), mixed(self.seed, view)
+        drawn = transforms(preprocess, train=True, augment=self.augment, crop_area=self.crop_area)
+        return drawn, mixed(self.seed, view)
 
     def facts(self, view: int) -> list[Any]:
         """What one view depends on."""
-        return [view] if self.augment in ("none", "flip") else [self.augment, self.seed, view]
+        return [view] if self.augment in ("none", "flip") else [self.augment, self.seed, view, self.crop_area]
 
 
 def order(count: int, seed: int, epoch: int) -> list[int]:

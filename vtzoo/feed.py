@@ -82,7 +82,8 @@ class Place:
 def of_images(train: D.Images, val: D.Images, preprocess: Preprocess, recipe: Recipe, *, whole: bool = False) -> Feed:
     """Images as they are; `whole` leaves out a last batch that isn't full."""
     size, workers = recipe.batch_size, recipe.workers
-    drawn, plain = D.transforms(preprocess, train=True, augment=recipe.augment), D.transforms(preprocess, train=False)
+    drawn = D.transforms(preprocess, train=True, augment=recipe.augment, crop_area=recipe.crop_area)
+    plain = D.transforms(preprocess, train=False)
     own = mine(val)
 
     def batches(epoch: int, start: int) -> D.Batches:
@@ -139,7 +140,7 @@ def mine(images: D.Images) -> D.Images:
 
 def views_of(recipe: Recipe) -> D.Views:
     """Which views of the images a recipe shows."""
-    return D.Views(recipe.augment, recipe.seed, recipe.views)
+    return D.Views(recipe.augment, recipe.seed, recipe.views, recipe.crop_area)
 
 
 def pays(model: nn.Module, prefix: Prefix, views: D.Views, epochs: int, images: Sequence[int], folder: Path) -> bool:

@@ -75,19 +75,26 @@ PRESETS: Mapping[str, Preset] = {
         about="fine-grained classes, some thousand images",
         source="Steitz & Roth 2024 (Adapter+, arXiv:2406.06820), with the rates of vtab",
         checkpoint=_ORIGINAL,
-        knobs={**_PLUS, "augment": "crop"},
+        knobs={**_PLUS, "augment": "crop", "crop_area": 0.08},
         rates=_RATES,
         heads={"drop_path": 0.0},
-        departs="crops of 35-100 % of a picture where the paper takes 8-100 %; heads alone without stochastic depth",
+        departs="heads alone are trained without stochastic depth",
     ),
     "few-shot": Preset(
         about="16 images of each class; --set shots=4 for another number",
         source="Zhang et al. 2022 (NOAH, arXiv:2206.04673), its scripts for LoRA, adapters and VPT",
         checkpoint=_ORIGINAL,
-        knobs={**_SHARED, "min_lr_fraction": 2e-3, "label_smoothing": 0.1, "augment": "strong", "shots": 16},
+        knobs={
+            **_SHARED,
+            "min_lr_fraction": 2e-3,
+            "label_smoothing": 0.1,
+            "augment": "strong",
+            "crop_area": 0.08,
+            "shots": 16,
+        },
         rates={"adapter": 5e-3, "parameter": 5e-3, "prompt": 5e-3},
         heads={"drop_path": 0.0},
-        departs="the checkpoint's normalisation where the scripts have ImageNet's; no mixup and cutmix, for which few images make no whole batch; crops of 20-100 % where its are 8-100 %; heads "
+        departs="the checkpoint's normalisation where the scripts have ImageNet's; no mixup and cutmix, for which few images make no whole batch; heads "
         "alone without stochastic depth",
     ),
 }

@@ -25,6 +25,8 @@ class Recipe:
     Of each image, `views` augmentations are drawn and shown in turn; with 0 each epoch draws its own. What the frozen layers before
     the first trained one make of few views is computed once and kept on the disk where that pays (cache=auto).
 
+    Random crops (augment=crop, strong) take `crop_area` of the picture or more; 0 leaves that to `augment`, see `vtzoo.data.transforms`.
+
     head_lr is the classifier's rate: lr where that is given, else the linear probe's, however slowly the method learns.
 
     `drop_path` is the backbone's stochastic depth: the last block is left out for so many images, those before it for fewer (Huang
@@ -63,6 +65,7 @@ class Recipe:
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     ema_decay: Fraction = 0.0
     augment: Literal["none", "flip", "crop", "strong"] = "flip"
+    crop_area: Fraction = 0.0
     framing: Literal["own", "squash"] = "own"
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     views: Annotated[int, Field(ge=0)] = 0

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import pickle
 import random
@@ -259,6 +260,20 @@ def test_evaluation_pixels_are_timms_own(unpacked: Path) -> None:
     assert torch.equal(data.transforms(SMALL, train=True, augment="none")(image), theirs(image))
     flips = {float(data.transforms(SMALL, train=True, augment="flip")(image)[0, 5, 3]) for _ in range(30)}
     assert flips == {float(theirs(image)[0, 5, 3]), float(theirs(image)[0, 5, -4])}
+
+
+@pytest.mark.parametrize(("area", "least", "most"), [(0.0, 0.35, 0.45), (0.08, 0.08, 0.2), (1.0, 1.0, 1.0)])
+def test_random_crops_take_as_much_as_is_asked_for(area: float, least: float, most: float) -> None:
+    """The smallest of many crops, measured by the steepness of a ramp of grey, is near the smallest that may be."""
+    ramp = Image.linear_gradient("L").convert("RGB")  # a row brighter by 1/255 each
+    shape = dataclasses.replace(SMALL, mean=(0.0,) * 3, std=(1.0,) * 3)
+    crop = data.transforms(shape, train=True, augment="crop", crop_area=area)
+    torch.manual_seed(0)
+    random.seed(0)
+    heights = [255 * float(x[0, 20, 0] - x[0, 12, 0]) * 4 for x in (crop(ramp) for _ in range(300))]
+    areas = sorted((h / 256) ** 2 for h in heights)
+    assert areas[0] >= least * 0.7  # crops are between 3:4 and 4:3, and their pixels whole numbers
+    assert areas[0] <= most * 1.4
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "strong"])

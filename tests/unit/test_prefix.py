@@ -142,18 +142,20 @@ def test_finding_it_changes_nothing() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize(("augment", "most"), [("none", 0), ("flip", 0), ("flip", 3), ("crop", 2), ("strong", 3)])
-def test_views_are_what_the_loader_shows(augment: D.Augment, most: int) -> None:
+@pytest.mark.parametrize(
+    ("augment", "most", "area"), [("none", 0, 0), ("flip", 0, 0), ("flip", 3, 0), ("crop", 2, 0.05), ("strong", 3, 0)]
+)
+def test_views_are_what_the_loader_shows(augment: D.Augment, most: int, area: float) -> None:
     """The view that an epoch is said to see of an image is the one that its loader gives, and no other."""
     images, shape = D.open_data("vtzoo:fashion", split="val"), Preprocess(input_size=(3, 32, 32))
-    images, views = images.limit(8), D.Views(augment, 5, most)
+    images, views = images.limit(8), D.Views(augment, 5, most, area)
     own: list[list[Tensor]] = []
     for view in range(views.count):
         transform, seed = views.transform(shape, view)
         own.append([x for x, _ in D.Seeded(images, transform, seed)])  # type: ignore[attr-defined] - indexable
     seen = set[int]()
     for epoch in range(4):
-        transform = D.transforms(shape, train=True, augment=augment)
+        transform = D.transforms(shape, train=True, augment=augment, crop_area=area)
         loader = D.loader(images, transform, batch_size=3, seed=5, epoch=epoch, views=most)
         shown = torch.cat([x for x, _ in loader])
         for x, index in zip(shown, D.order(len(images), 5, epoch), strict=True):

@@ -34,7 +34,7 @@ HELD_OUT = 0.02
 DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64}
 UNUSED = frozenset(
     {
-        "augment", "cache", "class_weights", "cutmix", "drop_path", "eval_limit", "eval_on", "fold", "folds", "framing", "head_lr",
+        "augment", "cache", "class_weights", "crop_area", "cutmix", "drop_path", "eval_limit", "eval_on", "fold", "folds", "framing", "head_lr",
         "label_smoothing", "layer_decay", "mixup", "parallel", "preset", "sampling", "shots", "train_on", "views",
     }
 )  # fmt: skip
