@@ -72,6 +72,12 @@ def _check_sharing(recipe: Recipe, processes: int) -> None:
         )
 
 
+def emulates(made: "Accelerator") -> bool:
+    """Whether it is bf16 on a processor without the instructions that make it fast: it is right then, and many times slower than fp32."""
+    found = made.device.type == "cpu" and made.mixed_precision == "bf16" and torch.backends.mkldnn.is_available()
+    return found and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public way to say so
+
+
 @contextmanager
 def computing(made: "Accelerator") -> Generator[None]:
     """The precision that an accelerator stands for, with attention that is fast in it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo import knobs
-from vtzoo.devices import accelerator
+from vtzoo.devices import accelerator, emulates
 from vtzoo.errors import Interrupted, Mismatch, UsageError
 from vtzoo.fit import Batch, Plan, _Run, checkpoint_path, fit
 from vtzoo.recipe import Recipe
@@ -170,6 +170,15 @@ def test_what_the_machine_lacks_is_refused(recipe: Recipe, said: str) -> None:
     with pytest.raises(UsageError, match=said) as refusal:
         accelerator(recipe)
     assert refusal.value.hint
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="nothing says what the processor has")
+def test_what_the_processor_only_emulates_is_known() -> None:
+    """bf16 is fast with AVX-512, or with what some processors have in its place."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    fast = {"avx512bw", "avx512dq", "avx512vl"} <= set(text.split()) or "avx_ne_convert" in text or "bf16" in text
+    assert emulates(accelerator(Recipe(device="cpu", precision="bf16"))) == (not fast)
+    assert not emulates(accelerator(Recipe(device="cpu")))
 
 
 def test_an_unknown_device_is_refused() -> None:

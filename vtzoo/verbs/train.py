@@ -17,7 +17,7 @@ from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
 from vtzoo.delta import Delta
-from vtzoo.devices import accelerator
+from vtzoo.devices import accelerator, emulates
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
 from vtzoo.fit import checkpoint_path, fit
@@ -114,6 +114,8 @@ def _announce(job: Job, params: int) -> None:
     talk.say(
         f"{job.name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {recipe.lr:g}"
     )
+    if emulates(accelerator(recipe)):
+        talk.say("warning: this processor has no fast bf16: fp32 takes a fraction of the time")
     if of not in ("", job.card.name):
         talk.say(f"recipe {recipe.preset} is published for {of}; on {job.card.name} its numbers are not to be compared")
 
