@@ -22,7 +22,7 @@ from vtzoo.zoo import Zoo
 from vtzoo_cli._main import main
 
 ARCH = "test_vit"
-RECIPE = {"epochs": 1, "limit": 40, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.0}
+RECIPE = {"epochs": 1, "limit": 40, "eval_limit": 40, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.0}
 TRAIN = "train --backbone tiny --name x/y --epochs 1"
 DISTILL = "distill --student test_vit2 --name s --epochs 1"
 FAULTS = {

@@ -24,7 +24,7 @@ from vtzoo_cli._main import main
 
 peft = pytest.importorskip("peft")
 ARCH = "test_vit"
-RECIPE = {"epochs": 1, "limit": 40, "batch_size": 20, "lr": 1e-2, "warmup_epochs": 0.0}
+RECIPE = {"epochs": 1, "limit": 40, "eval_limit": 40, "batch_size": 20, "lr": 1e-2, "warmup_epochs": 0.0}
 
 
 @pytest.fixture(scope="module")

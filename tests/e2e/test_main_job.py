@@ -46,6 +46,7 @@ from vtzoo.zoo import Zoo
 from vtzoo_cli._main import main
 
 RECIPE = {"epochs": 2, "limit": 60, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.5}
+QUICK = {**RECIPE, "eval_limit": 40}
 ARCH = "test_vit"
 
 
@@ -57,12 +58,12 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     torch.manual_seed(0)
     save_file(timm.create_model(ARCH, num_classes=0).state_dict(), root / "tiny.safetensors")
     add_backbone(name="tiny", arch=ARCH, weights=root / "tiny.safetensors", zoo=made)
-    for name, method in (
-        ("fashion/lora", "lora[rank=2]"),
-        ("emoji/ssf", "ssf"),
-        ("fashion/vpt", "vpt-shallow[tokens=2]"),
+    for name, method, recipe in (
+        ("fashion/lora", "lora[rank=2]", RECIPE),
+        ("emoji/ssf", "ssf", QUICK),
+        ("fashion/vpt", "vpt-shallow[tokens=2]", QUICK),
     ):
-        train(backbone="tiny", data=f"vtzoo:{name.split('/')[0]}", method=method, name=name, zoo=made, recipe=RECIPE)
+        train(backbone="tiny", data=f"vtzoo:{name.split('/')[0]}", method=method, name=name, zoo=made, recipe=recipe)
     merge_refs(refs=["fashion/lora", "emoji/ssf"], method="linear", name="both", zoo=made)
     return made
 
@@ -273,7 +274,7 @@ def test_a_merge_from_a_file_is_the_same_merge(zoo: Zoo, tmp_path: Path, capsys:
 
 def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     """`mv --task` renames entry and task, keeps tensors, date and accuracy, and what could not be merged merges."""
-    train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="fashion/two", zoo=zoo, recipe=RECIPE)
+    train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="fashion/two", zoo=zoo, recipe=QUICK)
     before = zoo.resolve("fashion/two")
     old = Delta.open(zoo.object(before.digest))
     tensors = {n.replace("@head/fashion/", "@head/fashion-2/"): t for n, t in old.tensors.items()}
@@ -329,7 +330,7 @@ def test_fold_obeys_a_given_tolerance(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_what_does_not_fold_is_refused_and_leaves_nothing(zoo: Zoo, tmp_path: Path) -> None:
     """An adapter has an activation inside: fold says so and makes no folder; export runs it attached."""
-    train(backbone="tiny", data="vtzoo:fashion", method="adapter", name="fashion/adapter", zoo=zoo, recipe=RECIPE)
+    train(backbone="tiny", data="vtzoo:fashion", method="adapter", name="fashion/adapter", zoo=zoo, recipe=QUICK)
     with pytest.raises(NotFoldable):
         fold_ref(ref="fashion/adapter", out=tmp_path / "out", zoo=zoo)
     assert not list(tmp_path.iterdir())
@@ -403,7 +404,7 @@ def test_a_backbone_of_another_shape_than_square(zoo: Zoo, tmp_path: Path) -> No
     save_file(wide.state_dict(), tmp_path / "wide.safetensors")
     add_backbone(name="wide", arch=ARCH, weights=tmp_path / "wide.safetensors", input_size=(3, 64, 96), zoo=zoo)
     assert zoo.resolve("wide").facts["model_args"] == {"img_size": [64, 96]}
-    train(backbone="wide", data="vtzoo:fashion", method="ssf", name="wide/ssf", zoo=zoo, recipe=RECIPE)
+    train(backbone="wide", data="vtzoo:fashion", method="ssf", name="wide/ssf", zoo=zoo, recipe=QUICK)
     live = go_live(open_ref("wide/ssf", zoo))
     assert live.preprocess.input_size == (3, 64, 96)
     assert fold_ref(ref="wide/ssf", out=tmp_path / "folded", zoo=zoo).report["max_rel"] <= 1e-5
@@ -476,7 +477,7 @@ def test_damaged_and_foreign_files_are_refused(zoo: Zoo, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_interrupted_training_goes_on_where_it_stopped(zoo: Zoo) -> None:
     """Ctrl-C writes a checkpoint and exits with 130; --resume then gives the very tensors of an uninterrupted run."""
-    recipe = {**RECIPE, "epochs": 4, "limit": 80, "eval_limit": 40}
+    recipe = {**QUICK, "epochs": 4, "limit": 80}
     whole = train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="run/whole", zoo=zoo, recipe=recipe)
     command = [
         sys.executable, "-m", "vtzoo_cli", "train", "--zoo", str(zoo.root), "--backbone", "tiny", "--data", "vtzoo:fashion", "--method", "bitfit",
@@ -584,14 +585,14 @@ def test_test_images_are_looked_at_first(zoo: Zoo, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vtzoo.verbs.train.D.open_data", other)
     monkeypatch.setattr("vtzoo.verbs.train.fit", lambda *_, **__: pytest.fail("trained before looking"))
     with pytest.raises(Mismatch, match="classes"):
-        train(backbone="tiny", data="vtzoo:fashion", name="x/test", zoo=zoo, recipe=RECIPE)
+        train(backbone="tiny", data="vtzoo:fashion", name="x/test", zoo=zoo, recipe=QUICK)
 
 
 @pytest.mark.slow
 def test_divergence_is_said(zoo: Zoo, said: list[str]) -> None:
     """A training loss far above guessing brings a warning with a hint; a sane one does not."""
     given: dict[str, Any] = {"backbone": "tiny", "data": "vtzoo:fashion", "method": "linear", "zoo": zoo}
-    train(name="lr/sane", recipe=RECIPE, **given)
+    train(name="lr/sane", recipe=QUICK, **given)
     assert not [line for line in said if "warning" in line]
-    train(name="lr/wild", recipe={**RECIPE, "lr": 1e6}, **given)
+    train(name="lr/wild", recipe={**QUICK, "lr": 1e6}, **given)
     assert [line for line in said if "far above" in line and "try a lower --lr" in line]

@@ -17,7 +17,14 @@ from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-RECIPE: dict[str, Any] = {"epochs": 4, "limit": 60, "batch_size": 20, "warmup_epochs": 0.5, "image_size": 64}
+RECIPE: dict[str, Any] = {
+    "epochs": 4,
+    "limit": 60,
+    "eval_limit": 40,
+    "batch_size": 20,
+    "warmup_epochs": 0.5,
+    "image_size": 64,
+}
 
 
 @pytest.fixture(scope="module")
