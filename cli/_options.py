@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vtzoo.errors import Corrupt, NotFound, UsageError
-from vtzoo.knobs import document
 from vtzoo.presets import PRESETS, preset
 
 Ref = Annotated[
@@ -135,5 +134,7 @@ def text(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from vtzoo.knobs import document
+
     content = document(text(path), str(path), "write lines such as epochs: 10")
     return {str(k).replace("-", "_"): v for k, v in content.items()}

@@ -139,8 +139,8 @@ def swept(facts: dict[str, Any]) -> list[Block]:
     if not facts["path"]:
         finals = [Line(f"then {found['finals']} finals with the best knobs")] if found["finals"] else []
         rows = [(p["backbone"], p["method"], str(p["runs"]), _time(p["seconds"])) for p in found["plan"]]
-        plan = Table(("backbone", "method", "runs", "time of one"), rows)
-        total = f", {_time(sum(p['runs'] * p['seconds'] for p in found['plan']))} one after the other" if rows else ""
+        plan = Table(("backbone", "method", "runs", "estimated time"), rows)
+        total = f", {_time(sum(p['seconds'] for p in found['plan']))} one after the other" if rows else ""
         counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before{total}"
         return [*(Line(name) for name in found["names"]), *([plan] if rows else []), Line(counts), *finals]
     return [_standings(found["standings"]), Line(counts), Line(f"table: {facts['path']}")]
@@ -162,7 +162,7 @@ def demo(facts: dict[str, Any]) -> list[Block]:
 
 
 def _standings(found: list[dict[str, Any]]) -> Table:
-    columns = ("backbone", "method", "runs", "tasks", "mean top-1", "± 95 %", "rank", "parameters", "seconds")
+    columns = ("backbone", "method", "runs", "tasks", "mean score", "± 95 %", "rank", "parameters", "seconds")
     rows = [
         (
             s["backbone"], f"{s['method']} {s['knobs']}".strip(), str(s["runs"]), str(len(s["by_task"])), f"{s['mean']:.1%}",

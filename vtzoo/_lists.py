@@ -5,7 +5,10 @@
 Names count from the folder, labels are numbers from 0. `train800val200.txt`, which the two add up to, isn't read.
 """
 
-from vtzoo._images import Contents, Decoder, Images, Tree
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vtzoo._images import Decoder, Images, Tree
 from vtzoo._layout import Split
 from vtzoo.errors import Corrupt, NotFound
 
@@ -17,25 +20,54 @@ def listed(tree: Tree, split: Split, side: int) -> Images | None:
 
     Raises:
         NotFound: some lists are there, and this split's isn't.
-        Corrupt: a line is no name and number.
+        Corrupt: a line is no name and number, an image is listed twice, or there is none.
     """
-    found = {s: rows for s, name in LISTS.items() if (rows := _rows(tree, name)) is not None}
+    found: dict[Split, dict[str, int]] = {
+        s: rows for s, name in LISTS.items() if (rows := _rows(tree, name)) is not None
+    }
     if not {"train", "val"} & found.keys():
         return None
     if split not in found:
         raise NotFound(
             f"{tree.where} has no {LISTS[split]}", f"it has {', '.join(n for s, n in LISTS.items() if s in found)}"
         )
+    _check(found, tree)
     count = 1 + max((label for rows in found.values() for label in rows.values()), default=-1)
     paths = tuple(sorted(found[split]))
     return Images(
         classes=tuple(str(i) for i in range(count)),
         paths=paths,
         labels=tuple(found[split][p] for p in paths),
-        identity=Contents(tree),
+        identity=_Contents(tree, found[split]),
         load=Decoder(tree, side),
         where=tree.where,
     )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The identity of files and their labels: name, checksum and label, one line each."""
+
+    tree: Tree
+    labels: Mapping[str, int]
+
+    def __call__(self, names: Sequence[str]) -> Iterable[str]:
+        return (f"{name} {self.tree.checksum(name)} {self.labels[name]}" for name in names)
+
+
+def _check(lists: Mapping[Split, Mapping[str, int]], tree: Tree) -> None:
+    """Refuse images that stand in two lists, which would be measured on what they were trained on, or nowhere."""
+    splits, there = list(lists), set(tree.names())
+    for i, split in enumerate(splits):
+        for other in splits[i + 1 :]:
+            if shared := sorted(lists[split].keys() & lists[other].keys()):
+                names = f"{LISTS[split]} and {LISTS[other]}"
+                raise Corrupt(
+                    f"{tree.where}: {names} share {len(shared)} images, first {shared[0]}", "leave each in one"
+                )
+        if missing := sorted(lists[split].keys() - there):
+            what = f"{LISTS[split]} has {len(missing)} images that aren't there, first {missing[0]}"
+            raise Corrupt(f"{tree.where}: {what}", "names count from the folder of the lists")
 
 
 def _rows(tree: Tree, name: str) -> dict[str, int] | None:
@@ -51,5 +83,7 @@ def _rows(tree: Tree, name: str) -> dict[str, int] | None:
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.isdecimal():
             raise Corrupt(f"{tree.where}: {name} has a line '{line}'", "write lines such as images/1.jpg 5")
+        if path.strip() in found:
+            raise Corrupt(f"{tree.where}: {name} has {path.strip()} twice", "leave one line")
         found[path.strip()] = int(label)
     return found

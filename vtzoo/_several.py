@@ -105,7 +105,7 @@ def _rows(tree: Tree, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     except UnicodeDecodeError as error:
         raise Corrupt(f"{tree.where}: {name} is not text ({error})", "write it as UTF-8") from error
     try:
-        rows = _json(text) if name.endswith("l") else list(csv.DictReader(io.StringIO(text)))
+        rows = _json(text) if name.endswith("l") else _csv(text)
         for row in rows:
             if "labels" in row:
                 yield str(row["file_name"]).replace("\\", "/").removeprefix("./"), _labels(row["labels"])
@@ -113,6 +113,15 @@ def _rows(tree: Tree, name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         raise Corrupt(
             f"{tree.where}: {name} is no table of file_name and labels ({error})", "write one row an image"
         ) from error
+
+
+def _csv(text: str) -> list[dict[str, Any]]:
+    """Rows with as many cells as the header: one cell more or less is a label that nobody would see."""
+    head, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(head):
+            raise ValueError(f"row {number} has {len(row)} cells, the header {len(head)}; labels have | between")
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def _json(text: str) -> list[dict[str, Any]]:

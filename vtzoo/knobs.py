@@ -55,7 +55,12 @@ def document(text: str, where: str, hint: str) -> Mapping[str, Any]:
     import yaml
 
     class Once(yaml.SafeLoader):
-        """PyYAML takes the last of several equal keys."""
+        """PyYAML takes the last of several equal keys, and on, off, yes and no for truths, as YAML 1.2 doesn't."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's way to say so
+            first: [(tag, regex) for tag, regex in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -90,6 +95,7 @@ def decode(schema: type[T] | Callable[..., Any], values: Mapping[str, Any], what
     """
     fields = _fields(schema)
     wrong = [f"no knob '{k}' ({did_you_mean(k, fields) or 'it has none'})" for k in values if k not in fields]
+    hint = f"knobs of {what}: {', '.join(fields) or 'none'}" if wrong else "give it another value, or leave it out"
     ready = {k: _shape(v, fields[k]) for k, v in values.items() if k in fields}
     try:
         result = _adapter(schema).validate_python(ready)
@@ -98,7 +104,7 @@ def decode(schema: type[T] | Callable[..., Any], values: Mapping[str, Any], what
     else:
         if not wrong:
             return result if dataclasses.is_dataclass(schema) else result.model_dump()
-    raise UsageError(f"{what}: " + "; ".join(wrong), f"knobs of {what}: {', '.join(fields) or 'none'}")
+    raise UsageError(f"{what}: " + "; ".join(wrong), hint)
 
 
 def whole(value: Any) -> Any:

@@ -7,7 +7,7 @@ rounding; where features are bf16, probes compute in float32 all the same.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtzoo import talk
+from vtzoo import knobs, talk
 from vtzoo.errors import UsageError, VtzooError
 from vtzoo.feed import Feed
 from vtzoo.fit import warmed
@@ -58,6 +58,26 @@ def check(recipe: Recipe) -> None:
         raise UsageError(
             "the best probe is chosen on validation images, and none are measured", "train_on=train, eval_on=val"
         )
+
+
+def asked_for(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, user: Mapping[str, Any], *, resume: bool) -> Any:
+    """The linear probe's knobs, where it has any: then many are trained side by side; a preset's rate and decay give way to them.
+
+    Raises:
+        UsageError: it stands in a stack, has a checkpoint to go on from, or wants what such probes don't have.
+    """
+    found = [knobs.decode(m.Config, p.knobs, p.name) for p, m in parts if p.name == "linear" and p.knobs]
+    if not found:
+        return None
+    if len(parts) > 1:
+        raise UsageError("linear[lr=…] trains nothing but heads", "leave the other methods out, or give --lr")
+    for knob, flag in (("lr", "lr"), ("lr", "head_lr"), ("weight_decay", "weight_decay")):
+        if getattr(found[0], knob) and user.get(flag) is not None:
+            raise UsageError(f"linear[{knob}=…] and {flag} say the same twice", f"leave {flag} out")
+    if resume:
+        raise UsageError("probes that are trained together have no checkpoint", "start without --resume")
+    check(recipe)
+    return found[0]
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ def read(user: Mapping[str, Any], methods: Sequence[tuple[str, str]]) -> Recipe:
 def facts_of(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says of the result.
 
-    How the work is shared out, and what is computed twice, is none of it: a run may go on in more processes, or with less memory.
+    How the work is shared out, and what is computed once or twice, is none of it: a run may go on in more processes, or with less memory.
     """
-    without = {"parallel", "checkpointing"} | (set() if recipe.compile else {"compile"})
+    without = {"parallel", "checkpointing", "workers", "cache"} | (set() if recipe.compile else {"compile"})
     return {k: v for k, v in asdict(recipe).items() if k not in without}

@@ -26,7 +26,7 @@ def row_of(entry: Entry, zoo: Zoo) -> Row:
     """A trained delta's row.
 
     Returns:
-        ref, digest, task, classes, backbone, method (its spec as trained), group (the survey's cell), seed, images; params and
+        ref, digest, task, classes, backbone, method (its spec as trained), spec (as asked for, where a search composed it), group (the survey's cell), seed, images; params and
         head_params (numbers that it holds), size_bytes; split (test, else val) and top1 (of several labels map) and more on its images_measured, val_top1 (val_map);
         seconds, cpu_seconds and peak_bytes of its training, where they are known; and every knob of its recipe as `recipe.KNOB`.
 
@@ -40,7 +40,7 @@ def row_of(entry: Entry, zoo: Zoo) -> Row:
     sizes = {n: math.prod(t.shape) for n, t in files.header(path).tensors.items()}
     return {
         "ref": entry.name, "digest": entry.digest, "task": task["name"], "classes": len(task["classes"]),
-        "backbone": doc["backbone"]["name"], "method": doc["method"], "group": _group(doc["method"]),
+        "backbone": doc["backbone"]["name"], "method": doc["method"], "spec": doc["lineage"].get("composed_by", doc["method"]), "group": _group(doc["method"]),
         "seed": doc["lineage"].get("seed"), "images": doc["lineage"].get("images"),
         "params": sum(n for name, n in sizes.items() if not name.startswith("@")),
         "head_params": sum(n for name, n in sizes.items() if name.startswith("@head/")),
@@ -64,11 +64,11 @@ def rows_of(refs: Sequence[str], zoo: Zoo) -> list[Row]:
         NotFound: a ref or pattern means nothing.
         Corrupt: a table that is none.
     """
-    found: dict[str, Row] = {}
+    found: dict[tuple[str, Any], Row] = {}
     entries = zoo.entries("deltas")
     for ref in refs or ("*",):
         if ref.endswith(SUFFIXES):
-            found |= {str(r.get("ref", i)): r for i, r in enumerate(read(as_path(ref)))}
+            found |= {(str(r.get("ref") or ref), r.get("digest") or i): r for i, r in enumerate(read(as_path(ref)))}
             continue
         wild = "*" in ref or "?" in ref
         own = [e for e in entries if fnmatchcase(e.name, ref)] if wild else [zoo.resolve(ref, "deltas")]
@@ -76,7 +76,7 @@ def rows_of(refs: Sequence[str], zoo: Zoo) -> list[Row]:
             raise NotFound(
                 f"no delta is called like '{ref}'", did_you_mean(ref, [e.name for e in entries]) or "vtzoo ls"
             )
-        found |= {e.name: row_of(e, zoo) for e in own}
+        found |= {(e.name, e.digest): row_of(e, zoo) for e in own}
     return [r for r in found.values() if score(r) is not None]
 
 
@@ -108,13 +108,27 @@ def _check_row(row: Any, number: int) -> None:
     Raises:
         ValueError: says which row.
     """
-    known: dict[str, Any] = row if isinstance(row, dict) else {}
-    lacking = [key for key in ("backbone", "method", "task") if not isinstance(known.get(key), str)]
-    measured = score(known)
-    sound = known.get("stopped") or (isinstance(measured, int | float) and math.isfinite(measured))
-    if lacking or not sound:
-        raise ValueError(f"row {number} has no {lacking[0] if lacking else 'top1 or map between 0 and 1'}")
-    known.setdefault("seed", None)
+    if lacking := _lacking(row if isinstance(row, dict) else {}):
+        raise ValueError(f"row {number} has no {lacking}")
+    row.setdefault("seed", None)
+
+
+def _lacking(row: Mapping[str, Any]) -> str:
+    """What a row should have and hasn't."""
+    for key in ("backbone", "method", "task"):
+        if not isinstance(row.get(key), str):
+            return key
+    measured = score(row)
+    if not row.get("stopped") and not (measured is not None and _number(measured) and 0 <= measured <= 1):
+        return "top1 or map between 0 and 1"
+    for key in ("params", "head_params", "classes", "images", "images_measured", *MEASURED):
+        if row.get(key) is not None and not _number(row[key]):
+            return f"number as its {key}"
+    return "" if isinstance(row.get("seed"), int | str | None) else "number as its seed"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -86,6 +86,8 @@ def class_weights(said: str, images: Images) -> Tensor | None:
             hint = did_you_mean(name, classes) if name else "write none, balanced, or CLASS:WEIGHT|CLASS:WEIGHT"
             raise UsageError(f"class_weights={said}: no class is called '{name or part}'", hint)
         weights[classes.index(name)] = _weight(value, said)
+    if not weights.any():
+        raise UsageError(f"class_weights={said}: no class counts", "give one a weight above 0")
     return weights
 
 
@@ -126,7 +128,9 @@ def _fold(train: Images, val: Images, recipe: Recipe) -> tuple[Images, Images]:
     every = _Joined.of(train, val)
     if folds == 1 or folds > len(every) or fold >= folds:
         seen = f"folds={folds}, fold={fold}, {len(every)} images"
-        raise UsageError(f"there is no such fold: {seen}", f"folds from 2, and fold from 0 to {max(folds, 2) - 1}")
+        raise UsageError(
+            f"there is no such fold: {seen}", f"folds from 2 to {len(every)}, and fold from 0 to folds - 1"
+        )
     rank = _ranks(every, recipe.seed)
     turns = sorted(range(len(every)), key=lambda i: (every.labels[i], rank[i]))
     held = {i for turn, i in enumerate(turns) if turn % folds == fold}

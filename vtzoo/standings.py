@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vtzoo.knobs import parse
+
 Row = Mapping[str, Any]
 DRAWN = ("recipe.seed", "recipe.fold")
 """Knobs over which results are averaged."""
@@ -41,7 +43,7 @@ class Standing:
         complete: whether it has every task of its backbone's contestants; only then it is ranked and may stand on a front.
         params: numbers trained, the head left out; `trained` with it: the largest over tasks.
         peak_bytes, seconds: median over its rows; None where none says.
-        rank: mean over tasks of its place among the complete ones, ties sharing theirs; 1 is best.
+        places: by task among the complete ones, ties sharing theirs; 1 is best. `rank` is their mean.
         ppt: see the module.
         fronts: the costs for which no complete one is both cheaper and better.
     """
@@ -62,6 +64,7 @@ class Standing:
     seconds: float | None
     ppt: float
     rank: float | None = None
+    places: Mapping[str, float] = field(default_factory=dict[str, float])
     fronts: tuple[str, ...] = field(default=())
 
     @property
@@ -94,19 +97,38 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
 
 
 def _varied(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """Each row with the knobs that tell it from others of its backbone and method; a final's were chosen, task by task."""
-    differing: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for row in (r for r in rows if r.get("stage") != "final"):
+    """Each row with the knobs that tell it from others of its backbone and method on the same task.
+
+    What a task has alone tells nothing apart, nor does what was chosen for it: all knobs of a final, the best probe's rate.
+    """
+    differing: dict[tuple[str, str], dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in rows:
         for key, value in row.items():
-            if (key == "split" or key.startswith("recipe.")) and key not in DRAWN and value is not None:
-                differing[_who(row)][key].add(repr(value))
+            if _tells(key) and value is not None and key not in _chosen(row):
+                differing[_who(row)][row["task"], key].add(repr(value))
     told: list[tuple[Row, str]] = []
     for row in rows:
-        keys = [k for k, values in differing[_who(row)].items() if len(values) > 1 and row.get("stage") != "final"]
+        varied = {key for (_, key), values in differing[_who(row)].items() if len(values) > 1}
+        keys = sorted(varied - _chosen(row))
         if "recipe.lr" in keys and row.get("recipe.head_lr") == row.get("recipe.lr"):
             keys = [k for k in keys if k != "recipe.head_lr"]
-        told.append((row, " ".join(f"{k.removeprefix('recipe.')}={row.get(k)}" for k in sorted(keys))))
+        told.append((row, " ".join(f"{k.removeprefix('recipe.')}={row.get(k)}" for k in keys)))
     return told
+
+
+def _tells(key: str) -> bool:
+    """Whether rows that differ in it may be different contestants."""
+    return (key == "split" or key.startswith("recipe.")) and key not in DRAWN
+
+
+def _chosen(row: Row) -> set[str]:
+    """The keys of knobs that a search chose, task by task."""
+    if row.get("stage") == "final":
+        return {k for k in row if _tells(k)}
+    spec = _who(row)[1]
+    probes = parse(spec) if spec.startswith("linear[") else []
+    rates = {"lr": ("recipe.lr", "recipe.head_lr"), "weight_decay": ("recipe.weight_decay",)}
+    return {key for p in probes for knob in p.knobs for key in rates.get(knob, ())}
 
 
 def _who(row: Row) -> tuple[str, str]:
@@ -146,10 +168,12 @@ def _median(rows: Sequence[Row], key: str) -> float | None:
 def _ranked(found: Sequence[Standing]) -> list[Standing]:
     """The contestants of one backbone with their mean ranks and fronts."""
     full = [s for s in found if s.complete]
-    places = [[_place(s.by_task[t], [o.by_task[t] for o in full]) for t in s.by_task] for s in full]
-    ranks = {id(s): statistics.fmean(own) for s, own in zip(full, places, strict=True)}
+    places = {id(s): {t: _place(v, [o.by_task[t] for o in full]) for t, v in s.by_task.items()} for s in full}
+    ranks = {who: statistics.fmean(own.values()) for who, own in places.items()}
     fronts = {id(s): tuple(c for c in COSTS if _undominated(s, full, c)) for s in full}
-    return [replace(s, rank=ranks.get(id(s)), fronts=fronts.get(id(s), ())) for s in found]
+    return [
+        replace(s, rank=ranks.get(id(s)), places=places.get(id(s), {}), fronts=fronts.get(id(s), ())) for s in found
+    ]
 
 
 def _place(value: float, all_values: Sequence[float]) -> float:

@@ -65,7 +65,7 @@ class Final:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One run: a task, a backbone, a method, a seed, and the training knobs that differ from their defaults.
+    """One run: a task, a backbone, a method, a seed, and the training knobs that the file gives.
 
     `stack` is the method without the grid's knobs: what the runs that are compared with each other have in common.
     """
@@ -78,14 +78,14 @@ class Cell:
     recipe: Mapping[str, Any]
     stack: str = ""
 
-    def digest(self, fingerprint: str, images: str) -> str:
+    def digest(self, network: str, images: str) -> str:
         """Sha256 of all that the result depends on but for the program's version: what the run is found again by.
 
         Args:
-            fingerprint: the backbone's.
+            network: what stands for the backbone: weights, architecture, preprocessing.
             images: what stands for the images of all splits.
         """
-        facts = [self.task, fingerprint, images, self.method, self.seed, dict(self.recipe)]
+        facts = [self.task, network, images, self.method, self.seed, dict(self.recipe)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def name(self, digest: str) -> str:
@@ -134,16 +134,37 @@ def read(text: str, where: str) -> Sweep:
     content = knobs.document(text, where, "write tasks: …, backbones: … and methods: …")
     if not content.get("name"):
         raise UsageError(f"{where} has no name", "write name: my-sweep at its top")
+    _check_seeds(content, where)
     file: Any = knobs.decode(_File, content, where)
     above = {f.name: getattr(file, f.name) for f in fields(_Block)}
     blocks = [_block(above, own, f"{where}, run {i + 1}") for i, own in enumerate(file.runs or ({},))]
     cells = {json.dumps(asdict(c), sort_keys=True): c for block in blocks for c in _cells(block, where)}
+    _check_tasks(cells.values(), where)
     engine: Any = knobs.decode(Engine, file.engine, f"{where}, engine")
     final: Any = None if file.final is None else knobs.decode(Final, file.final, f"{where}, final")
     if final is not None:
         final = replace(final, recipe=_recipe(final.recipe, f"{where}, final"))
         _check_final(cells.values(), final, where)
     return Sweep(name=check_name(file.name), cells=tuple(cells.values()), final=final, engine=engine)
+
+
+def _check_seeds(said: Mapping[str, Any], where: str) -> None:
+    """Refuse `seeds: 5`, which one reader takes for a seed and another for a number of them."""
+    if "seeds" in said and not isinstance(said["seeds"], list):
+        raise UsageError(f"{where}: seeds is no list", "write seeds: [0] for one, or [0, 1, 2] for three")
+
+
+def _check_tasks(cells: Iterable[Cell], where: str) -> None:
+    """Refuse a name that stands for several data sets: their results would be taken for one another's.
+
+    Raises:
+        UsageError: there is one.
+    """
+    data: dict[str, str] = {}
+    for cell in cells:
+        if data.setdefault(cell.task, cell.data) != cell.data:
+            both = f"{data[cell.task]} and {cell.data}"
+            raise UsageError(f"{where}: the task '{cell.task}' is {both}", "give each a name of its own")
 
 
 def _check_final(cells: Iterable[Cell], final: Final, where: str) -> None:
@@ -190,6 +211,7 @@ def _foldless(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _block(above: Mapping[str, Any], own: Mapping[str, Any], where: str) -> _Block:
     """A block with what it inherits: its recipe and grid add to those above, all else replaces."""
+    _check_seeds(own, where)
     block: Any = knobs.decode(_Block, {**above, **own}, where)
     block = replace(
         block, recipe={**above["recipe"], **(own.get("recipe") or {})}, grid={**above["grid"], **(own.get("grid") or {})}
@@ -213,7 +235,7 @@ def _cells(block: _Block, where: str) -> Iterator[Cell]:
     assert isinstance(block.tasks, dict)
     _check_grid(block, where)
     tasks = [(name, _filled(data, where)) for name, data in block.tasks.items()]
-    methods = ["+".join(map(str, knobs.parse(m))) for m in block.methods]
+    methods = [_sorted(m) for m in block.methods]
     for backbone, (task, data), method, chosen in product(
         block.backbones, tasks, methods, product(*block.grid.values())
     ):
@@ -230,6 +252,11 @@ def _cells(block: _Block, where: str) -> Iterator[Cell]:
                 recipe=recipe,
                 stack=method,
             )
+
+
+def _sorted(method: str) -> str:
+    """A stack with the knobs of each part in one order: two that differ in it alone are one."""
+    return "+".join(str(knobs.Part(p.name, dict(sorted(p.knobs.items())))) for p in knobs.parse(method))
 
 
 def _check_grid(block: _Block, where: str) -> None:
@@ -264,7 +291,7 @@ def _with_knobs(method: str, own: Mapping[str, Any], where: str) -> str:
             raise UsageError(f"{where}: {name} has no knob '{knob}'", did_you_mean(knob, known) or "leave it out")
         text = [str(v) for v in value] if isinstance(value, list) else str(value)
         parts = [knobs.Part(p.name, {**p.knobs, knob: text}) if p.name == name else p for p in parts]
-    return "+".join(map(str, parts))
+    return _sorted("+".join(map(str, parts)))
 
 
 def _recipe(values: Mapping[str, Any], where: str) -> dict[str, Any]:

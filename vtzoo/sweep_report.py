@@ -140,11 +140,12 @@ def _vtab(standing: Standing) -> dict[str, Any] | None:
 
 
 def _task_cell(standing: Standing, task: str, column: Sequence[float]) -> dict[str, str]:
-    """Per cent, coloured between the task's worst and best."""
+    """Per cent, coloured between the task's worst and best, and the place among all methods."""
     value, scale = standing.by_task.get(task), [100 * v for v in column]
-    return cell(
+    shown = cell(
         None if value is None else 100 * value, RISING, min(scale), max(scale), f"{standing.label}, {task}: ", ".1f"
     )
+    return {**shown, "place": f"{standing.places[task]:g}" if task in standing.places else ""}
 
 
 def _hue(standing: Standing) -> str:
@@ -187,7 +188,9 @@ def _labelled(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         left = u < 0.4  # no room before it
         place: dict[str, Any] = {"ha": "left", "va": "top"} if left else {"ha": "right", "va": "bottom"}
         at = (6, -5) if left else (-5, 4)
-        axes.annotate(_short(label), (x, y), at, textcoords="offset points", fontsize=9, **place).set_in_layout(False)
+        axes.annotate(
+            _short(label), (x, y), at, textcoords="offset points", fontsize=9, parse_math=False, **place
+        ).set_in_layout(False)
 
 
 def _framed(axes: Any, title: str, by: str, xs: Sequence[float], ys: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from vtzoo import talk
@@ -45,6 +46,8 @@ class Log:
     ) -> None:
         self.path, self.name, self.facts = path, name, facts
         self.fresh = fresh or not path.exists()
+        if self.fresh:  # what a tracker has written beside it is of another run of that name
+            rmtree(path.parent / _plain(name), ignore_errors=True)
         self.trackers = [_started(t, name, path.parent, facts) for t in trackers]
 
     def __call__(self, record: Mapping[str, Any]) -> None:
@@ -105,7 +108,7 @@ def _started(tracker: str, name: str, folder: Path, facts: Mapping[str, Any]) ->
     named = {NAMED[tracker]: name} if tracker in NAMED else {}
     place = [str(folder)] if kind.requires_logging_directory else []
     try:
-        made = kind(PROJECT if named else name.replace("/", "--"), *place, **named)
+        made = kind(PROJECT if named else _plain(name), *place, **named)
         made.start()
         made.store_init_configuration(
             {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in facts.items()}
@@ -115,6 +118,10 @@ def _started(tracker: str, name: str, folder: Path, facts: Mapping[str, Any]) ->
             f"the tracker {tracker} does not start: {error}", f"see that it works, or leave out --track {tracker}"
         ) from error
     return made
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "--")
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images
 from vtzoo.fit import Plan
 from vtzoo.forecast import acting, forecast
 from vtzoo.graft import rates, undecayed
+from vtzoo.identity import CARD
 from vtzoo.layerwise import shares
 from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find
@@ -114,7 +115,8 @@ def feed_of(job: Job, prefix: Prefix | None) -> Feed:
     recipe, shape = job.recipe, job.task.preprocess
     if prefix is None:
         return of_images(job.train, job.val, shape, recipe, whole=mixes(recipe))
-    made, used, card = accelerator(recipe), ("vtzoo", "torch", "torchvision", "timm", "pillow"), job.card
+    made, used = accelerator(recipe), ("vtzoo", "torch", "torchvision", "timm", "pillow")
+    card: BackboneCard = getattr(job.model, CARD)  # with the fingerprint of what was loaded
     facts: dict[str, Any] = {"backbone": card.fingerprint, "arch": card.arch, "model_args": plain(card.model_args)}
     facts |= {"precision": recipe.precision, "device": made.device.type, "cpu": cpu_capability()}
     facts |= {name: version(name) for name in used}
@@ -138,7 +140,9 @@ def forecast_of(job: Job, prefix: Prefix | None) -> dict[str, Any]:
         feed, views = replace(feed, run=prefix.rest), views_of(job.recipe).count
         kept = {"cut": prefix.cut, "views": views, "size_bytes": _size_bytes(job, prefix)}
     step = stepper(head_of(job.model, prefix), job.recipe, job.grid, job.weights) if job.grid and prefix else None
-    found = forecast(plan_of(job, feed), feed, prefix, views, len(job.val), step)
+    found = forecast(
+        plan_of(job, feed), feed, prefix, views, len(job.val) if job.recipe.validates or prefix else 0, step
+    )
     return {**found, "images": len(job.train), "features": kept, "acts": acting(record.parts)}
 
 
@@ -158,7 +162,7 @@ def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
         job.asked,
         facts_of(recipe),
         job.card.name,
-        job.card.fingerprint,
+        getattr(job.model, CARD).fingerprint,
         job.train.digest,
         len(job.train),
     ]

@@ -161,12 +161,12 @@ def test_a_reader_that_leaves() -> None:
 
 
 def test_recipe_files_that_hold_no_recipe(vtzoo, tmp_path) -> None:
-    """A recipe that is no YAML is corrupt (4), one that is a list is a usage error (2)."""
+    """What is no YAML, or a list, is a usage error (2), as in every file that people write."""
     line = ("train", "--backbone", "b", "--data", "d", "--name", "n", "--config")
     (tmp_path / "broken.yaml").write_text("a: [1, 2", encoding="utf-8")
-    _two_lines(vtzoo(*line, tmp_path / "broken.yaml"), 4, "is not YAML", "epochs: 10")
+    _two_lines(vtzoo(*line, tmp_path / "broken.yaml"), 2, "is no YAML", "epochs: 10")
     (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
-    _two_lines(vtzoo(*line, tmp_path / "list.yaml"), 2, "no knobs by name", "epochs: 10")
+    _two_lines(vtzoo(*line, tmp_path / "list.yaml"), 2, "is no mapping", "epochs: 10")
 
 
 def test_a_recipe_that_there_is_not(vtzoo) -> None:

@@ -1,5 +1,6 @@
 """Many linear probes at once: each is what a training of its own gives, and the best is kept."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,19 @@ def test_a_head_of_two_layers_is_refused(zoo: Zoo) -> None:
     """Probes need one linear layer that gives what the network gives."""
     with pytest.raises(UsageError, match="no single linear layer"):
         run(zoo, "refused", "linear[lr=[1e-3,1e-2]]", backbone="two-heads")
+
+
+def test_the_chosen_probe_is_told(zoo: Zoo) -> None:
+    """A line in the log and a word to who watches, as a training of its own gives for its last epoch."""
+    told: list[Any] = []
+    made = train(
+        backbone="tiny", data="vtzoo:fashion", method="linear[lr=[1e-4,1e-2]]", name="fashion/told", zoo=zoo, recipe=RECIPE, watch=told.append
+    )  # fmt: skip
+    (path,) = (zoo.root / ".vtzoo" / "logs").glob("fashion--told*.jsonl")
+    _, record = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert told == [record]
+    assert (record["epoch"], record["lr"]) == (RECIPE["epochs"], made.recipe["lr"])
+    assert record in [{"epoch": 4, **p} for p in made.metrics["probes"]]
 
 
 def test_views_of_a_random_augmentation_will_do(zoo: Zoo) -> None:

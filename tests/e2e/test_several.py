@@ -217,6 +217,7 @@ def test_without_folders_a_hash_splits(tmp_path: Path) -> None:
         ("file_name,labels\n00.png,red|blue\n01.png,\n02.png,\n", UsageError, "1 rows have no image, first 02.png"),
         ("file_name,labels\n00.png,red|blue\n00.png,\n01.png,\n", UsageError, "00.png stands twice"),
         ("file_name,labels\n00.png,red\n01.png,\n", UsageError, "has 1 labels"),
+        ("file_name,labels\n00.png,red,blue\n01.png,\n", Corrupt, "row 1 has 3 cells, the header 2"),
         ("name,labels\n00.png,red\n", Corrupt, "no table of file_name and labels"),
         ("file_name,caption\n00.png,a dog\n", UsageError, "no class folders"),
     ],

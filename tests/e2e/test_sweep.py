@@ -173,8 +173,14 @@ def test_an_engine_hears_of_every_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["[1]", '{"backbone": "b"}', '{"backbone": "b", "method": "m", "task": "t", "top1": NaN}', "{bad"]
-)
+    "line",
+    [
+        "[1]", '{"backbone": "b"}', "{bad", *(
+            f'{{"backbone": "b", "method": "m", "task": "t", {more}}}'
+            for more in ('"top1": NaN', '"top1": 85.3', '"top1": true', '"top1": 0.5, "params": "abc"', '"map": 0.5, "seed": [1]')
+        ),
+    ],
+)  # fmt: skip
 def test_a_table_that_is_none_is_said(zoo: Zoo, tmp_path: Path, line: str) -> None:
     """Lines that are no rows are refused, with their number; a sweep's own table is written anew."""
     (tmp_path / "t.jsonl").write_text(line + "\n")
@@ -183,6 +189,30 @@ def test_a_table_that_is_none_is_said(zoo: Zoo, tmp_path: Path, line: str) -> No
     (zoo.root / ".vtzoo" / "sweeps").mkdir(parents=True)
     (zoo.root / ".vtzoo" / "sweeps" / "small.jsonl").write_text(line + "\n")
     assert sweep(spec=read(SPEC), zoo=zoo, dry_run=True).report["runs"] == 2
+
+
+def test_tables_are_put_together(zoo: Zoo, tmp_path: Path) -> None:
+    """Rows of several tables all count, with names or without; words with signs of mathematics or HTML in them are words."""
+    lines = [
+        {"backbone": "b<script>", "method": m, "task": "x", "top1": t, "params": 10 * i, "seconds": 1.0 + i}
+        for i, (m, t) in enumerate([("$\\frac$", 0.5), ("two$ $", 0.7)], 1)
+    ]
+    for i, line in enumerate(lines):
+        (tmp_path / f"{i}.jsonl").write_text(json.dumps(line) + "\n")
+    found = report(refs=[str(tmp_path / f"{i}.jsonl") for i in (0, 1)], out=tmp_path / "page.html", zoo=zoo)
+    assert found.report["rows"] == 2
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "$\\frac$" in page
+    assert "<script>" not in page
+
+
+def test_a_backbone_is_its_weights_and_what_it_is_shown(zoo: Zoo, tmp_path: Path) -> None:
+    """The same weights with other pixels are another backbone, and a sweep trains on both."""
+    add_backbone(
+        name="dark", arch="test_vit", weights=tmp_path / "tiny.safetensors", mean=(0.0,) * 3, std=(1.0,) * 3, zoo=zoo
+    )
+    text = SPEC.replace("backbones: tiny", "backbones: [tiny, dark]").replace("[linear, bitfit]", "[linear]")
+    assert len(set(sweep(spec=read(text), zoo=zoo, dry_run=True).report["names"])) == 2
 
 
 def test_finals_train_the_best_of_the_search_on_all_images(zoo: Zoo, tmp_path: Path) -> None:

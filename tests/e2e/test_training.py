@@ -263,6 +263,49 @@ def test_another_architecture_has_other_features(tmp_path: Path) -> None:
     assert len(kept(made)) == 4
 
 
+def test_backbones_without_a_fingerprint_share_no_features(zoo: Zoo, tmp_path: Path) -> None:
+    """The catalogue's have none until they are loaded: two sets of weights of one architecture are told apart all the same."""
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "other.safetensors")
+    add_backbone(name="other", arch="test_vit", weights=tmp_path / "other.safetensors", zoo=zoo)
+    for name in ("tiny", "other"):
+        facts = {k: v for k, v in zoo.resolve(name, "backbones").facts.items() if k != "fingerprint"}
+        zoo.put("backbones", name, facts, replace=True)
+        train(backbone=name, data="vtzoo:fashion", method="linear", name=f"t/{name}", zoo=zoo, recipe=RECIPE)
+    assert len(kept(zoo)) == 2 * 3  # two views of training images, one of validation images
+
+
+def test_a_forgotten_resume_is_said(zoo: Zoo, said: list[str]) -> None:
+    """Whoever starts a stopped run anew is told that it could go on; other processes, and a cache, are no other run."""
+
+    def stop(record: Mapping[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    asked: dict[str, Any] = {
+        "backbone": "tiny",
+        "data": "vtzoo:fashion",
+        "method": "bitfit",
+        "name": "t/run",
+        "zoo": zoo,
+    }
+    for watch in (stop, stop):
+        with pytest.raises(KeyboardInterrupt):
+            train(**asked, recipe=RECIPE, watch=watch)
+    assert sum("an earlier run of t/run was stopped: --resume goes on" in line for line in said) == 1
+    made = train(**asked, recipe={**RECIPE, "workers": 1, "cache": "off"}, resume=True)
+    zoo.remove(zoo.resolve("t/run", "deltas"))
+    assert train(**asked, recipe=RECIPE).digest == made.digest
+
+
+def test_a_place_that_takes_no_files_is_met_first(zoo: Zoo, said: list[str]) -> None:
+    """Before the first epoch, not after it."""
+    (zoo.root / ".vtzoo" / "checkpoints").write_text("a file where the folder would be", encoding="utf-8")
+    with pytest.raises(VtzooError):
+        train(backbone="tiny", data="vtzoo:fashion", method="bitfit", name="t/run", zoo=zoo, recipe=RECIPE)
+    assert not any(line.startswith("epoch") for line in said)
+
+
 def test_the_curve_is_written_while_it_trains(zoo: Zoo) -> None:
     """Epoch by epoch in a file of JSON lines, and with a tracker; what an interrupted run had written is not written twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -142,6 +142,13 @@ def test_a_document_says_everything_once(text: str, said: str) -> None:
         document(text, "f.yaml", "hint")
 
 
+def test_on_and_off_are_words() -> None:
+    """As in YAML 1.2; PyYAML takes them for truths, of which a knob such as `cache: off` knows nothing."""
+    assert document("{a: off, b: On, c: no, d: true, e: False, f: null, g: 1}", "f.yaml", "") == {
+        "a": "off", "b": "On", "c": "no", "d": True, "e": False, "f": None, "g": 1,
+    }  # fmt: skip
+
+
 def test_a_document_may_inherit() -> None:
     """YAML's own merging of mappings is no key given twice."""
     assert document("a: &x {p: 1, q: 1}\nb: {<<: *x, q: 2}\n", "f.yaml", "")["b"] == {"p": 1, "q": 2}

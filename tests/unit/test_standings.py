@@ -31,6 +31,31 @@ def test_means_over_tasks_of_means_over_seeds() -> None:
     assert found.half == pytest.approx(12.706 * 0.1)
 
 
+def test_what_a_search_chose_tells_nobody_apart() -> None:
+    """The best of many probes has another rate on each task, and is one contestant; a rate that was given is another's."""
+    probes = {"spec": "linear[lr=1e-4|1e-2]"}
+    rows = [
+        row("linear", "x", 0.5, **probes, **{"recipe.lr": 1e-4, "recipe.head_lr": 1e-4}),
+        row("linear", "x", 0.7, 1, **probes, **{"recipe.lr": 1e-2, "recipe.head_lr": 1e-2}),
+        row("linear", "y", 0.6, **probes, **{"recipe.lr": 1e-2, "recipe.head_lr": 1e-2}),
+        row("bitfit", "x", 0.5, **{"recipe.lr": 1e-4}),
+        row("bitfit", "x", 0.6, **{"recipe.lr": 1e-2}),
+        row("bitfit", "y", 0.6, **{"recipe.lr": 1e-2}),
+    ]
+    found = {s.label: (s.by_task, s.complete) for s in standings(rows)}
+    assert found == {
+        "linear[lr=1e-4|1e-2]": ({"x": pytest.approx(0.6), "y": 0.6}, True),
+        "bitfit lr=0.01": ({"x": 0.6, "y": 0.6}, True),
+        "bitfit lr=0.0001": ({"x": 0.5}, False),
+    }
+
+
+def test_tasks_may_have_knobs_of_their_own() -> None:
+    """A number of epochs that differs between tasks alone makes no two contestants of one."""
+    (found,) = standings([row("a", "x", 0.5, **{"recipe.epochs": 1}), row("a", "y", 0.7, **{"recipe.epochs": 2})])
+    assert (found.label, found.mean, found.complete) == ("a", pytest.approx(0.6), True)
+
+
 def test_ranks_are_shared_by_equals() -> None:
     """Places by task, equal ones in the middle of theirs, then the mean; who lacks a task has none."""
     rows = [
@@ -41,7 +66,10 @@ def test_ranks_are_shared_by_equals() -> None:
         row("b", "y", 0.2),
         row("c", "y", 0.3),
     ]
-    rank = {s.method: s.rank for s in standings([*rows, row("d", "x", 1.0)])}
+    found = standings([*rows, row("d", "x", 1.0)])
+    places = {s.method: s.places for s in found}
+    assert places == {"a": {"x": 1, "y": 3}, "b": {"x": 2.5, "y": 2}, "c": {"x": 2.5, "y": 1}, "d": {}}
+    rank = {s.method: s.rank for s in found}
     assert rank == {"a": 2.0, "b": (2.5 + 2) / 2, "c": (2.5 + 1) / 2, "d": None}
 
 

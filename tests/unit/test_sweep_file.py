@@ -38,6 +38,8 @@ def test_a_run_is_what_it_depends_on() -> None:
     assert one.digest("f", "i") == same.digest("f", "i")
     digests = {one.digest("f", "i"), other.digest("f", "i"), one.digest("g", "i"), one.digest("f", "j")}
     assert len(digests) == 4
+    ways = [read(HEAD + f"methods: '{m}'", "a file").cells[0] for m in ("lora[rank=4,alpha=8]", "lora[alpha=8,rank=4]")]
+    assert ways[0] == ways[1]
     assert one.name(one.digest("f", "i")) == f"fashion/linear-{one.digest('f', 'i')[:10]}"
 
 
@@ -68,6 +70,12 @@ def test_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         (HEAD + "methods: linear\nrecipe: {eval_on: test}\nfinal: {}", "none are measured"),
         (HEAD + "methods: linear\nrecipe: {eval_on: val}\nfinal: {recipe: {train_on: train+val}}", "nothing is left"),
         (HEAD + "methods: linear\nrecipe: {patience: 2}\nfinal: {recipe: {train_on: train+val}}", "patience looks at"),
+        (HEAD + "methods: linear\nseeds: 5", "seeds is no list"),
+        (HEAD + "methods: linear\nruns: [{seeds: 2}]", "run 1: seeds is no list"),
+        (
+            "name: try\nbackbones: b\nmethods: linear\nruns: [{tasks: {a: b}}, {tasks: {a: c}}]",
+            "the task 'a' is b and c",
+        ),
         (HEAD.replace("name: try", "") + "methods: linear", "has no name"),
         (HEAD + "methods: linear\nruns: [{tasks: [fasion]}]", "no task 'fasion'"),
         (HEAD + "methods: linear\nengine: {asha: {reduction: 1}}", "asha.reduction"),

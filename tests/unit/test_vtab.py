@@ -46,6 +46,31 @@ def test_broken_lists_are_said(task: Path) -> None:
         D.open_data(task, split="train")
 
 
+def test_labels_are_a_part_of_the_images(task: Path) -> None:
+    """Other labels for the same files are other images: nothing that was trained on the first is taken for theirs."""
+    before = {s: D.open_data(task, split=s).digest for s in ("train", "val")}
+    (task / "train800.txt").write_text("images/an image 0.png 1\nimages/an image 1.png 0\n")
+    after = {s: D.open_data(task, split=s).digest for s in ("train", "val")}
+    assert before["train"] != after["train"]
+    assert before["val"] == after["val"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("train800.txt", "images/an image 0.png 1", r"train800\.txt has images/an image 0\.png twice"),
+        ("val200.txt", "images/an image 3.png 0", r"val200\.txt and test\.txt share 1 images"),
+        ("test.txt", "images/nowhere.png 0", r"test\.txt has 1 images that aren't there, first images/nowhere\.png"),
+    ],
+)
+def test_an_image_stands_in_one_line(task: Path, name: str, line: str, said: str) -> None:
+    """Twice in a list the last label would count, in two lists the training would see what is measured; it must be there."""
+    with (task / name).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(Corrupt, match=said):
+        D.open_data(task, split="train")
+
+
 def test_splits_of_data_sets_on_the_hub_may_bear_vtabs_names(tmp_path: Path) -> None:
     """`datasets` reads a folder of Parquet files whose splits are called train800, val200 and test."""
     datasets = pytest.importorskip("datasets")

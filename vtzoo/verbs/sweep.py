@@ -1,5 +1,6 @@
 """Many trainings from one file: tasks x backbones x methods x knobs x seeds, each once, wherever they run."""
 
+import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from vtzoo.artifact import resolved_card
 from vtzoo.engines import Failure, Watch, local, ray
 from vtzoo.errors import Corrupt, Interrupted, NotFound, UsageError, VtzooError
 from vtzoo.fit import checkpoint_path
+from vtzoo.recipe import read
 from vtzoo.results import Swept, Trained
 from vtzoo.standings import score, standings
 from vtzoo.sweep_file import Cell, Sweep, finals
@@ -28,10 +30,11 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A cell, what its delta is called, and what its process is to know; it can be pickled."""
+    """A cell, what its delta is called, how many images it may train on, and what its process is to know; it can be pickled."""
 
     cell: Cell
     name: str
+    images: int
     zoo: Path
     command: str
     threads: int
@@ -72,7 +75,7 @@ def sweep(
 
     Returns:
         `path` is the table in the zoo, `report` counts runs, done (before this call), made and stopped (by ASHA, at any time), and
-        has standings and rows; of a dry run names, finals, and the `plan`: backbone, method, runs that are left, seconds of one.
+        has standings and rows; of a dry run names, finals, and the `plan`: backbone, method, runs that are left, seconds of all of them.
 
     Raises:
         UsageError, NotFound, Corrupt: before the first run starts; what a backbone refuses only in a dry run.
@@ -182,7 +185,7 @@ def _train(run: Run, zoo: Zoo, **more: Any) -> Trained:
 
 
 def _planned(todo: Sequence[Run]) -> list[dict[str, Any]]:
-    """Of each backbone and method the runs to do, and the seconds that the first of them will take.
+    """Of each backbone and method the runs to do, and the seconds that they will take, by two steps of the first of them.
 
     Raises:
         VtzooError: some would be refused.
@@ -198,7 +201,8 @@ def _planned(todo: Sequence[Run]) -> list[dict[str, Any]]:
             refused.append(type(error)(f"{method} on {backbone}: {error.message}", error.hint))
         else:
             assert made.plan is not None
-            plan.append({"backbone": backbone, "method": method, "runs": len(runs), "seconds": made.plan["seconds"]})
+            seconds = made.plan["seconds"] * sum(map(_work, runs)) / _work(runs[0])
+            plan.append({"backbone": backbone, "method": method, "runs": len(runs), "seconds": seconds})
     if len(refused) > 1:
         first = refused[0]
         raise VtzooError(f"{len(refused)} of {len(groups)} can't be trained; the first, {first.message}", first.hint)
@@ -207,32 +211,44 @@ def _planned(todo: Sequence[Run]) -> list[dict[str, Any]]:
     return plan
 
 
+def _work(run: Run) -> float:
+    """What a run's time goes with: the images that it trains on in all its epochs."""
+    parts = [(p.name, registry.card("methods", p.name).group) for p in knobs.parse(run.cell.method)]
+    recipe = read(run.cell.recipe, parts)
+    return (recipe.epochs + recipe.probe_epochs) * min(run.images, recipe.limit or run.images) or 1.0
+
+
 def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
     """The runs of cells, in their order, with the names that they will have; whatever can be refused now is."""
     zoo, threads = at.zoo, max(1, min(torch.get_num_threads(), machine.processors() // at.jobs))
 
     @cache
-    def images(data: str) -> str:
-        splits = [D.open_data(data, split=s, several=True).digest for s in ("train", "val")]
+    def images(data: str) -> tuple[str, int]:
+        splits = [D.open_data(data, split=s, several=True) for s in ("train", "val")]
         with suppress(NotFound):
-            splits.append(D.open_data(data, split="test", several=True).digest)
-        return " ".join(splits)
+            splits.append(D.open_data(data, split="test", several=True))
+        return " ".join(s.digest for s in splits), len(splits[0])
 
     @cache
-    def fingerprint(backbone: str) -> str:
-        return resolved_card(backbone, zoo).fingerprint or backbone
+    def network(backbone: str) -> str:
+        card = resolved_card(backbone, zoo)
+        own = {
+            k: v for k, v in card.json().items() if k in ("fingerprint", "arch", "model_args", *asdict(card.preprocess))
+        }
+        return json.dumps({**own, "fingerprint": card.fingerprint or backbone}, sort_keys=True)
 
     for method in dict.fromkeys(c.method for c in cells):
         for part in knobs.parse(method):
             knobs.decode(registry.load("methods", part.name).Config, part.knobs, part.name)
-    names = [c.name(c.digest(fingerprint(c.backbone), images(c.data))) for c in cells]
+    counts = [images(c.data)[1] for c in cells]
+    names = [c.name(c.digest(network(c.backbone), images(c.data)[0])) for c in cells]
     cells = [
         replace(c, data=str(Path(c.data).expanduser().absolute())) if Path(c.data).expanduser().exists() else c
         for c in cells
     ]
     return [
-        Run(cell=c, name=n, zoo=zoo.root, command=zoo.command, threads=threads, track=at.track)
-        for c, n in zip(cells, names, strict=True)
+        Run(cell=c, name=n, images=i, zoo=zoo.root, command=zoo.command, threads=threads, track=at.track)
+        for c, n, i in zip(cells, names, counts, strict=True)
     ]
 
 

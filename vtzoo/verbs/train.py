@@ -27,8 +27,7 @@ from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.prefix import Prefix
 from vtzoo.presets import preset
-from vtzoo.probes import best_of, sweep
-from vtzoo.probes import check as check_probes
+from vtzoo.probes import asked_for, best_of, sweep
 from vtzoo.recipe import Recipe, facts_of, read
 from vtzoo.results import Trained
 from vtzoo.sampling import chosen, class_weights
@@ -85,10 +84,17 @@ def train(
             ref=name, path="", recipe=asdict(job.recipe), params=params, method=job.spec, example=searches, plan=plan
         )
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
+    if not parallel.rank():
+        files.check_writable(checkpoint.parent)
     started, worked = time.monotonic(), time.process_time()
+    if checkpoint.is_file() and not resume:
+        talk.say(
+            f"an earlier run of {name} was stopped: --resume goes on with it, this one takes its checkpoint's place"
+        )
     feed, epochs, probes = feed_of(job, prefix), job.recipe.epochs, list[dict[str, Any]]()
     if job.grid and prefix is not None:
         job, probes = _sweep(job, feed, prefix)
+        _tell(job, probes, _log(job, track, resume=False), watch)
     else:
         epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
     cost = _cost(time.monotonic() - started + feed.spared, time.process_time() - worked, resumed=resume)
@@ -140,7 +146,7 @@ def _prepare(
     for part, module in parts:
         knobs.decode(module.Config, part.knobs, part.name)
     asked = read(user, [(p.name, m.GROUP) for p, m in parts])
-    probing = _probing(parts, asked, user, resume=resume)
+    probing = asked_for(parts, asked, user, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
@@ -188,26 +194,6 @@ def _built(bare: BackboneCard, recipe: Recipe, zoo: Zoo, classes: int) -> tuple[
     if recipe.framing == "squash":
         card = replace(card, preprocess=replace(card.preprocess, crop_pct=1.0, crop_mode="squash"))
     return card, model
-
-
-def _probing(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe, user: Mapping[str, Any], *, resume: bool) -> Any:
-    """The linear probe's knobs, where it has any: then many are trained side by side; a preset's rate and decay give way to them.
-
-    Raises:
-        UsageError: it stands in a stack, has a checkpoint to go on from, or wants what such probes don't have.
-    """
-    found = [knobs.decode(m.Config, p.knobs, p.name) for p, m in parts if p.name == "linear" and p.knobs]
-    if not found:
-        return None
-    if len(parts) > 1:
-        raise UsageError("linear[lr=…] trains nothing but heads", "leave the other methods out, or give --lr")
-    for knob, flag in (("lr", "lr"), ("lr", "head_lr"), ("weight_decay", "weight_decay")):
-        if getattr(found[0], knob) and user.get(flag) is not None:
-            raise UsageError(f"linear[{knob}=…] and {flag} say the same twice", f"leave {flag} out")
-    if resume:
-        raise UsageError("probes that are trained together have no checkpoint", "start without --resume")
-    check_probes(recipe)
-    return found[0]
 
 
 def _unclassed() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -277,6 +263,18 @@ def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, An
     return replace(job, recipe=recipe), [asdict(p) for p in found]
 
 
+def _tell(job: Job, probes: Sequence[Mapping[str, Any]], log: tracking.Log | None, watch: Watch | None) -> None:
+    """Note the probe that was chosen; of probes that learn side by side nobody has seen the epochs."""
+    chosen = {"lr": job.recipe.lr, "weight_decay": job.recipe.weight_decay}
+    best = next(p for p in probes if chosen.items() <= p.items())
+    record = {"epoch": job.recipe.epochs, **best}
+    if log is not None:
+        log(record)
+        log.finish([record])
+    if watch is not None:
+        watch(record)
+
+
 def _log(job: Job, track: Sequence[str], *, resume: bool) -> tracking.Log | None:
     """Where the first process notes each epoch."""
     if parallel.rank():
@@ -322,7 +320,7 @@ def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
 def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | None:
     try:
         images = D.open_data(data, split="test", skip_bad=skip_bad, several=True)
-    except (NotFound, UsageError):
+    except NotFound:
         return None
     return images.aligned(classes)
 
