@@ -99,9 +99,9 @@ def _child(work: Work[T], item: T, answer: Connection, card: str) -> None:
     if card:
         os.environ["CUDA_VISIBLE_DEVICES"] = card  # CUDA has not been asked for anything yet
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_watch, daemon=True).start()
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        threading.Thread(target=_watch, daemon=True).start()
         work(item, _unwatched)
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent tells it
         answer.send(Failure.of(error))
