@@ -183,7 +183,7 @@ def _features(
 ) -> tuple[Tensor, float]:
     """Features of every image in one view, [images, …], mapped from their file; and the seconds that they took an earlier run, if any."""
     known = {
-        "cut": prefix.cut, "size": prefix.size, "images": images.pixels, "order": _sha("\n".join(images.paths)),
+        **prefix.facts, "images": images.pixels, "order": _sha("\n".join(images.paths)),
         "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
     }  # fmt: skip
     path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"

@@ -193,6 +193,16 @@ def grafts(host: nn.Module) -> list[Graft]:
     return [host._modules[name] for name in host.__dict__.get("_graft_names", ())]  # type: ignore[misc] - only Grafts are hung here
 
 
+@contextmanager
+def owning(host: nn.Module, run: Callable[..., Any]) -> Generator[None]:
+    """Let `run(own, x, …)` stand for a host's own forward, which it gets first, with its grafts about it."""
+    host.__dict__["_owned"] = run
+    try:
+        yield
+    finally:
+        del host.__dict__["_owned"]
+
+
 def hosts(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module that carries a graft, by name."""
     return [(n, m) for n, m in model.named_modules() if m.__dict__.get("_graft_names")]
@@ -227,6 +237,8 @@ class _Host:
             inputs.append(x)
             x = _like(x, child.enter(x))
         run = super().forward  # type: ignore[misc] - the host's own
+        if "_owned" in self.__dict__:
+            run = partial(self.__dict__["_owned"], run)
         for child in children:
             if child.rewrites:
                 run = partial(child.around, self, run)

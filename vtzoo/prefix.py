@@ -51,6 +51,21 @@ class Prefix:
     last: bool
     size: tuple[int, ...]
 
+    @property
+    def spared(self) -> tuple[str, ...]:
+        """The modules that need not run for the rest."""
+        return tuple(self.stubs)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the features depend on beside the network."""
+        return {"cut": self.cut, "size": self.size}
+
+    @property
+    def told(self) -> str:
+        """What runs once, in words."""
+        return f"all before {self.cut}"
+
     @torch.no_grad()
     def features(self, model: nn.Module, x: Tensor) -> Tensor:
         """What comes to the cut, [images, ...], for x [images, channels, height, width]."""
@@ -122,15 +137,15 @@ def find(model: nn.Module, size: Sequence[int] | None = None, least: float = 0.0
     draw = torch.Generator().manual_seed(0)
     images = [torch.randn(n, *size, generator=draw).to(like.device, like.dtype) for n in (2, 2, 3)]
     with torch.random.fork_rng(devices=[]), evaluating(model):
-        seen = _watched(model, images[0])
+        seen = watched(model, images[0])
         firsts = [_first(seen, n) for n in _changing(model)]
         first = min(firsts, key=lambda c: c.start, default=seen[0])
         if _part(model, {c.name for c in seen if c.end < first.start}) < least:
             return None
-        others, wanted = _watched(model, images[1]), model(images[2])
+        others, wanted = watched(model, images[1]), model(images[2])
         for cut in _cuts(seen, others, first):
-            stubs, shape = _stubs(seen, others, cut), tuple(cut.value.shape[1:])
-            found = Prefix(cut.name, shape, stubs, cut.out is seen[0].out, size)
+            zeros, shape = stubs(seen, others, cut), tuple(cut.value.shape[1:])
+            found = Prefix(cut.name, shape, zeros, cut.out is seen[0].out, size)
             if _equal(found, model, images[2], wanted):
                 return found
     return None
@@ -138,7 +153,7 @@ def find(model: nn.Module, size: Sequence[int] | None = None, least: float = 0.0
 
 def share(model: nn.Module, prefix: Prefix) -> float:
     """Which part of the network's numbers lies before the cut, from 0 to 1: about the time that is saved."""
-    return _part(model, prefix.stubs)
+    return _part(model, prefix.spared)
 
 
 def _part(model: nn.Module, names: Iterable[str]) -> float:
@@ -155,7 +170,7 @@ def _changing(model: nn.Module) -> set[str]:
     return owners | grafted | moving
 
 
-def _watched(model: nn.Module, x: Tensor) -> list[_Call]:
+def watched(model: nn.Module, x: Tensor) -> list[_Call]:
     """Every call of a forward pass, in order of beginning; the first is the model's own."""
     calls, stack, names = list[_Call](), list[_Call](), {m: n for n, m in model.named_modules()}
     ticks = count()
@@ -205,7 +220,7 @@ def _outermost(call: _Call) -> _Call:
     return call
 
 
-def _stubs(seen: Sequence[_Call], others: Sequence[_Call], cut: _Call) -> dict[str, tuple[int, ...]]:
+def stubs(seen: Sequence[_Call], others: Sequence[_Call], cut: _Call) -> dict[str, tuple[int, ...]]:
     """The modules that need not run for the rest: outermost, over before the cut, and giving something for each image."""
     found: dict[str, tuple[int, ...]] = {}
     for call, other in zip(seen, others, strict=True):

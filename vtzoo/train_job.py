@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability as cpu_capability
 from torch.nn import functional as F
 
+from vtzoo import beside, parallel, talk
 from vtzoo import data as D
-from vtzoo import parallel, talk
 from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Resources, UsageError
 from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images, pays, size_bytes, views_of
@@ -25,13 +25,16 @@ from vtzoo.graft import rates, undecayed
 from vtzoo.identity import CARD
 from vtzoo.layerwise import shares
 from vtzoo.live import head_state, installed
-from vtzoo.prefix import Prefix, find
+from vtzoo.prefix import Prefix, find, share
 from vtzoo.probes import stepper
 from vtzoo.recipe import Recipe, facts_of
 from vtzoo.score import leading, logits_of, measure
 from vtzoo.spec import BackboneCard, Task, plain
 from vtzoo.tensors import channels_last
 from vtzoo.zoo import Zoo
+
+ENOUGH = 0.5
+"""Which part of the work must be saved where so much is kept for it as what a side network leans on."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,22 @@ def cut(job: Job) -> Prefix | None:
         return _probed(job)
     if recipe.cache == "off" or recipe.parallel == "fsdp" or mixes(recipe) or not views_of(recipe).count:
         return None
-    prefix = find(channels_last(job.model.to(accelerator(recipe).device)), size, LEAST)
+    model = channels_last(job.model.to(accelerator(recipe).device))
+    prefix = find(model, size, LEAST)
+    if _may_lean(recipe, model) and (prefix is None or share(model, prefix) < ENOUGH):
+        prefix = max(prefix, beside.find(model, size, ENOUGH), key=lambda p: share(model, p) if p else 0.0)
     epochs, images, views = recipe.probe_epochs + recipe.epochs, (len(job.train), len(job.val)), views_of(recipe)
     if prefix is None or not parallel.by_first(lambda: pays(job.model, prefix, views, epochs, images, _folder(job))):
         return None
     taken = f"{_size_bytes(job, prefix) / 2**20:,.0f} MiB of features"
-    talk.say(f"all before {prefix.cut} runs once for each of {views.count} views of an image: {taken}")
+    talk.say(f"{prefix.told} runs once for each of {views.count} views of an image: {taken}")
     return prefix
+
+
+def _may_lean(recipe: Recipe, model: nn.Module) -> bool:
+    """Whether what a side network leans on may be kept: on a processor, where it takes less long to read than to compute, and exactly."""
+    plain = recipe.precision == "fp32" and not recipe.compile and not recipe.checkpointing
+    return plain and next(model.parameters()).device.type == "cpu"
 
 
 def _probed(job: Job) -> Prefix:
