@@ -78,19 +78,10 @@ def train(
     parallel.agree(job.spec)
     prefix = cut(job)
     if dry_run:
-        searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
-        plan = forecast_of(job, prefix)
-        return Trained(
-            ref=name, path="", recipe=asdict(job.recipe), params=params, method=job.spec, example=searches, plan=plan
-        )
+        return _planned(job, prefix, params)
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
-    if not parallel.rank():
-        files.check_writable(checkpoint.parent)
+    _ready(checkpoint, name, resume=resume)
     started, worked = time.monotonic(), time.process_time()
-    if checkpoint.is_file() and not resume:
-        talk.say(
-            f"an earlier run of {name} was stopped: --resume goes on with it, this one takes its checkpoint's place"
-        )
     feed, epochs, probes = feed_of(job, prefix), job.recipe.epochs, list[dict[str, Any]]()
     if job.grid and prefix is not None:
         job, probes = _sweep(job, feed, prefix)
@@ -107,6 +98,26 @@ def train(
         raise
     checkpoint.unlink(missing_ok=True)
     return made
+
+
+def _planned(job: Job, prefix: Prefix | None, params: int) -> Trained:
+    """What a dry run tells."""
+    searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
+    plan = forecast_of(job, prefix)
+    return Trained(
+        ref=job.name, path="", recipe=asdict(job.recipe), params=params, method=job.spec, example=searches, plan=plan
+    )
+
+
+def _ready(checkpoint: Path, name: str, *, resume: bool) -> None:
+    """Refuse a place that takes no files, and say what a run that starts anew leaves behind."""
+    if parallel.rank():
+        return
+    files.check_writable(checkpoint.parent)
+    if checkpoint.is_file() and not resume:
+        talk.say(
+            f"an earlier run of {name} was stopped: --resume goes on with it, this one takes its checkpoint's place"
+        )
 
 
 def _cost(seconds: float, cpu_seconds: float, *, resumed: bool) -> dict[str, float | None]:
