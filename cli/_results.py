@@ -134,16 +134,22 @@ def suggested(facts: dict[str, Any]) -> list[Block]:
 def swept(facts: dict[str, Any]) -> list[Block]:
     """How the methods stand, then the counts; of a dry run the names of what would be made."""
     found = facts["report"]
-    counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before, {found['made']} made now"
-    counts += f", {found['stopped']} stopped early" if found["stopped"] else ""
+    counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before"
     if not facts["path"]:
-        finals = [Line(f"then {found['finals']} finals with the best knobs")] if found["finals"] else []
-        rows = [(p["backbone"], p["method"], str(p["runs"]), _time(p["seconds"])) for p in found["plan"]]
-        plan = Table(("backbone", "method", "runs", "estimated time"), rows)
-        total = f", {_time(sum(p['seconds'] for p in found['plan']))} one after the other" if rows else ""
-        counts = f"{facts['ref']}: {found['runs']} runs, {found['done']} done before{total}"
-        return [*(Line(name) for name in found["names"]), *([plan] if rows else []), Line(counts), *finals]
+        return [*map(Line, found["names"]), *_left(found["plan"], counts, found["finals"])]
+    counts += f", {found['made']} made now" + (f", {found['stopped']} stopped early" if found["stopped"] else "")
     return [_standings(found["standings"]), Line(counts), Line(f"table: {facts['path']}")]
+
+
+def _left(plan: list[dict[str, Any]], counts: str, finals: int) -> list[Block]:
+    """What a sweep has still to do, and how long that would take."""
+    after = [Line(f"then {finals} finals with the best knobs")] if finals else []
+    if not plan:
+        return [Line(counts), *after]
+    columns = ("backbone", "method", "runs", "estimated time")
+    rows = [(p["backbone"], p["method"], str(p["runs"]), _time(p["seconds"])) for p in plan]
+    total = _time(sum(p["seconds"] for p in plan))
+    return [Table(columns, rows, right=frozenset(columns[2:])), Line(f"{counts}, {total} one after the other"), *after]
 
 
 def _time(seconds: float) -> str:

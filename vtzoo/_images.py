@@ -6,7 +6,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -296,9 +296,10 @@ class Images(Dataset[tuple[Image.Image, int | Tensor]]):
 
 @dataclass(frozen=True)
 class Contents:
-    """The identity of a tree's files: name and checksum, one line each."""
+    """The identity of a tree's files, one line each: name, checksum, and the label where no folder says it."""
 
     tree: Tree
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, names: Sequence[str]) -> Iterable[str]:
-        return (f"{name} {self.tree.checksum(name)}" for name in names)
+        return (" ".join((n, self.tree.checksum(n), *([self.labels[n]] if self.labels else []))) for n in names)

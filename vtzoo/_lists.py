@@ -5,10 +5,9 @@
 Names count from the folder, labels are numbers from 0. `train800val200.txt`, which the two add up to, isn't read.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from vtzoo._images import Decoder, Images, Tree
+from vtzoo._images import Contents, Decoder, Images, Tree
 from vtzoo._layout import Split
 from vtzoo.errors import Corrupt, NotFound
 
@@ -38,21 +37,10 @@ def listed(tree: Tree, split: Split, side: int) -> Images | None:
         classes=tuple(str(i) for i in range(count)),
         paths=paths,
         labels=tuple(found[split][p] for p in paths),
-        identity=_Contents(tree, found[split]),
+        identity=Contents(tree, {p: str(label) for p, label in found[split].items()}),
         load=Decoder(tree, side),
         where=tree.where,
     )
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """The identity of files and their labels: name, checksum and label, one line each."""
-
-    tree: Tree
-    labels: Mapping[str, int]
-
-    def __call__(self, names: Sequence[str]) -> Iterable[str]:
-        return (f"{name} {self.tree.checksum(name)} {self.labels[name]}" for name in names)
 
 
 def _check(lists: Mapping[Split, Mapping[str, int]], tree: Tree) -> None:

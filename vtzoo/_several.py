@@ -9,11 +9,10 @@ A table stands above all images or in each split's folder; `file_name` counts fr
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vtzoo._images import Decoder, Images, Tree
+from vtzoo._images import Contents, Decoder, Images, Tree
 from vtzoo._layout import ALIASES, Split, members
 from vtzoo.errors import Corrupt, UsageError
 
@@ -48,21 +47,10 @@ def several(tree: Tree, names: Sequence[str], split: Split, side: int) -> Images
         paths=paths,
         labels=(-1,) * len(paths),
         several=tuple(tuple(sorted(place[c] for c in set(table[n]))) for n in paths),
-        identity=_Contents(tree, table),
+        identity=Contents(tree, {n: json.dumps(sorted(set(labels))) for n, labels in table.items()}),
         load=Decoder(tree, side),
         where=tree.where,
     )
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """The identity of files and their labels: name, checksum and labels, one line each."""
-
-    tree: Tree
-    table: Table
-
-    def __call__(self, names: Sequence[str]) -> Iterable[str]:
-        return (f"{n} {self.tree.checksum(n)} {json.dumps(sorted(set(self.table[n])))}" for n in names)
 
 
 def _check(table: Table, names: Sequence[str], where: str) -> None:

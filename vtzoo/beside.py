@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtzoo.graft import hosts, owning
+from vtzoo.graft import grafts, hosts, owning
 from vtzoo.prefix import Prefix, share, stubs, watched
 from vtzoo.probing import evaluating, input_size
 
@@ -116,14 +116,18 @@ def find(model: nn.Module, size: Sequence[int] | None = None, least: float = 0.0
         size: of its input, [channels, height, width].
         least: share of the numbers that must be spared, from 0 to 1.
     """
+    carrying = {
+        name: grafts(host) for name, host in hosts(model) if name
+    }  # what hangs on the network itself sees the images
+    if not carrying or any(g.edits for own in carrying.values() for g in own):  # what changes weights stands not beside
+        return None
     like, size = next(model.parameters()), tuple(size or input_size(model, most=None))
     draw = torch.Generator().manual_seed(0)
     images = [torch.randn(n, *size, generator=draw).to(like.device, like.dtype) for n in (2, 2, 3)]
-    carrying = {name for name, _ in hosts(model) if name}  # what hangs on the network itself sees the images
     with torch.random.fork_rng(devices=[]), evaluating(model):
         seen, others = watched(model, images[0]), watched(model, images[1])
         names = [c.name for c in seen if c.name in carrying]
-        if not names or len(set(names)) < len(names):  # nothing, or one that runs twice
+        if not names or len(set(names)) < len(names):  # none runs, or one twice
             return None
         before = _own(model, names, images[0])
         with _moved(model, draw):

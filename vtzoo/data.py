@@ -129,10 +129,10 @@ def transforms(preprocess: Preprocess, *, train: bool, augment: Augment = "flip"
     if not train or augment in ("none", "flip"):
         plain = create(**shared, is_training=False, crop_pct=preprocess.crop_pct, crop_mode=preprocess.crop_mode)
         return _composed(_flipped, plain) if train and augment == "flip" else plain
-    least, more = (
-        (0.2, {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}) if augment == "strong" else (0.35, {})
-    )
-    return create(**shared, is_training=True, color_jitter=None, scale=(crop_area or least, 1.0), **more)
+    strong = augment == "strong"
+    more: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25} if strong else {}
+    scale = (crop_area or (0.2 if strong else 0.35), 1.0)
+    return create(**shared, is_training=True, color_jitter=None, scale=scale, **more)
 
 
 def _composed(*steps: Callable[[Any], Any]) -> Transform:

@@ -1,6 +1,6 @@
 """What training is fed with: images, or what the frozen prefix makes of them, computed once for each view and kept on disk.
 
-Kept where it pays: at least a tenth of the parameters need not be passed any more, and the disk has room for it. A file of features is named by all
+Kept where it pays: a tenth of the passes through the network's numbers go away, and the disk has room. A file of features is named by all
 that they depend on: the backbone's architecture and fingerprint, the cut, the images' pixels and order, the preprocessing, the
 view, precision and device, the packages' versions. So runs share it. A damaged file is seen when it is opened, and made again.
 """
@@ -36,7 +36,7 @@ BATCH = 64
 """Images that go through the prefix at once."""
 CHECK, TOOK = "crc32", "seconds"
 LEAST = 0.1
-"""Which part of the work the features must save."""
+"""Which part of the passes through the network's numbers the features must save."""
 Batch = tuple[Tensor, Tensor]
 Forward = Callable[[nn.Module, Tensor], Tensor]
 

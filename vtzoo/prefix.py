@@ -157,8 +157,8 @@ def share(model: nn.Module, prefix: Prefix) -> float:
 
 
 def _part(model: nn.Module, names: Iterable[str]) -> float:
-    """The share of a network's numbers that some of its modules own, each counted once."""
-    own = {p for n in names for p in model.get_submodule(n).parameters()}
+    """The share of a network's numbers that some of its modules own and nobody trains, each counted once."""
+    own = {p for n in names for p in model.get_submodule(n).parameters() if not p.requires_grad}
     return sum(p.numel() for p in own) / max(1, sum(p.numel() for p in model.parameters()))
 
 

@@ -103,8 +103,9 @@ def _varied(rows: Sequence[Row]) -> list[tuple[Row, str]]:
     """
     differing: dict[tuple[str, str], dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
     for row in rows:
+        chosen = _chosen(row)
         for key, value in row.items():
-            if _tells(key) and value is not None and key not in _chosen(row):
+            if _tells(key) and value is not None and key not in chosen:
                 differing[_who(row)][row["task"], key].add(repr(value))
     told: list[tuple[Row, str]] = []
     for row in rows:

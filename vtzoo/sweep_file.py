@@ -143,6 +143,7 @@ def read(text: str, where: str) -> Sweep:
     engine: Any = knobs.decode(Engine, file.engine, f"{where}, engine")
     final: Any = None if file.final is None else knobs.decode(Final, file.final, f"{where}, final")
     if final is not None:
+        _check_seeds(file.final or {}, f"{where}, final")
         final = replace(final, recipe=_recipe(final.recipe, f"{where}, final"))
         _check_final(cells.values(), final, where)
     return Sweep(name=check_name(file.name), cells=tuple(cells.values()), final=final, engine=engine)
@@ -235,7 +236,7 @@ def _cells(block: _Block, where: str) -> Iterator[Cell]:
     assert isinstance(block.tasks, dict)
     _check_grid(block, where)
     tasks = [(name, _filled(data, where)) for name, data in block.tasks.items()]
-    methods = [_sorted(m) for m in block.methods]
+    methods = [_sorted(knobs.parse(m)) for m in block.methods]
     for backbone, (task, data), method, chosen in product(
         block.backbones, tasks, methods, product(*block.grid.values())
     ):
@@ -254,9 +255,9 @@ def _cells(block: _Block, where: str) -> Iterator[Cell]:
             )
 
 
-def _sorted(method: str) -> str:
+def _sorted(parts: Iterable[knobs.Part]) -> str:
     """A stack with the knobs of each part in one order: two that differ in it alone are one."""
-    return "+".join(str(knobs.Part(p.name, dict(sorted(p.knobs.items())))) for p in knobs.parse(method))
+    return "+".join(str(knobs.Part(p.name, dict(sorted(p.knobs.items())))) for p in parts)
 
 
 def _check_grid(block: _Block, where: str) -> None:
@@ -291,7 +292,7 @@ def _with_knobs(method: str, own: Mapping[str, Any], where: str) -> str:
             raise UsageError(f"{where}: {name} has no knob '{knob}'", did_you_mean(knob, known) or "leave it out")
         text = [str(v) for v in value] if isinstance(value, list) else str(value)
         parts = [knobs.Part(p.name, {**p.knobs, knob: text}) if p.name == name else p for p in parts]
-    return _sorted("+".join(map(str, parts)))
+    return _sorted(parts)
 
 
 def _recipe(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def cut(job: Job) -> Prefix | None:
 
 
 def _may_lean(recipe: Recipe, model: nn.Module) -> bool:
-    """Whether what a side network leans on may be kept: on a processor, where it takes less long to read than to compute, and exactly."""
+    """Whether what a side network leans on may be kept: on a processor, and where it is stored as it was computed."""
     plain = recipe.precision == "fp32" and not recipe.compile and not recipe.checkpointing
     return plain and next(model.parameters()).device.type == "cpu"
 

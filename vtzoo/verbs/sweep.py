@@ -20,6 +20,7 @@ from vtzoo.errors import Corrupt, Interrupted, NotFound, UsageError, VtzooError
 from vtzoo.fit import checkpoint_path
 from vtzoo.recipe import read
 from vtzoo.results import Swept, Trained
+from vtzoo.spec import plain
 from vtzoo.standings import score, standings
 from vtzoo.sweep_file import Cell, Sweep, finals
 from vtzoo.verbs.train import train
@@ -232,10 +233,8 @@ def _named(at: _At, cells: Sequence[Cell]) -> list[Run]:
     @cache
     def network(backbone: str) -> str:
         card = resolved_card(backbone, zoo)
-        own = {
-            k: v for k, v in card.json().items() if k in ("fingerprint", "arch", "model_args", *asdict(card.preprocess))
-        }
-        return json.dumps({**own, "fingerprint": card.fingerprint or backbone}, sort_keys=True)
+        own = {"fingerprint": card.fingerprint or backbone, "arch": card.arch, "model_args": plain(card.model_args)}
+        return json.dumps({**own, **asdict(card.preprocess)}, sort_keys=True)
 
     for method in dict.fromkeys(c.method for c in cells):
         for part in knobs.parse(method):

@@ -84,8 +84,8 @@ def train(
     started, worked = time.monotonic(), time.process_time()
     feed, epochs, probes = feed_of(job, prefix), job.recipe.epochs, list[dict[str, Any]]()
     if job.grid and prefix is not None:
-        job, probes = _sweep(job, feed, prefix)
-        _tell(job, probes, _log(job, track, resume=False), watch)
+        job, best, probes = _sweep(job, feed, prefix)
+        _tell({"epoch": epochs, **best}, _log(job, track, resume=False), watch)
     else:
         epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
     cost = _cost(time.monotonic() - started + feed.spared, time.process_time() - worked, resumed=resume)
@@ -265,20 +265,17 @@ def _resolve(recipe: Recipe, modules: list[Any], kind: str) -> Recipe:
     return replace(recipe, lr=lr, head_lr=head_lr, weight_decay=decay)
 
 
-def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, list[dict[str, Any]]]:
-    """Train every probe; the model holds the best one, and the recipe has its rate."""
+def _sweep(job: Job, feed: Feed, prefix: Prefix) -> tuple[Job, dict[str, Any], list[dict[str, Any]]]:
+    """Train every probe; the model holds the best one, and the recipe has its rate. It, and all of them, are given back."""
     found = sweep(head_of(job.model, prefix), feed, job.recipe, job.grid, job.weights)
     best = best_of(found)
     talk.say(f"{len(found)} probes: the best has lr {best.lr:g} and weight_decay {best.weight_decay:g}")
     recipe = replace(job.recipe, lr=best.lr, head_lr=best.lr, weight_decay=best.weight_decay)
-    return replace(job, recipe=recipe), [asdict(p) for p in found]
+    return replace(job, recipe=recipe), asdict(best), [asdict(p) for p in found]
 
 
-def _tell(job: Job, probes: Sequence[Mapping[str, Any]], log: tracking.Log | None, watch: Watch | None) -> None:
+def _tell(record: Mapping[str, Any], log: tracking.Log | None, watch: Watch | None) -> None:
     """Note the probe that was chosen; of probes that learn side by side nobody has seen the epochs."""
-    chosen = {"lr": job.recipe.lr, "weight_decay": job.recipe.weight_decay}
-    best = next(p for p in probes if chosen.items() <= p.items())
-    record = {"epoch": job.recipe.epochs, **best}
     if log is not None:
         log(record)
         log.finish([record])
