@@ -45,7 +45,7 @@ def _shown(argument: str) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and the versions that decide the figures."""
+    """Processor, cores, the widest instructions that torch uses there, and the versions: what decides the figures."""
     import timm
     import torch
 
@@ -54,4 +54,5 @@ def machine() -> str:
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, timm {timm.__version__}"
+    kind = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{model}, {kind}, torch {torch.__version__}, timm {timm.__version__}"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vtzoo.attention import PlainAttention
 
 HEAD = ("tokens", "images", "fused, ms", "plain, ms", "fused / plain")
-TOKENS = (33, 65, 197, 256)
+TOKENS = (33, 65, 197, 257, 1370)
 
 
 def milliseconds(tokens: int, images: int, how: AbstractContextManager[object]) -> float:

@@ -2,7 +2,8 @@
 
     python benchmarks/bench_training.py [ARCH …] [--batch 32] [--rounds 5] [--pixels 224] [--precision bf16] [--others | --methods SPEC …]
 
-All live in one process and take a step in turns; a ratio is the median over the rounds. Memory is what a step holds at most
+All live in one process and take a step in turns; a ratio is the median over the rounds. This package's run as `vtzoo train` runs them:
+in bf16 with frozen weights kept in it, and with attention in plain products; all others under autocast. Memory is what a step holds at most
 beside the model, by torch's own account of its allocations, the optimiser's state included. The frozen network passes
 gradients from its head to the pixels and trains the head alone: no method that adapts all depths can be cheaper. With
 --others DoRA, IA3 and OFT run beside PEFT's instead. With --methods any of this package's run beside the frozen network, a `*` after
@@ -12,8 +13,8 @@ one computes its blocks again in the backward pass. Adds its rows to results/tra
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,13 +27,16 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import vtzoo
+from vtzoo.attention import PlainAttention
 from vtzoo.blocks import manner
+from vtzoo.narrow import narrow
 
 HEAD = ("training", "trained numbers", "s / step", "to PEFT's", "peak, MB", "to PEFT's")
 METHODS_HEAD = tuple(h.replace("PEFT's", "the frozen network's") for h in HEAD)
 SITES = r".*\.(qkv|proj|fc1|fc2)"
 OURS = "targets=qkv|proj|fc1|fc2"
 Builder = Callable[[nn.Module], nn.Module]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -63,17 +67,26 @@ def pairs() -> dict[str, tuple[Any, str]]:
     }
 
 
+@contextmanager
+def plain() -> Generator[None]:
+    """Autocast to bf16, as `vtzoo train` runs."""
+    with torch.autocast("cpu", torch.bfloat16), PlainAttention():
+        yield
+
+
 class Run:
     """One training, a step at a time."""
 
-    def __init__(
-        self, arch: str, build: Builder, batch: int, precision: str, pixels: int = 224, *, again: bool = False
-    ) -> None:
+    def __init__(self, arch: str, build: Builder, asked: argparse.Namespace, *, own: bool, again: bool = False) -> None:
         torch.manual_seed(0)
+        batch, pixels = asked.batch, asked.pixels
         sized = {} if pixels == 224 else {"img_size": pixels}
         self.model = build(create_model(arch, num_classes=10, **sized)).train()
-        self.precise = partial(torch.autocast, "cpu", torch.bfloat16) if precision == "bf16" else nullcontext
+        reduced: Context = plain if own else partial(torch.autocast, "cpu", torch.bfloat16)
+        self.precise = reduced if asked.precision == "bf16" else nullcontext
         self.blocks = manner(self.model, self.precise, again=again)
+        if own and asked.precision == "bf16":
+            narrow(self.model, torch.bfloat16, self.precise)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
         self.x, self.y = torch.randn(batch, 3, pixels, pixels), torch.randint(0, 10, (batch,))
@@ -117,7 +130,7 @@ def builders(asked: argparse.Namespace) -> dict[str, Builder]:
 def measured(arch: str, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Everything about one network."""
     runs = {
-        name: Run(arch, build, asked.batch, asked.precision, asked.pixels, again=name.endswith("*"))
+        name: Run(arch, build, asked, own=not name.startswith(("PEFT", "full", "frozen")), again=name.endswith("*"))
         for name, build in builders(asked).items()
     }
     found: dict[str, dict[str, Any]] = {}

@@ -50,15 +50,20 @@ def thin(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def applies(*parameters: Tensor | None) -> bool:
-    """Whether the lean way can be gone: own parameters frozen, a gradient wanted, nobody transforms code or differentiates forward."""
+    """Whether the lean way can be gone: own parameters frozen, a gradient wanted, and `untouched`."""
     frozen = not any(p is not None and p.requires_grad for p in parameters)
-    plain = not (
+    return frozen and torch.is_grad_enabled() and untouched()
+
+
+def untouched() -> bool:
+    """Whether nobody transforms code, differentiates forward, or has switched lean ways off."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or _OFF.get()
     )
-    return frozen and plain and torch.is_grad_enabled() and not _OFF.get()
 
 
 def off() -> AbstractContextManager[None]:

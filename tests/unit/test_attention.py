@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import profile
 
-from vtzoo.attention import LARGEST, PlainAttention
+from vtzoo import attention, lean
+from vtzoo.attention import AT_ONCE, LARGEST, PlainAttention
 from vtzoo.fit import Plan, stepper
 from vtzoo.recipe import Recipe
 
@@ -61,14 +62,17 @@ def test_what_is_not_finite_stays_so() -> None:
     ("tokens", "dtype", "options"),
     [
         (11, torch.float32, {}),
-        (math.isqrt(LARGEST) + 1, torch.bfloat16, {}),
+        (math.isqrt(AT_ONCE) + 1, torch.bfloat16, {}),
+        (math.isqrt(LARGEST) + 1, torch.bfloat16, {"attn_mask": "zeros"}),
         (11, torch.bfloat16, {"is_causal": True}),
         (11, torch.bfloat16, {"enable_gqa": True}),
     ],
 )
-def test_the_rest_stays_as_it_is(tokens: int, dtype: torch.dtype, options: dict[str, bool]) -> None:
+def test_the_rest_stays_as_it_is(tokens: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
     """fp32, long sequences and options that it doesn't know go to torch, bit for bit."""
     query, key, value = inputs(tokens, dtype)
+    if "attn_mask" in options:
+        options = {"attn_mask": torch.zeros(tokens, tokens, dtype=dtype)}
     expected = F.scaled_dot_product_attention(query, key, value, **options)
     with PlainAttention():
         assert torch.equal(F.scaled_dot_product_attention(query, key, value, **options), expected)
@@ -83,6 +87,51 @@ def test_few_queries_of_many_tokens_count_as_short() -> None:
             F.scaled_dot_product_attention(query, key, value)
 
     assert FUSED not in ran(attend)
+
+
+@pytest.mark.parametrize("at_once", [AT_ONCE, 2 * 11 * 7], ids=["all heads", "two heads at a time"])
+@pytest.mark.parametrize("scale", [None, 0.2])
+def test_gradients_are_those_of_attention(scale: float | None, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within bf16's precision of float64's; 3 images of 3 heads, more keys than queries, views of one tensor that is read otherwise, too."""
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(3, 11, 2, 3, 8, generator=generator).to(torch.bfloat16).requires_grad_()
+    query = torch.randn(3, 7, 3, 8, generator=generator).to(torch.bfloat16).requires_grad_()
+    into = torch.randn(3, 3, 7, 8, generator=generator).to(torch.bfloat16)
+
+    def attend(query: Tensor, both: Tensor) -> Tensor:
+        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(query.transpose(1, 2), key, value, scale=scale)
+
+    with PlainAttention():
+        found = attend(query, both)
+    exact = attend(query.double(), both.double())
+    assert (found.double() - exact).abs().max() < 0.03
+    for ours, expected in zip(
+        torch.autograd.grad(found, (query, both), into),
+        torch.autograd.grad(exact, (query, both), into.double()),
+        strict=True,
+    ):
+        assert (ours.double() - expected.double()).norm() < 0.02 * expected.double().norm()
+
+
+def test_no_matrix_is_kept() -> None:
+    """Of 200 tokens nothing is saved but query, key and value; where gradients of gradients are wanted, all that they need."""
+    inputs_ = [t.requires_grad_() for t in inputs(200, torch.bfloat16)]
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with PlainAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = F.scaled_dot_product_attention(*inputs_)
+        assert sorted(t.data_ptr() for t in kept) == sorted(t.data_ptr() for t in inputs_)
+        with lean.off():
+            twice = F.scaled_dot_product_attention(*inputs_)
+    assert torch.allclose(found, twice, atol=0.01)
+    (first,) = torch.autograd.grad(twice.float().sum(), inputs_[0], create_graph=True)
+    assert torch.autograd.grad(first.float().square().sum(), inputs_[1])[0].isfinite().all()
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("bf16", False), ("fp32", True)])
