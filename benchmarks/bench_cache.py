@@ -1,6 +1,6 @@
 """Training whose frozen layers run once for each view of an image, beside a plain loop that runs them in every step.
 
-    python benchmarks/bench_cache.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--limit 1000] [--methods 3] DATA
+    python benchmarks/bench_cache.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--limit 1000] [--methods 4] DATA
 
 The same images, views (plain and mirrored), order, first weights, memory format, optimiser and schedule on both sides; both validate after
 each epoch, from the first step to the last validation, features included, which ours computes anew for each row. Beside that the
@@ -48,6 +48,7 @@ METHODS = (
     ("linear", 100),
     ("partial[blocks=2]", 10),
     ("lora[rank=8,targets=blocks.8.*|blocks.9.*|blocks.10.*|blocks.11.*]", 10),
+    ("lst", 10),
 )
 
 
