@@ -172,6 +172,21 @@ def test_an_engine_hears_of_every_end(tmp_path: Path) -> None:
     assert failure.message.startswith("ValueError: xxx")
 
 
+def test_processes_end_quietly_with_their_parent(tmp_path: Path) -> None:
+    """Whatever kills it: they stop by themselves, and show no traceback."""
+    (tmp_path / "waits.py").write_text(
+        "import time\nfrom pathlib import Path\n\ndef work(item, watch):\n    Path(item).touch()\n    time.sleep(60)\n"
+    )
+    code = "import sys, waits\nfrom vtzoo.engines import local\nlist(local.run(waits.work, sys.argv[1:], jobs=1, retries=0))"
+    command = [sys.executable, "-c", code, "started"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as parent:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        parent.kill()
+        _, said = parent.communicate(timeout=30)  # all that write there have ended
+    assert said == ""
+
+
 @pytest.mark.parametrize(
     "line",
     [

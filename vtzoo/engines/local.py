@@ -103,10 +103,11 @@ def _child(work: Work[T], item: T, answer: Connection, card: str) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         threading.Thread(target=_watch, daemon=True).start()
         work(item, _unwatched)
+        failure = None
     except BaseException as error:  # noqa: BLE001 - whatever it was, the parent tells it
-        answer.send(Failure.of(error))
-    else:
-        answer.send(None)
+        failure = Failure.of(error)
+    with suppress(BrokenPipeError):  # nobody is there to be told
+        answer.send(failure)
 
 
 def _watch() -> None:
