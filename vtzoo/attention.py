@@ -4,6 +4,9 @@ The fused kernel keeps no [tokens, tokens] matrix, but its bf16 passes are slow 
 of a few heads at a time is made, used and forgotten, and made again for the backward pass:
 
     P = softmax(s Q K^T),  O = P V        dV = P^T dO,  dS = P * (dO V^T - rowsum(P * dO V^T)),  dQ = s dS K,  dK = s dS^T Q
+
+The products have bf16's 8 bits, which the fused kernel's scores do not; so keys are centred, K - mean(K). That takes a number off each
+row of the scores, which changes neither P nor gradients, and is most of what would be rounded in networks whose keys have an offset.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -40,27 +43,35 @@ class PlainAttention(TorchFunctionMode):
         return function(*args, **given)
 
 
-def _kind(query: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+def _kind(tensor: Tensor) -> torch.dtype:
+    """The type that a product with it is computed in."""
+    cast = torch.is_autocast_enabled("cpu") and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if cast else tensor.dtype
 
 
 def _pays(
-    query: Tensor, key: Tensor, _value: Tensor, mask: Tensor | None = None, *rest: Any, attn_mask: Tensor | None = None, **kwargs: Any
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *rest: Any, attn_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[bool, bool]:  # fmt: skip
     """Whether the matrix may be kept, and whether it may be made twice instead."""
-    cheap = query.device.type == "cpu" and _kind(query) == torch.bfloat16
+    cheap = all(t.device.type == "cpu" and _kind(t) == torch.bfloat16 for t in (query, key, value))
     if not cheap or rest or any(kwargs.get(option) for option in ("dropout_p", "is_causal", "enable_gqa")):
         return False, False
-    numbers, leading = query.shape[-2] * key.shape[-2], query.shape[:-2] == key.shape[:-2]
-    bare = mask is None and attn_mask is None and leading and lean.untouched()
-    return numbers <= LARGEST, bare and numbers <= AT_ONCE
+    numbers = query.shape[-2] * key.shape[-2]
+    alike = query.shape[:-2] == key.shape[:-2] and key.shape[:-1] == value.shape[:-1]
+    bare = mask is None and attn_mask is None and kwargs.get("scale") != 0
+    return 0 < numbers <= LARGEST, bare and alike and 0 < numbers <= AT_ONCE and lean.untouched()
+
+
+def _centred(key: Tensor) -> Tensor:
+    """Keys [..., m, d] less their mean over m; see the module's docstring."""
+    return key - key.mean(-2, keepdim=True)  # rounded as it is: any vector may be taken off
 
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, scale: float | None = None, **_: Any
 ) -> Tensor:
     """softmax(q k^T scale + mask) v; [..., n, d], [..., m, d], [..., m, e] -> [..., n, e]."""
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ _centred(key).transpose(-2, -1)
     if attn_mask is None:
         weights = scores.softmax(-1)
     else:
@@ -90,7 +101,7 @@ class _Attention(torch.autograd.Function):
         ctx.scale = scale
         out = value.new_empty(*query.shape[:-1], value.shape[-1])
         for q, k, v, o in _few(query, key, value, out):
-            torch.bmm(_weights(q, k, scale), v, out=o)
+            torch.bmm(_weights(q, _centred(k), scale), v, out=o)
         return out
 
     @staticmethod
@@ -98,8 +109,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - torch names it otherwise
         saved = ctx.saved_tensors
         made = tuple(torch.empty(t.shape, dtype=t.dtype) for t in saved)
-        for q, k, v, do, dq, dk, dv in _few(*saved, *grads, *made):
-            weights = _weights(q, k, ctx.scale)
+        for q, key, v, do, dq, dk, dv in _few(*saved, *grads, *made):
+            weights = _weights(q, k := _centred(key), ctx.scale)
             torch.bmm(weights.mT, do, out=dv)
             dscores = torch.ops.aten._softmax_backward_data(do @ v.mT, weights, -1, weights.dtype)  # noqa: SLF001 - an operator's name
             torch.bmm(dscores, k, out=dq).mul_(ctx.scale)
