@@ -110,14 +110,14 @@ def of_features(
     recipe: Recipe,
     place: Place,
 ) -> Feed:
-    """What the prefix makes of images; computed here where it isn't kept already."""
+    """What the prefix makes of images; computed here where it isn't kept already. Without validation there is nothing to hold out."""
     views, size = views_of(recipe), recipe.batch_size
-    *kept, (held, spared) = [
-        *(_features(place, prefix, model, train, preprocess, views, v) for v in range(views.count)),
-        _features(place, prefix, model, val, preprocess, D.Views("none", 0), 0),
-    ]
-    own = [features for features, _ in kept]
-    labels, held_labels = train.targets, val.targets
+    kept = [_features(place, prefix, model, train, preprocess, views, v) for v in range(views.count)]
+    own, labels, held_labels = [features for features, _ in kept], train.targets, val.targets[:0]
+    held = own[0][:0]
+    if recipe.validates:
+        kept.append(_features(place, prefix, model, val, preprocess, D.Views("none", 0), 0))
+        held, held_labels = kept[-1][0], val.targets
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         order = places(train.labels, recipe, epoch)
@@ -129,7 +129,7 @@ def of_features(
         len(held_labels),
         prefix.rest,
         -(-len(labels) // size),
-        spared + sum(seconds for _, seconds in kept),
+        sum(seconds for _, seconds in kept),
     )
 
 

@@ -67,7 +67,7 @@ def untouched() -> bool:
 
 
 def off() -> AbstractContextManager[None]:
-    """Inside, layers go the plain way, for what the lean one can't do: gradients of gradients, forward-mode, batched gradients."""
+    """Inside, layers, and attention in bf16, go the plain way, for what the lean one can't do: gradients of gradients, forward-mode, batched gradients."""
     return _on(_OFF)
 
 

@@ -11,17 +11,18 @@ from vtzoo import parallel
 from vtzoo.machine import processes
 
 ECHO = 2.0
-"""Seconds in which a launcher of several processes hands on the Ctrl-C that they had from the terminal already."""
+"""Seconds in which a launcher hands on the signal that its processes had already, with it, from the terminal or from who stops the whole group."""
 
 
 @contextmanager
 def stoppable() -> Generator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM, in any process, into a request that is honoured after the step; the second one stops at once."""
+    """Turn the first Ctrl-C or SIGTERM, in any process, into a request that is honoured after the step; the second one stops at once, unless it is an echo of the first."""
     asked: list[float] = []
 
-    def note(_number: int, _frame: Any) -> None:
+    def note(number: int, _frame: Any) -> None:
         now = time.monotonic()
-        if asked and not (processes() > 1 and now - asked[0] < ECHO):
+        handed_on = number == signal.SIGTERM or processes() > 1
+        if asked and not (handed_on and now - asked[0] < ECHO):
             raise KeyboardInterrupt
         asked.append(now)
 

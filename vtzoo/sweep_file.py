@@ -172,10 +172,11 @@ def _check_final(cells: Iterable[Cell], final: Final, where: str) -> None:
     """Refuse a search that can't choose, and finals that could not be trained.
 
     Raises:
-        UsageError: no validation, no seeds, or knobs that contradict each other.
+        UsageError: no validation, no seeds, knobs that contradict each other, or many probes at once where finals don't validate.
     """
     if not final.seeds:
         raise UsageError(f"{where}, final has no seeds", "write seeds: [0], or leave it out")
+    many = [c.method for c in cells if any(p.name == "linear" and p.knobs for p in knobs.parse(c.method))]
     for recipe in {json.dumps(dict(c.recipe), sort_keys=True): c.recipe for c in cells}.values():
         decoded: Any = knobs.decode(Recipe, recipe, where)
         if not decoded.validates:
@@ -184,6 +185,11 @@ def _check_final(cells: Iterable[Cell], final: Final, where: str) -> None:
         if not last.validates and last.eval_on == "val":
             raise UsageError(
                 f"{where}: nothing is left for the finals to measure", "final: {recipe: {eval_on: val+test}}"
+            )
+        if many and not last.validates:
+            raise UsageError(
+                f"{where}: {many[0]} chooses on validation images, and finals measure none",
+                "write methods: [linear], and grid: {lr: […], weight_decay: […]}",
             )
 
 

@@ -76,7 +76,7 @@ def cut(job: Job) -> Prefix | None:
     prefix = find(model, size, LEAST)
     if _may_lean(recipe, model) and (prefix is None or share(model, prefix) < ENOUGH):
         prefix = max(prefix, beside.find(model, size, ENOUGH), key=lambda p: share(model, p) if p else 0.0)
-    epochs, images, views = recipe.probe_epochs + recipe.epochs, (len(job.train), len(job.val)), views_of(recipe)
+    epochs, images, views = recipe.probe_epochs + recipe.epochs, _counts(job), views_of(recipe)
     if prefix is None or not parallel.by_first(lambda: pays(job.model, prefix, views, epochs, images, _folder(job))):
         return None
     taken = f"{_size_bytes(job, prefix) / 2**20:,.0f} MiB of features"
@@ -109,7 +109,7 @@ def _probed(job: Job) -> Prefix:
     prefix = find(channels_last(job.model.to(accelerator(job.recipe).device)), job.task.preprocess.input_size)
     if prefix is None or not prefix.last or not isinstance(job.model.get_submodule(prefix.cut), nn.Linear):
         raise UsageError(f"the head of {job.card.name} is no single linear layer", "train one probe: --method linear")
-    if not fits(prefix, views_of(job.recipe), (len(job.train), len(job.val)), _folder(job)):
+    if not fits(prefix, views_of(job.recipe), _counts(job), _folder(job)):
         size = _size_bytes(job, prefix)
         raise Resources(f"features of {size:,} bytes would fill the disk", "free some space, or use fewer views")
     return prefix
@@ -152,14 +152,17 @@ def forecast_of(job: Job, prefix: Prefix | None) -> dict[str, Any]:
         feed, views = replace(feed, run=prefix.rest), views_of(job.recipe).count
         kept = {"cut": prefix.cut, "views": views, "size_bytes": _size_bytes(job, prefix)}
     step = stepper(head_of(job.model, prefix), job.recipe, job.grid, job.weights) if job.grid and prefix else None
-    found = forecast(
-        plan_of(job, feed), feed, prefix, views, len(job.val) if job.recipe.validates or prefix else 0, step
-    )
+    found = forecast(plan_of(job, feed), feed, prefix, views, _counts(job)[1], step)
     return {**found, "images": len(job.train), "features": kept, "acts": acting(record.parts)}
 
 
 def _size_bytes(job: Job, prefix: Prefix) -> int:
-    return size_bytes(prefix, views_of(job.recipe), (len(job.train), len(job.val)))
+    return size_bytes(prefix, views_of(job.recipe), _counts(job))
+
+
+def _counts(job: Job) -> tuple[int, int]:
+    """Images that are trained on, and those that are looked at meanwhile."""
+    return len(job.train), len(job.val) if job.recipe.validates else 0
 
 
 def _folder(job: Job) -> Path:

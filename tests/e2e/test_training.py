@@ -20,6 +20,7 @@ from vtzoo import feed, machine, talk
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError, VtzooError
 from vtzoo.prefix import Prefix
+from vtzoo.tensors import TensorFile
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
@@ -115,6 +116,16 @@ def test_runs_share_their_features(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) ->
         run(zoo, "fourth", limit=40)
     assert kept(zoo) == before
     assert Prefix.features is features
+
+
+def test_images_that_nobody_looks_at_have_no_features(zoo: Zoo) -> None:
+    """Without validation the held-out images are left alone, also in what a dry run tells."""
+    asked = {**RECIPE, "eval_on": "test"}
+    plan = train(backbone="tiny", data="vtzoo:fashion", name="dry", zoo=zoo, dry_run=True, recipe=asked).plan
+    run(zoo, "blind", eval_on="test")
+    shapes = [tuple(TensorFile(p)["features"].shape) for p in kept(zoo)]
+    assert shapes == [(60, 64)] * 2
+    assert plan["features"]["size_bytes"] == 4 * 64 * 2 * 60
 
 
 @pytest.mark.parametrize("recipe", [{"epochs": 2}, {"augment": "crop"}, {"mixup": 0.2}, {"cache": "off"}], ids=str)

@@ -70,6 +70,10 @@ def test_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         (HEAD + "methods: linear\nrecipe: {eval_on: test}\nfinal: {}", "none are measured"),
         (HEAD + "methods: linear\nrecipe: {eval_on: val}\nfinal: {recipe: {train_on: train+val}}", "nothing is left"),
         (HEAD + "methods: linear\nrecipe: {patience: 2}\nfinal: {recipe: {train_on: train+val}}", "patience looks at"),
+        (
+            HEAD + "methods: 'linear[lr=[1e-3,1e-2]]'\nfinal: {recipe: {train_on: train+val, eval_on: test}}",
+            "chooses on validation images, and finals measure none",
+        ),
         (HEAD + "methods: linear\nseeds: 5", "seeds is no list"),
         (HEAD + "methods: linear\nfinal: {seeds: 3}", "final: seeds is no list"),
         (HEAD + "methods: linear\nruns: [{seeds: 2}]", "run 1: seeds is no list"),
