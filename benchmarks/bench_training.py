@@ -13,8 +13,8 @@ one computes its blocks again in the backward pass. Adds its rows to results/tra
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import vtzoo
-from vtzoo.attention import PlainAttention
 from vtzoo.blocks import manner
+from vtzoo.devices import accelerator, computing
 from vtzoo.narrow import narrow
+from vtzoo.recipe import Recipe
 
 HEAD = ("training", "trained numbers", "s / step", "to PEFT's", "peak, MB", "to PEFT's")
 METHODS_HEAD = tuple(h.replace("PEFT's", "the frozen network's") for h in HEAD)
@@ -67,13 +68,6 @@ def pairs() -> dict[str, tuple[Any, str]]:
     }
 
 
-@contextmanager
-def plain() -> Generator[None]:
-    """Autocast to bf16, as `vtzoo train` runs."""
-    with torch.autocast("cpu", torch.bfloat16), PlainAttention():
-        yield
-
-
 class Run:
     """One training, a step at a time."""
 
@@ -82,7 +76,8 @@ class Run:
         batch, pixels = asked.batch, asked.pixels
         sized = {} if pixels == 224 else {"img_size": pixels}
         self.model = build(create_model(arch, num_classes=10, **sized)).train()
-        reduced: Context = plain if own else partial(torch.autocast, "cpu", torch.bfloat16)
+        trained = partial(computing, accelerator(Recipe(precision=asked.precision, device="cpu")))
+        reduced: Context = trained if own else partial(torch.autocast, "cpu", torch.bfloat16)
         self.precise = reduced if asked.precision == "bf16" else nullcontext
         self.blocks = manner(self.model, self.precise, again=again)
         if own and asked.precision == "bf16":

@@ -86,10 +86,8 @@ def _attention(
 
 def _forgetful(query: Tensor, key: Tensor, value: Tensor, *_: Any, scale: float | None = None, **__: Any) -> Tensor:
     """softmax(q k^T scale) v, of which the backward pass keeps q, k and v alone."""
-    dtype = _kind(query)
-    return _Attention.apply(
-        query.to(dtype), key.to(dtype), value.to(dtype), query.shape[-1] ** -0.5 if scale is None else scale
-    )
+    given = (t.to(torch.bfloat16) for t in (query, key, value))
+    return _Attention.apply(*given, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 class _Attention(torch.autograd.Function):

@@ -176,8 +176,11 @@ def _check_final(cells: Iterable[Cell], final: Final, where: str) -> None:
     """
     if not final.seeds:
         raise UsageError(f"{where}, final has no seeds", "write seeds: [0], or leave it out")
-    many = [c.method for c in cells if any(p.name == "linear" and p.knobs for p in knobs.parse(c.method))]
-    for recipe in {json.dumps(dict(c.recipe), sort_keys=True): c.recipe for c in cells}.values():
+    methods: dict[str, set[str]] = {}
+    for cell in cells:
+        methods.setdefault(json.dumps(dict(cell.recipe), sort_keys=True), set()).add(cell.method)
+    for text, own in methods.items():
+        recipe = json.loads(text)
         decoded: Any = knobs.decode(Recipe, recipe, where)
         if not decoded.validates:
             raise UsageError(f"{where}: knobs are chosen on validation images, and none are measured", "eval_on: val")
@@ -186,6 +189,7 @@ def _check_final(cells: Iterable[Cell], final: Final, where: str) -> None:
             raise UsageError(
                 f"{where}: nothing is left for the finals to measure", "final: {recipe: {eval_on: val+test}}"
             )
+        many = sorted(m for m in own if any(p.name == "linear" and p.knobs for p in knobs.parse(m)))
         if many and not last.validates:
             raise UsageError(
                 f"{where}: {many[0]} chooses on validation images, and finals measure none",
