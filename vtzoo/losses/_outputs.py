@@ -1,4 +1,15 @@
-"""What a loss compares: one network's outputs for a batch."""
+"""What a loss compares: two networks' outputs for a batch.
+
+A loss file has, beside its function:
+
+    NEEDS       which of these outputs it looks at: "logits", "features", "maps", "token"
+    bridge      optional: (student's Shapes, teacher's Shapes, *, knobs) -> a module that takes the student's Outputs to the teacher's space; it is
+                trained beside the student and thrown away
+    standard    optional: (a teacher's features [n, width], the student's width, *, knobs) -> a module that takes the teacher's features to the
+                form in which they are taught; fitted once on training images
+
+Both are given those of the function's knobs that they name.
+"""
 
 from dataclasses import dataclass
 
@@ -7,15 +18,27 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Either may be absent.
+    """Any may be absent.
 
     Attributes:
-        logits: [batch, classes].
-        features: [batch, width], pooled; the student's are projected to the teacher's width.
+        logits: [batch, classes]; of several teachers, their mean probabilities' logarithms.
+        features: [batch, width], pooled.
+        maps: [batch, channels, height, width] each, from early to late, as many of the student's as of the teacher's.
+        token: [batch, classes], a student's answer at its distillation token.
     """
 
     logits: Tensor | None = None
     features: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
+    token: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Of one network's outputs: the features' width, and (channels, height, width) of each map."""
+
+    features: int = 0
+    maps: tuple[tuple[int, int, int], ...] = ()
 
 
 def given(value: Tensor | None) -> Tensor:
