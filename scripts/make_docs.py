@@ -37,7 +37,8 @@ INTRO = {
     "methods": "How a delta is made. They stack with `+`, and knobs stand in brackets: `lora[rank=8]+bitfit`.",
     "merges": "How the task vectors of several deltas become one: `vtzoo merge REF REF --method 'ties[density=0.2]'`. Steps stand "
     "before and after a merge with `+`: `dare[density=0.5]+ties+svc`; a step without a merge takes the one its page names.",
-    "losses": "What a student is taught: `vtzoo distill --loss 'kd[temperature=4]'`.",
+    "losses": "What a student is taught: `vtzoo distill --loss 'kd[temperature=4]'`. Losses add up, each with its weight: "
+    "`kd[temperature=4]+0.5*feature`.",
 }
 
 

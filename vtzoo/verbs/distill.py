@@ -1,11 +1,13 @@
 """Teach a small network what any ref knows: a backbone, a delta, a merge or a folded model."""
 
 import hashlib
+import inspect
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,12 +24,12 @@ from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.fit import Plan, checkpoint_path, fit
-from vtzoo.losses._outputs import Outputs
+from vtzoo.losses._outputs import Outputs, Shapes
 from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.spec import BackboneCard, plain
-from vtzoo.targets import Answers, Teaching, digest_of, facts, outputs, prepared, ready, statistics
+from vtzoo.targets import Answers, Teaching, digest_of, facts, outputs, prepared, ready
 from vtzoo.zoo import Zoo
 
 HELD_OUT = 0.02
@@ -53,7 +55,7 @@ class _Job:
     card: BackboneCard
     start: str
     recipe: Recipe
-    loss: Callable[..., Tensor]
+    loss: ModuleType
     spec: dict[str, Any]
 
 
@@ -92,7 +94,8 @@ def distill(
         raise UsageError(
             f"views={views}, teacher_size={teacher_size}: there is nothing to see", "views from 1, sizes from 8 pixels"
         )
-    needs, function, spec = _loss(loss)
+    module, spec = _loss(loss)
+    needs: Sequence[str] = module.NEEDS
     settings = _recipe(recipe or {})
     opened = [open_ref(t, zoo) for t in teachers]
     images = D.open_data(data, split="train", skip_bad=skip_bad, labelled="logits" in needs)
@@ -103,19 +106,29 @@ def distill(
         teachers=live, digests=[digest_of(a) for a in opened], images=images.limit(settings.limit, settings.seed), student=card.preprocess,
         needs=needs, views=views, min_scale=0.35, seed=settings.seed, precision=settings.precision, workers=settings.workers,
     )  # fmt: skip
-    job = _Job(zoo=zoo, name=name, teaching=teaching, student=model, card=card, start=start, recipe=settings, loss=function, spec=spec)  # fmt: skip
+    job = _Job(zoo=zoo, name=name, teaching=teaching, student=model, card=card, start=start, recipe=settings, loss=module, spec=spec)  # fmt: skip
     history = _fit(job, resume=resume)
     return _keep(job, history, _measured(job, data, skip_bad=skip_bad) if "logits" in needs else {})
 
 
-def _loss(text: str) -> tuple[Sequence[str], Callable[..., Tensor], dict[str, Any]]:
-    """What a loss needs, its function with all knobs set, and the same as facts."""
+def _loss(text: str) -> tuple[ModuleType, dict[str, Any]]:
+    """A loss's file, and its name with all knobs as facts."""
     part = knobs.one(text)
     module = registry.load("losses", part.name)
-    function = getattr(module, part.name.replace("-", "_"))
-    chosen = knobs.decode(function, part.knobs, part.name)
+    if unseen := set(module.NEEDS) - {"logits", "features"}:
+        raise UsageError(f"the loss '{part.name}' looks at {' and '.join(sorted(unseen))}, which distill doesn't show", "choose another (vtzoo losses)")  # fmt: skip
+    chosen = knobs.decode(getattr(module, part.name.replace("-", "_")), part.knobs, part.name)
     assert isinstance(chosen, dict)
-    return module.NEEDS, partial(function, **chosen), {"function": part.name, **chosen}
+    return module, {"function": part.name, **chosen}
+
+
+def _of(job: _Job, name: str) -> Callable[..., Any] | None:
+    """One of the loss file's functions with those of the knobs that it names; None where the file has none of that name."""
+    function = getattr(job.loss, name, None)
+    if function is None:
+        return None
+    named = inspect.signature(function).parameters
+    return partial(function, **{k: v for k, v in job.spec.items() if k in named})
 
 
 def _recipe(user: Mapping[str, Any]) -> Recipe:
@@ -198,16 +211,16 @@ def _card(name: str, zoo: Zoo) -> tuple[BackboneCard, bool]:
 class _Lessons:
     """What the student sees and how it is judged: epoch e reads view e mod V; a fiftieth of the images is held out.
 
-    `mean` and `std` of the teachers' features; `projector` brings the student's to their width (None without features).
+    `standard` takes the teachers' features to the form in which they are taught, `bridge` the student's outputs to theirs.
     """
 
     job: _Job
     answers: Answers
     train: list[int]
     held: list[int]
-    mean: Tensor
-    std: Tensor
-    projector: nn.Linear | None
+    function: Callable[..., Tensor]
+    standard: nn.Module | None
+    bridge: nn.Module | None
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         recipe, shuffled = self.job.recipe, list(self.train)
@@ -219,10 +232,10 @@ class _Lessons:
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         x, labels, features, logits = batch
         ours = outputs(model, x, self.job.teaching.needs)
-        if self.projector is not None and ours.features is not None:
-            ours = Outputs(ours.logits, self.projector(ours.features))
-        standard = (features.float() - self.mean.to(x.device)) / self.std.to(x.device) if features.numel() else None
-        return self.job.loss(ours, Outputs(logits if logits.numel() else None, standard), labels)
+        ours = ours if self.bridge is None else self.bridge(ours)
+        taught = self.standard.to(x.device)(features) if self.standard is not None else features
+        theirs = Outputs(logits if logits.numel() else None, taught if features.numel() else None)
+        return self.function(ours, theirs, labels)
 
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -242,12 +255,14 @@ def _lessons(job: _Job) -> _Lessons:
     order = list(range(size))
     random.Random(job.recipe.seed).shuffle(order)
     count = max(1, int(size * HELD_OUT))
-    mean, std, projector = torch.zeros(1), torch.ones(1), None
-    if "features" in job.teaching.needs:
-        mean, std = statistics(files[0])
-        projector = nn.Linear(int(getattr(job.student, "num_features", 0)), len(mean))
     train, held = order[count:], order[:count]
-    return _Lessons(job=job, answers=Answers(files), train=train, held=held, mean=mean, std=std, projector=projector)
+    function, fitted, made = (_of(job, n) for n in (job.spec["function"].replace("-", "_"), "standard", "bridge"))
+    assert function is not None
+    features = files[0]["features"].float() if "features" in job.teaching.needs else torch.empty(0, 0)
+    width = int(getattr(job.student, "num_features", 0))
+    standard = fitted(features, width) if fitted else None
+    bridge = made(Shapes(features=width), Shapes(features=features.shape[1])) if made else None
+    return _Lessons(job=job, answers=Answers(files), train=train, held=held, function=function, standard=standard, bridge=bridge)  # fmt: skip
 
 
 def _fit(job: _Job, *, resume: bool) -> list[dict[str, Any]]:
@@ -256,7 +271,7 @@ def _fit(job: _Job, *, resume: bool) -> list[dict[str, Any]]:
     checkpoint = checkpoint_path(job.zoo.root, job.name, "student")
     plan = Plan(
         model=job.student, loss=lessons.loss, batches=lessons.batches, steps=-(-len(lessons.train) // job.recipe.batch_size),
-        recipe=job.recipe, validate=lessons.validate, extra=lessons.projector, checkpoint=checkpoint,
+        recipe=job.recipe, validate=lessons.validate, extra=lessons.bridge, checkpoint=checkpoint,
         key=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
     )  # fmt: skip
     return fit(plan, resume=resume)
