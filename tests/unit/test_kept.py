@@ -86,3 +86,12 @@ def test_mapped_tensors_outlive_the_files_place(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     path.unlink()
     assert found[1, 2] == 6
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system doesn't list a process's open files")
+def test_mapped_files_are_not_kept_open(tmp_path: Path) -> None:
+    """Views times blocks may be more files than a process may open: what is mapped is closed."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = [kept(tmp_path, {**FACTS, "view": i}, lambda: MADE) for i in range(8)]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert len(held) == 8
