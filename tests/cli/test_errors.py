@@ -34,7 +34,7 @@ USAGE = [
 MISSING = [
     (("methods", "lorra"), "no method is called 'lorra'", "did you mean lora or"),
     (("merges", "tie"), "no merge is called 'tie'", "did you mean ties"),
-    (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd?"),
+    (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd or"),
     (
         ("show", "tf_eficientnet_lite0"),
         "no entry is called 'tf_eficientnet_lite0'",
