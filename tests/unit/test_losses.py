@@ -277,12 +277,12 @@ def test_a_bridge_takes_the_student_to_the_teachers_shapes(spec: str, part: str)
     drawn = draw(15)
     loss = load(spec, drawn)
     assert loss.bridge is not None
-    met = loss.bridge(drawn.student)
-    for name, value in tensors(met).items():
+    met = tensors(loss.bridge(drawn.student))
+    for name, value in tensors(drawn.student).items():
         if name.startswith(part):
-            assert value.shape == tensors(drawn.teacher)[name].shape
+            assert met[name].shape == tensors(drawn.teacher)[name].shape
         else:
-            assert value is tensors(drawn.student)[name]
+            assert met[name] is value
     loss(drawn).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in loss.bridge.parameters())
 
@@ -292,7 +292,12 @@ def test_fitnet_may_resize_before_or_after() -> None:
     drawn = draw(16, maps=[((3, 9, 7), (4, 4, 5)), ((3, 4, 3), (5, 8, 9))])
     loss = load("fitnet[interpolation=bicubic]", drawn)
     assert loss.bridge is not None
-    for i, met in enumerate(loss.bridge(drawn.student).maps):
+    seen: list[torch.Size] = []
+    for conv in loss.bridge.get_submodule("convs").children():
+        conv.register_forward_hook(lambda _module, _args, y: seen.append(y.shape[-2:]))
+    every = loss.bridge(drawn.student).maps
+    assert seen == [(4, 5), (4, 3)]
+    for i, met in enumerate(every):
         conv = loss.bridge.get_submodule(f"convs.{i}")
         late = F.interpolate(conv(drawn.student.maps[i]), met.shape[-2:], mode="bicubic", antialias=True)
         assert torch.allclose(met, late, atol=1e-12)

@@ -33,7 +33,7 @@ def _paley(size: int) -> Tensor | None:
         return None
     if _prime(size - 1):  # 3 modulo 4
         return torch.eye(size, dtype=torch.float64) + _bordered(size - 1, -1)
-    if size % 8 and _prime(size // 2 - 1):  # 1 modulo 4
+    if _prime(size // 2 - 1):  # 1 modulo 4: one that is 3 modulo 4 has served for half the size
         on, off = torch.tensor([[[1.0, 1.0], [1.0, -1.0]], [[1.0, -1.0], [-1.0, -1.0]]], dtype=torch.float64)
         eye = torch.eye(size // 2, dtype=torch.float64)
         return torch.kron(_bordered(size // 2 - 1, 1), on) + torch.kron(eye, off)

@@ -1,6 +1,7 @@
-"""What losses on logits share: labels of either kind, and softened probabilities.
+"""What losses on logits share.
 
-Labels are class indices [batch], all -1 where there are none, or probabilities [batch, classes] where images were mixed.
+Labels are class indices [batch], all -1 where there are none, or probabilities [batch, classes] where images were mixed:
+`F.cross_entropy` takes both.
 """
 
 from torch import Tensor
@@ -10,11 +11,6 @@ from torch.nn import functional as F
 def labelled(labels: Tensor) -> bool:
     """Whether there are labels."""
     return not bool((labels < 0).any())
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """With labels of either kind; nats, mean over the batch."""
-    return F.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
 
 
 def softened(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from vtzoo.losses._logits import cross_entropy, labelled
+from vtzoo.losses._logits import labelled
 from vtzoo.losses._outputs import Outputs, given, taught
 
 PAPER = "arXiv:2205.10536"
@@ -48,7 +49,7 @@ def dist(
     soft = [(z / temperature).softmax(-1) for z in (ours, theirs)]
     related = beta * _unlike(*soft) + gamma * _unlike(*(p.T for p in soft))
     loss = temperature**2 * related
-    return loss + ce * cross_entropy(ours, labels) if labelled(labels) else loss
+    return loss + ce * F.cross_entropy(ours, labels) if labelled(labels) else loss
 
 
 def _unlike(ours: Tensor, theirs: Tensor) -> Tensor:

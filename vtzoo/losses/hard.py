@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from vtzoo.losses._logits import cross_entropy, labelled
+from vtzoo.losses._logits import labelled
 from vtzoo.losses._outputs import Outputs, given, taught
 
 PAPER = "arXiv:2012.12877"
@@ -24,5 +25,5 @@ def hard(
 ) -> Tensor:
     """Cross-entropy with the teacher's argmax."""
     ours = given(student.logits)
-    followed = cross_entropy(ours, taught(teacher.logits).argmax(-1))
-    return weight * followed + (1 - weight) * cross_entropy(ours, labels) if labelled(labels) else followed
+    followed = F.cross_entropy(ours, taught(teacher.logits).argmax(-1))
+    return weight * followed + (1 - weight) * F.cross_entropy(ours, labels) if labelled(labels) else followed

@@ -14,8 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from vtzoo.losses._logits import cross_entropy, labelled, softened
+from vtzoo.losses._logits import labelled, softened
 from vtzoo.losses._outputs import Outputs, given, taught
 
 PAPER = "arXiv:1503.02531"
@@ -37,7 +38,7 @@ def kd(
     ours, theirs = given(student.logits), taught(teacher.logits)
     scores = (_scores(ours), _scores(theirs)) if standardise else (ours, theirs)
     soft = softened(*scores, temperature)
-    return alpha * soft + (1 - alpha) * cross_entropy(ours, labels) if labelled(labels) else soft
+    return alpha * soft + (1 - alpha) * F.cross_entropy(ours, labels) if labelled(labels) else soft
 
 
 def _scores(logits: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from vtzoo.losses._logits import cross_entropy, softened
+from vtzoo.losses._logits import softened
 from vtzoo.losses._outputs import Outputs, given, taught
 
 PAPER = "arXiv:2012.12877"
@@ -33,6 +34,6 @@ def token(
     """Two classifiers, two teachers."""
     ours, theirs = given(student.token), taught(teacher.logits)
     decided = theirs.argmax(-1)
-    followed = cross_entropy(ours, decided) if kind == "hard" else softened(ours, theirs, temperature)
+    followed = F.cross_entropy(ours, decided) if kind == "hard" else softened(ours, theirs, temperature)
     known = labels.where(labels >= 0, decided) if labels.ndim == 1 else labels
-    return weight * followed + (1 - weight) * cross_entropy(given(student.logits), known)
+    return weight * followed + (1 - weight) * F.cross_entropy(given(student.logits), known)
