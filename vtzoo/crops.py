@@ -33,7 +33,7 @@ class Crops:
     """How views are drawn.
 
     Attributes:
-        augment: none shows the central square, flip mirrors it half the time, crop cuts out a random part and mirrors it half the time.
+        augment: none shows the central square, flip mirrors it in every other view, crop cuts out a random part and mirrors it half the time.
         area: the least share of the picture that a random part has.
         mixup: each image is mixed with another one, its share drawn from Beta(mixup, mixup) (Zhang et al. 2017, arXiv:1710.09412); 0 for none.
     """
@@ -57,9 +57,17 @@ class Crops:
 
     def part(self, images: Images, view: int, index: int, size: Size) -> tuple[Box, bool]:
         """Which part of a picture of this width and height is seen, as left, top, right, bottom in pixels; and whether mirrored."""
+        if self.augment != "crop":
+            first = random.Random(f"flip {images.ordered} {index}").random() < 0.5
+            return _central(size), self.augment == "flip" and first == (view % 2 == 0)
         draw = random.Random(f"view {images.ordered} {index} {view}")
-        mirrored = draw.random() < 0.5 and self.augment != "none"
-        return (_random(draw, size, self.area) if self.augment == "crop" else _central(size)), mirrored
+        mirrored = draw.random() < 0.5
+        return _random(draw, size, self.area), mirrored
+
+    def distinct(self, views: int) -> int:
+        """How many of so many views differ."""
+        most = {"none": 1, "flip": 2}.get(self.augment, views)
+        return views if self.mixup else min(views, most)
 
 
 def _random(draw: random.Random, size: Size, area: float) -> Box:

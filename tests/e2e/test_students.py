@@ -209,6 +209,8 @@ def test_every_loss_teaches(place: Path, loss: str, student: str, said: list[str
         ({"loss": "-1*kd"}, UsageError, "no positive factor"),
         ({"loss": "x*kd"}, UsageError, "no positive factor"),
         ({"views": 0}, UsageError, "views=0"),
+        ({"recipe": {"cache": "off"}, "check": 5}, UsageError, "cache=off"),
+        ({"loss": "attention", "check": 5}, UsageError, "on maps"),
         ({"data": {"pets": "{}/pets", "planes": "{}/cars"}, "teachers": ["both", "pets/a"]}, NotFound, "planes"),
         ({"data": {"pets": "{}/pets"}, "teachers": ["pets/a", "cars/c"]}, UsageError, "cars/c has none"),
         ({"data": {"pets": "{}/pets", "cars": "{}/cars"}, "teachers": ["both"], "task": "pets"}, UsageError, "--task"),

@@ -70,6 +70,14 @@ def test_half_of_the_views_are_mirrored_unless_nothing_is_done() -> None:
     assert Crops(augment="none").part(images, 0, 0, SIZE) == ((15.0, 0.0, 75.0, 60.0), False)
     plain, turned = (rendered(images, Crops(augment="flip"), v, [0], (8, 8))[0] for v in _views_of(images))
     assert torch.equal(plain, turned.flip(-1))
+    flip = Crops(augment="flip")
+    assert all(len({flip.part(images, v, n, SIZE)[1] for v in (2, 3)}) == 2 for n in range(6))
+    assert [c.distinct(4) for c in (Crops(augment="none"), flip, Crops(), Crops(augment="none", mixup=1.0))] == [
+        1,
+        2,
+        4,
+        4,
+    ]
 
 
 def _views_of(images: Images) -> list[int]:

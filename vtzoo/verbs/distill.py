@@ -110,8 +110,8 @@ def distill(
     zoo = zoo or Zoo.find()
     zoo.check_free("models", name)
     settings = _recipe(recipe or {})
-    _check_asked(settings, views, teacher_size)
     terms, given = read(loss), {"": data} if isinstance(data, str) else dict(data)
+    _check_asked(settings, terms, views, teacher_size, check)
     school = School(
         teachers=[open_ref(t, zoo) for t in teachers], crops=_crops(settings), needs=needs_of(terms), recipe=settings, pixels=teacher_size,
         skip_bad=skip_bad,
@@ -132,13 +132,21 @@ def _job(
     torch.manual_seed(recipe.seed)
     made = build_student(student, zoo, len(lessons[0].classes), recipe.image_size)
     return _Job(
-        zoo=zoo, name=name, student=made, student_text=student, lessons=lessons, recipe=recipe, terms=terms, views=views,
+        zoo=zoo, name=name, student=made, student_text=student, lessons=lessons, recipe=recipe, terms=terms, views=school.crops.distinct(views),
         data=dict(zip([n.name for n in lessons], data.values(), strict=True)), skip_bad=school.skip_bad,
     )  # fmt: skip
 
 
-def _check_asked(recipe: Recipe, views: int, teacher_size: int | None) -> None:
-    """Refuse numbers that leave nothing to see."""
+def _online(recipe: Recipe, terms: Sequence[Term]) -> bool:
+    """Whether teachers answer in every step: nothing shall be kept, or maps are compared, which are too large to be."""
+    return recipe.cache == "off" or "maps" in needs_of(terms)
+
+
+def _check_asked(recipe: Recipe, terms: Sequence[Term], views: int, teacher_size: int | None, check: int) -> None:
+    """Refuse numbers that leave nothing to see, or to check."""
+    if check and _online(recipe, terms):
+        why = "with cache=off" if recipe.cache == "off" else "with a loss on maps"
+        raise UsageError(f"{why} no answers are kept that could be checked", "leave --check-cache out")
     if views < (0 if recipe.cache == "off" else 1) or (teacher_size is not None and teacher_size < 8):
         raise UsageError(
             f"views={views}, teacher_size={teacher_size}: there is nothing to see",
@@ -169,7 +177,7 @@ def _crops(recipe: Recipe) -> Crops:
 def _taught(job: _Job, *, resume: bool, baseline: bool, check: int) -> Distilled:
     """Prepare, train, measure, keep."""
     pupil = _pupil(job, job.student)
-    online = job.recipe.cache == "off" or "maps" in needs_of(job.terms)
+    online = _online(job.recipe, job.terms)
     if online and job.recipe.cache != "off":
         talk.say("this loss compares maps, which are not kept: the teachers answer in every step")
     folder = None if online else job.zoo.root / ".vtzoo" / "cache" / "targets"
