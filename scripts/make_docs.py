@@ -38,6 +38,8 @@ INTRO = {
     "merges": "How the task vectors of several deltas become one: `vtzoo merge REF REF --method 'ties[density=0.2]'`. Steps stand "
     "before and after a merge with `+`: `dare[density=0.5]+ties+svc`; a step without a merge takes the one its page names.",
     "losses": "What a student is taught: `vtzoo distill --loss 'kd[temperature=4]'`.",
+    "inits": "How a network gets its first weights from another one's: "
+    "`vtzoo.initial.started(student, source, 'weight-selection[layers=uniform]')`.",
 }
 
 
