@@ -5,7 +5,7 @@ Read from the live modules by their structure, so that weights can be taken from
 that layers which pass each other the same channels have them in the same order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,12 +35,14 @@ class Axis:
         parts: sizes whose product is the dimension's: (3, heads, head width) of a fused qkv, (groups, channels of each).
         grid: [height, width] of PLACES without what stands before the patches, of the window of OFFSETS.
         rigid: the last part is a head's width, by which attention scales its scores.
+        turned: of a fused qkv, heads stand before queries, keys and values; with one head both orders are the same.
     """
 
     kind: str
     parts: tuple[int, ...]
     grid: tuple[int, int] | None = None
     rigid: bool = False
+    turned: bool = False
 
     @property
     def size(self) -> int:
@@ -62,13 +64,13 @@ class Sketch:
         name: its class, for messages.
         axes: of every tensor, by full name.
         rows: names of its blocks in order, stage after stage.
-        normalised: widths over which a norm takes its statistics.
+        normalised: names of the scales of norms that take their statistics over channels.
     """
 
     name: str
     axes: Mapping[str, Axes]
     rows: tuple[tuple[str, ...], ...]
-    normalised: frozenset[int]
+    normalised: frozenset[str]
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -93,8 +95,8 @@ def sketched(model: nn.Module) -> Sketch:
         axes=axes,
         rows=_rows(anatomy),
         normalised=frozenset(
-            own_parameters(m)["weight"].numel()
-            for m in modules.values()
+            f"{n}.weight"
+            for n, m in modules.items()
             if "weight" in own_parameters(m) and any(n in type(m).__name__.lower() for n in NORMALISING)
         ),
     )
@@ -181,25 +183,26 @@ def _attentions(anatomy: Anatomy, modules: Mapping[str, nn.Module]) -> dict[str,
     found: dict[str, Axes] = {}
     first: dict[type[nn.Module], bool] = {}
     for name, module in modules.items():
-        heads = getattr(module, "num_heads", None)
+        heads = getattr(module, "num_heads", getattr(module, "heads", None))
         if not isinstance(heads, int):
             continue
         if hasattr(module, "key_dim") and hasattr(module, "value_dim"):
             found |= _shared_keys(name, module, heads)
             continue
-        by_head = partial(_by_head, anatomy, heads, first)
+        by_head = partial(_by_head, anatomy, heads, first, type(module))
         for last, child in module.named_children():
             found |= _projection(f"{name}.{last}", last, child, heads, by_head)
         width = next((a.parts[-1] for n, (a, *_) in found.items() if n.startswith(f"{name}.") and a.rigid), 0)
-        found |= _between(name, module, heads, width)
+        norms = _inside(anatomy, name, module)
+        found |= _between(name, module, norms, (heads, width))
     return found
 
 
-def _by_head(anatomy: Anatomy, heads: int, known: dict[type[nn.Module], bool], name: str, above: nn.Module) -> bool:
-    """Whether a fused qkv's outputs stand head by head, told once for all attentions of a kind."""
-    if type(above) not in known:
-        known[type(above)] = not anatomy.value_last(name) and anatomy.value_last(name, heads)
-    return known[type(above)]
+def _by_head(anatomy: Anatomy, heads: int, known: dict[type[nn.Module], bool], kind: type[nn.Module], name: str) -> bool:
+    """Whether a fused qkv's outputs stand head by head, told once for all attentions of a kind that have more than one."""
+    if heads > 1 and kind not in known:
+        known[kind] = not anatomy.value_last(name) and anatomy.value_last(name, heads)
+    return known.get(kind, False)
 
 
 def _projection(name: str, last: str, child: nn.Module, heads: int, by_head: Any) -> dict[str, Axes]:
@@ -209,21 +212,29 @@ def _projection(name: str, last: str, child: nn.Module, heads: int, by_head: Any
     fused = {"qkv": 3, "kv": 2}.get(last.removeprefix("to_"), 1 if last in HEADED else 0)
     if fused and out % (fused * heads) == 0:
         width = out // (fused * heads)
-        turned = fused > 1 and by_head(name, child)
+        turned = fused == 3 and by_head(name)
         parts = (heads, fused, width) if turned else (fused, heads, width) if fused > 1 else (heads, width)
-        return _linear(name, child, out=Axis(OUT, parts, rigid=True))
+        return _linear(name, child, out=Axis(OUT, parts, rigid=True, turned=turned))
     if last in LEAVING and into % heads == 0:
         return _linear(name, child, into=Axis(IN, (heads, into // heads), rigid=True))
     return {}
 
 
-def _between(name: str, module: nn.Module, heads: int, width: int) -> dict[str, Axes]:
-    """Biases of queries and values that stand apart, and norms over all heads together."""
-    norms = (c for n, c in module.named_children() if "norm" in n)
-    names = {id(t): f"{name}.{n}" for n, t in module.named_parameters()}
-    tensors = [t for m in (module, *norms) for t in own_parameters(m).values()]
-    axis = Axis(OUT, (heads, width), rigid=True)
-    return {names[id(t)]: (axis,) for t in tensors if id(t) in names and tuple(t.shape) == (heads * width,)}
+def _inside(anatomy: Anatomy, name: str, module: nn.Module) -> list[str]:
+    """The norms that run on what goes by heads: behind the projections to it, before the one that leaves."""
+    order = {n.removeprefix(f"{name}."): i for i, n in enumerate(anatomy.seen)}
+    fused = HEADED | {"qkv", "kv", "to_qkv", "to_kv"}
+    start = max((order[n] for n in fused if n in order), default=-1)
+    stop = min((order[n] for n in LEAVING if n in order), default=len(anatomy.seen))
+    return [n for n, _ in module.named_children() if "norm" in n and start < order.get(n, -1) < stop]
+
+
+def _between(name: str, module: nn.Module, norms: Iterable[str], parts: tuple[int, int]) -> dict[str, Axes]:
+    """What lies on all heads together: these norms, and biases of queries and values that stand apart."""
+    owners = {name: module} | {f"{name}.{n}": module.get_submodule(n) for n in norms}
+    size = (parts[0] * parts[1],)
+    tensors = {f"{o}.{n}": t for o, m in owners.items() for n, t in own_parameters(m).items()}
+    return {n: (Axis(OUT, parts, rigid=True),) for n, t in tensors.items() if tuple(t.shape) == size}
 
 
 def _shared_keys(name: str, module: nn.Module, heads: int) -> dict[str, Axes]:

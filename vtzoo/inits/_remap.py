@@ -1,5 +1,6 @@
 """One tensor in the sizes of another network: what is in space is resampled, classes go by their labels, widths as the way says."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ class Width:
 
     Attributes:
         name: the tensor's in the target.
+        other: its name in the source.
         value: with the new sizes in all dimensions behind this one.
         dim: which.
         old: what it is in the source: OUT or IN.
@@ -25,6 +27,7 @@ class Width:
     """
 
     name: str
+    other: str
     value: Tensor
     dim: int
     old: Axis
@@ -33,8 +36,16 @@ class Width:
 
     @property
     def parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the old axis and the new, as many of both."""
+        """Of the old axis and the new, as many of both and in one order.
+
+        What is one group here may be several there, of the same width; what has one head is in either order.
+        """
         a, b = self.old.parts, self.new.parts
+        if self.old.turned != self.new.turned:
+            a, b = ((a[1], a[0], a[2]), b) if self.new.turned else (a, (b[1], b[0], b[2]))
+        if {len(a), len(b)} == {1, 2} and not any(n % max(a, b, key=len)[-1] for n in (self.old.size, self.new.size)):
+            last = max(a, b, key=len)[-1]
+            return (self.old.size // last, last), (self.new.size // last, last)
         return (a, b) if len(a) == len(b) else ((self.old.size,), (self.new.size,))
 
 
@@ -61,7 +72,7 @@ def remapped(
         value = _resampled(value, old, new)
         for dim in reversed(range(value.ndim)):
             if new[dim].kind in (OUT, IN) and old[dim].kind in (OUT, IN):
-                value = widths(Width(name, value, dim, old[dim], new[dim], like))
+                value = widths(Width(name, other, value, dim, old[dim], new[dim], like))
         if new and new[0].kind == CLASSES:
             value = _labelled(value, like, plan.classes)
         if value is not None and value.shape == like.shape:
@@ -146,7 +157,9 @@ def _windowed(value: Tensor, old: Axis, new: Axis) -> Tensor:
     if old.grid is None or new.grid is None:
         return value
     oblong = {} if old.grid[0] == old.grid[1] else {"old_window_size": old.grid}  # not known to older versions
-    return resize_rel_pos_bias_table(value, new.grid, (new.size, value.shape[1]), **oblong)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, on how timm interpolates
+        return resize_rel_pos_bias_table(value, new.grid, (new.size, value.shape[1]), **oblong)
 
 
 def _labelled(value: Tensor, like: Tensor, classes: Sequence[int | None]) -> Tensor | None:

@@ -78,14 +78,14 @@ def _grown(plan: Plan) -> tuple[dict[str, str], dict[str, str]]:
     return kept, new
 
 
-def _widened(width: Width, normalised: frozenset[int]) -> Tensor:
+def _widened(width: Width, normalised: frozenset[str]) -> Tensor:
     """Copies of channels, and where they are summed over, of each a share."""
     old, new = width.parts
     if any(a > b for a, b in zip(old, new, strict=True)):
         raise wrong(width, "some would be lost", "take weight-selection or fna")
     if width.old.rigid and old[-1] != new[-1]:
         raise wrong(width, "attention scales by a head's width, which must stay", "give it more heads, num_heads=…")
-    if width.old.size in normalised and width.new.size % width.old.size:
+    if width.other in normalised and width.new.size % width.old.size:
         raise wrong(width, "the statistics of norms would be others", "give it a whole multiple of the source's width")
     value = picked(width, spread)
     if width.new.kind != IN:
