@@ -57,9 +57,14 @@ def started(
     given, own = state_of(source), state_of(student)
     values: dict[str, Tensor] = function(given, own, plan, **chosen)
     exact: Mapping[str, Any] | None = getattr(module, "EXACT", None)
-    if exact is not None:
+    if exact is not None and values:
         plain = {**chosen, **exact}
         _prove(student, source, plan, values if plain == chosen else function(given, own, plan, **plain), part.name)
+    if not values:
+        raise ShapeMismatch(
+            f"a {plan.target.name} has nothing in common with this {plan.source.name}",
+            "take a source of the student's family, or leave --init out",
+        )
     _load(own, values)
     talk.say(_told(own, values, name))
     return student

@@ -9,8 +9,11 @@ and what is known of both; it gives the new tensors by the target's names, and l
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from vtzoo.axes import IN, KERNEL
 from vtzoo.errors import ShapeMismatch
-from vtzoo.sketch import IN, KERNEL, Axes, Sketch
+from vtzoo.sketch import Sketch
 
 Choice = Callable[[int, int], Sequence[int]]
 """For so many blocks of the source and of the target: which of the source's each of the target's starts from."""
@@ -46,9 +49,10 @@ def kin(plan: Plan, choose: Choice, *, same: bool = False) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for row, others in stages(plan):
-        pairs = {b: _nearest(plan, b, others, i, same=same) for b, i in zip(row, choose(len(others), len(row)), strict=True)}  # fmt: skip
-        if not any(pairs.values()):
+        if not {layers(plan.target, b) for b in row} & {layers(plan.source, b) for b in others}:
             raise unlike(plan, others[-1], row[-1])
+        wanted = choose(len(others), len(row))
+        pairs = {b: _nearest(plan, b, others, i, same=same) for b, i in zip(row, wanted, strict=True)}
         found |= {b: other for b, other in pairs.items() if other}
     return found
 
@@ -73,12 +77,8 @@ def names(plan: Plan, blocks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         if block and not blocks.get(block):
             continue
         other = blocks[block] + name.removeprefix(block) if block else name
-        if other in plan.source.axes and _alike(plan.source.axes[other], axes):
+        if len(plan.source.axes.get(other, ())) == len(axes) and other in plan.source.axes:
             yield name, other
-
-
-def _alike(a: Axes, b: Axes) -> bool:
-    return len(a) == len(b)
 
 
 def _nearest(plan: Plan, block: str, others: Sequence[str], wanted: int, *, same: bool) -> str:
@@ -109,8 +109,6 @@ def _strangers(plan: Plan, seen: str) -> ShapeMismatch:
 
 def evenly(many: int, few: int) -> list[int]:
     """So few of many indices, at one distance where that divides (Xu et al. 2023)."""
-    import torch
-
     if many % few == 0:
         return list(range(0, many, many // few))
     return torch.linspace(0, many - 1, few).round().long().tolist()

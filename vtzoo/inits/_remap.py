@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtzoo.axes import CLASSES, IN, KERNEL, OFFSETS, OUT, PATCH, PIXELS, PLACES, Axes, Axis
 from vtzoo.errors import ShapeMismatch
 from vtzoo.inits._plan import Plan
-from vtzoo.sketch import CLASSES, IN, KERNEL, OFFSETS, OUT, PATCH, PIXELS, PLACES, Axes, Axis
 
 
 @dataclass(frozen=True, slots=True)

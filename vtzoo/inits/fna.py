@@ -1,4 +1,4 @@
-"""FNA: kernels, widths and depths of another size are mapped one by one (Fang et al. 2020, arXiv:2001.02525, sec. 3.2).
+"""FNA: kernels, widths and depths of another size are mapped one by one (Fang et al. 2020, arXiv:2001.02525).
 
     depth     blocks past a stage's last start from that last one
     width     the first channels
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from vtzoo.axes import IN
 from vtzoo.inits._plan import Plan, kin, names
 from vtzoo.inits._remap import Width, remapped
-from vtzoo.sketch import IN
 
 PAPER = "arXiv:2001.02525"
 

@@ -1,4 +1,4 @@
-"""Net2Net: a wider and deeper network starts as the same function (Chen et al. 2015, arXiv:1511.05641, sec. 2.2 and 2.3).
+"""Net2Net: a wider and deeper network starts as the same function (Chen et al. 2015, arXiv:1511.05641).
 
     wider     U' = U[g],   W'[:, j] = W[:, g(j)] / |{k: g(k) = g(j)}|        U gives channels, W sums over them, g copies them
     deeper    x + f(x) with f = 0: a copy of a block whose last scales or projections are zero, found by trying
@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vtzoo.axes import FIXED, IN, OFFSETS, OUT, PATCH, PIXELS, PLACES
 from vtzoo.errors import ShapeMismatch
 from vtzoo.inits._plan import Plan, layers, names, spread, stages, unlike
 from vtzoo.inits._remap import Width, differing, picked, remapped, wrong
-from vtzoo.sketch import FIXED, IN, OFFSETS, OUT, PATCH, PIXELS, PLACES
 
 PAPER = "arXiv:1511.05641"
 EXACT = {"noise": 0.0}

@@ -1,6 +1,6 @@
-"""Resize: the same network for another grid of patches, patch size, window, image channels or classes (FlexiViT, Beyer et al. 2022, arXiv:2212.08013, sec. 3.4).
+"""Resize: the same network for another grid of patches, patch size, window, image channels or classes (Beyer et al. 2022, FlexiViT, arXiv:2212.08013).
 
-    patches      w' = pinv(B') w,   B the resize of an image as a matrix        what a patch gives stays near what the patch, resized, gave
+    patches      w' = pinv(B^T) w,   B the resize of a patch as a matrix: <B x, w'> is <x, w>, or as near to it as can be
     positions    bicubic resampling of the grid; class token and registers stay
     windows      BEiT's and Swin's tables of relative positions, resampled by geometric distances
     channels     one: the sum; more: repeated, times 3 / channels
