@@ -35,6 +35,8 @@ def started(
         giver = go_live(open_ref(init_from or teachers[0], zoo), task, plain=True)
         started(model, giver.model, init, name=giver.card.name, labels=images.classes, source_labels=giver.task.classes if giver.task else ())
 
+    where `labels` is () for a loss without logits, and a delta that does not fold goes live without `plain`: it gives its backbone's weights.
+
     Args:
         student: with its own first weights, which stay wherever the source has none for them.
         source: plain; of what is grafted on it nothing is taken over.
@@ -103,6 +105,11 @@ def _prove(student: nn.Module, source: nn.Module, plan: Plan, values: Mapping[st
     try:
         _load(own, values)
         apart = _apart(student, source, plan)
+    except (AssertionError, RuntimeError, ValueError) as error:  # all that timm and torch raise
+        raise ShapeMismatch(
+            f"the source does not run on the student's images of {'x'.join(map(str, input_size(student)[1:]))} pixels",
+            "give the student the source's input size",
+        ) from error
     finally:
         _load(own, before)
     if apart > NEAR.get(next(student.parameters()).dtype, 1e-2):
@@ -130,7 +137,9 @@ def _apart(student: nn.Module, source: nn.Module, plan: Plan) -> float:
 
 
 def _features(model: Any, x: Tensor) -> Tensor:
-    return model.forward_head(model.forward_features(x), pre_logits=True)
+    return (
+        model.forward_head(model.forward_features(x), pre_logits=True) if hasattr(model, "forward_head") else model(x)
+    )
 
 
 def _told(own: Mapping[str, Tensor], values: Mapping[str, Tensor], name: str) -> str:

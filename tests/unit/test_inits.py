@@ -8,6 +8,7 @@ import torch
 from timm.models import beit, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
+import vtzoo
 from tests import families
 from tests.contract.init_cases import DIMS, TWICE, VIT, WIDER, apart, bits, refused
 from vtzoo import talk
@@ -269,6 +270,29 @@ def test_what_a_way_can_not_do_is_refused(spec: str, changes: dict[str, Any], sa
 def test_other_families_are_refused(spec: str, here: str, there: str) -> None:
     """Other stages, or other layers in their blocks."""
     refused(families.build(here), families.build(there), spec, "can't start from this")
+
+
+def test_a_source_of_another_input_size_is_refused() -> None:
+    """Where no tensor tells it, it comes out when both run."""
+    student, source = families.build("swin", seed=5, img_size=64), families.build("swin")
+    refused(student, source, "net2net", "does not run on the student's images of 64x64 pixels")
+
+
+def test_a_real_network_grows_and_gives() -> None:
+    """The embedded backbone with two blocks more is the same function; of a delta on it nothing is taken."""
+    source = vtzoo.build("vit_embedded_64", num_classes=0)
+    card = source.vtzoo_card
+    args = {**card.model_args, "num_classes": 4}  # type: ignore[union-attr]
+    student = timm.create_model(card.arch, **{**args, "depth": 10}).eval()
+    x = torch.randn(2, 3, 64, 64)
+    started(student, source, "net2net")
+    with torch.no_grad():
+        wanted = source(x)
+        assert torch.equal(student.forward_head(student.forward_features(x), pre_logits=True), wanted)
+    vtzoo.inject(source, "lora[rank=2]")
+    taken = state_of(started(timm.create_model(card.arch, **args), source, "resize"))
+    assert sum(n.startswith("blocks.") for n in taken) == 8 * 12
+    assert all(torch.equal(taken[n], t) for n, t in state_of(source).items())
 
 
 def test_bottlenecks_are_no_basic_blocks() -> None:
