@@ -12,10 +12,12 @@ import vtzoo
 from tests import families
 from tests.contract.init_cases import DIMS, TWICE, VIT, WIDER, apart, bits, refused
 from vtzoo import talk
-from vtzoo.errors import NotFound, UsageError
+from vtzoo.axes import IN, OUT, Axis
+from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.initial import planned, started
+from vtzoo.inits._plan import Plan
 from vtzoo.inits.net2net import net2net
-from vtzoo.sketch import state_of
+from vtzoo.sketch import Sketch, state_of
 
 
 def paper(weight: Tensor, shape: torch.Size) -> Tensor:
@@ -270,6 +272,23 @@ def test_what_a_way_can_not_do_is_refused(spec: str, changes: dict[str, Any], sa
 def test_other_families_are_refused(spec: str, here: str, there: str) -> None:
     """Other stages, or other layers in their blocks."""
     refused(families.build(here), families.build(there), spec, "can't start from this")
+
+
+def test_blocks_in_another_order_are_refused() -> None:
+    """Every block of the source must be found again, in its order; here the second is not."""
+
+    def sketch(*layers: str) -> Sketch:
+        names = [f"blocks.{i}" for i in range(len(layers))]
+        axes = {f"{n}.{x}.weight": (Axis(OUT, (2,)), Axis(IN, (2,))) for n, x in zip(names, layers, strict=True)}
+        return Sketch(name="Net", axes=axes, rows=(tuple(names),), normalised=frozenset())
+
+    for here, said in (
+        ("acb", "around blocks.2 and blocks.2 are in another order"),
+        ("axy", "only one of blocks.1 and blocks.1 has b.weight, x.weight"),
+    ):
+        plan = Plan(source=sketch(*"abb"), target=sketch(*here), classes=(), silent=lambda _: {})
+        with pytest.raises(ShapeMismatch, match=said):
+            net2net({}, {}, plan)
 
 
 def test_a_source_of_another_input_size_is_refused() -> None:

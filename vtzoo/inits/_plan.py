@@ -97,6 +97,8 @@ def layers(sketch: Sketch, block: str) -> frozenset[str]:
 def unlike(plan: Plan, theirs: str, ours: str) -> ShapeMismatch:
     """A refusal of two blocks with other layers."""
     odd = sorted(layers(plan.target, ours) ^ layers(plan.source, theirs))
+    if not odd:
+        return _strangers(plan, f"the blocks around {theirs} and {ours} are in another order")
     return _strangers(plan, f"only one of {theirs} and {ours} has {', '.join(odd[:3])}")
 
 
