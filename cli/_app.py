@@ -14,6 +14,7 @@ from . import (
     fold,
     import_,
     init,
+    inits,
     losses,
     ls,
     merge,
@@ -37,7 +38,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, merge, fold, distill, methods, merges, losses, rm, mv, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."

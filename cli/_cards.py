@@ -1,4 +1,4 @@
-"""What methods, merges and losses say about themselves, as JSON facts, a table, and a page."""
+"""What methods, merges, losses and inits say about themselves, as JSON facts, a table, and a page."""
 
 import ast
 from functools import cache

@@ -96,12 +96,12 @@ def amount(text: str, what: str) -> float:
     return round(value, 6)
 
 
-def check_spec(kind: Literal["methods", "merges", "losses"], spec: str) -> None:
+def check_spec(kind: Literal["methods", "merges", "losses", "inits"], spec: str) -> None:
     """Refuse a spec that doesn't parse or names nothing, before a verb loads torch.
 
     Raises:
         UsageError: not the grammar.
-        NotFound: no such method, merge or loss.
+        NotFound: no such method, merge, loss or init.
     """
     from vtzoo import knobs, registry
 

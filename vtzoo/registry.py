@@ -1,7 +1,7 @@
 """The folder is the registry: a file's stem is its public name, its docstring its documentation.
 
 Listing reads files with `ast` and runs nothing; only `load` imports. Third parties add their own through the
-entry points `vtzoo.methods`, `vtzoo.merges` and `vtzoo.losses`.
+entry points `vtzoo.methods`, `vtzoo.merges`, `vtzoo.losses` and `vtzoo.inits`.
 """
 
 import ast
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from vtzoo.errors import NotFound, did_you_mean
 
-Kind = Literal["methods", "merges", "losses"]
+Kind = Literal["methods", "merges", "losses", "inits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Knob:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a method, merge or loss says about itself without being run; `constants` are the module's own literals."""
+    """What a method, merge, loss or init says about itself without being run; `constants` are the module's own literals."""
 
     name: str
     summary: str
@@ -90,7 +90,7 @@ def cards(kind: Kind) -> list[Card]:
 def _known(kind: Kind, name: str) -> str:
     known = _sources(kind)
     if name not in known:
-        what = {"methods": "method", "merges": "merge", "losses": "loss"}[kind]
+        what = {"methods": "method", "merges": "merge", "losses": "loss", "inits": "init"}[kind]
         raise NotFound(f"no {what} is called '{name}'", did_you_mean(name, known) + f" (all: vtzoo {kind})")
     return name
 

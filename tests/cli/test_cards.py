@@ -1,4 +1,4 @@
-"""methods, merges, losses and doctor."""
+"""methods, merges, losses, inits and doctor."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from vtzoo import registry
 from vtzoo_cli._cards import readable
 
 
-@pytest.mark.parametrize("kind", ["methods", "merges", "losses"])
+@pytest.mark.parametrize("kind", ["methods", "merges", "losses", "inits"])
 def test_lists_have_every_entry(vtzoo, kind: registry.Kind) -> None:
     """The list has what the registry has, in JSON and as a table, with what the contract promises."""
     found = json.loads(vtzoo(kind, "--json").out)

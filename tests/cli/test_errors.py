@@ -35,6 +35,7 @@ MISSING = [
     (("methods", "lorra"), "no method is called 'lorra'", "did you mean lora or"),
     (("merges", "tie"), "no merge is called 'tie'", "did you mean ties"),
     (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd or"),
+    (("inits", "net2nt"), "no init is called 'net2nt'", "did you mean net2net?"),
     (
         ("show", "tf_eficientnet_lite0"),
         "no entry is called 'tf_eficientnet_lite0'",

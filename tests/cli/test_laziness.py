@@ -33,7 +33,16 @@ for words in json.loads(sys.argv[2]):
     found[" ".join(words)] = [code, bool(out.getvalue()), sorted(heavy & set(sys.modules))]
 print(json.dumps(found))
 """
-LISTS = [["--help"], ["ls"], ["ls", "backbones", "--json"], ["methods"], ["methods", "lora"], ["merges"], ["losses"]]
+LISTS = [
+    ["--help"],
+    ["ls"],
+    ["ls", "backbones", "--json"],
+    ["methods"],
+    ["methods", "lora"],
+    ["merges"],
+    ["losses"],
+    ["inits"],
+]
 
 
 def _probe(python, heavy: set[str], lines: list[list[str]]) -> dict[str, list[object]]:
@@ -51,7 +60,7 @@ def test_help_of_every_command_loads_nothing_heavy(python) -> None:
 
 
 def test_lists_and_pages_load_nothing_heavy(python, zoo: Zoo) -> None:
-    """Nor do ls, show, methods, merges, losses, doctor, rm and mv, with whatever they are asked."""
+    """Nor do ls, show, methods, merges, losses, inits, doctor, rm and mv, with whatever they are asked."""
     where = ["--zoo", str(zoo.root)]
     entries = [
         ["show", "pets/lora"],

@@ -13,7 +13,7 @@ from vtzoo.errors import NotFound
 ROOT = Path(vtzoo.__file__).parent
 
 
-@pytest.mark.parametrize("kind", ["methods", "merges", "losses"])
+@pytest.mark.parametrize("kind", ["methods", "merges", "losses", "inits"])
 def test_names_are_the_files(kind: str) -> None:
     """Every file without an underscore is an entry, with dashes for underscores, sorted."""
     files = sorted(p.stem.replace("_", "-") for p in (ROOT / kind).glob("*.py") if not p.stem.startswith("_"))
@@ -61,7 +61,7 @@ def test_cards_run_no_method(tmp_path: Path) -> None:
     """Listing every card of every kind imports neither torch nor any of the files."""
     code = (
         "import sys; from vtzoo import registry\n"
-        "n = sum(len(registry.cards(k)) for k in ('methods', 'merges', 'losses'))\n"
+        "n = sum(len(registry.cards(k)) for k in ('methods', 'merges', 'losses', 'inits'))\n"
         "heavy = [m for m in sys.modules if m.split('.')[0] in ('torch', 'timm', 'numpy') or m.startswith('vtzoo.methods.')]\n"
         "print(n, heavy)"
     )
