@@ -60,6 +60,16 @@ Check = Annotated[
     ),
 ]
 
+Init = Annotated[
+    str | None,
+    typer.Option(
+        "--init", metavar="SPEC", help="How the student gets its first weights from another network (see vtzoo inits)."
+    ),
+]
+InitFrom = Annotated[
+    str | None, typer.Option("--init-from", metavar="REF", help="From which; the first teacher unless given.")
+]
+
 
 def run(
     ctx: typer.Context,
@@ -84,6 +94,8 @@ def run(
     teacher_size: TeacherSize = None,
     baseline: Baseline = False,
     check_cache: Check = 0,
+    init: Init = None,
+    init_from: InitFrom = None,
 ) -> None:
     """Teach a small network what any entries know."""
     session = Session.of(ctx)
@@ -98,12 +110,15 @@ def run(
         seed=seed,
     )
     o.check_spec("losses", loss)
+    if init:
+        o.check_spec("inits", init)
     zoo = session.zoo(*teachers)
     from vtzoo.verbs.distill import distill
 
     result = distill(
         teachers=teachers, student=student, data=_data(data), loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
         resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, baseline=baseline, check=check_cache,
+        init=init, init_from=init_from,
     )  # fmt: skip
     session.show(result, _results.distilled)
 

@@ -39,7 +39,7 @@ INTRO = {
     "before and after a merge with `+`: `dare[density=0.5]+ties+svc`; a step without a merge takes the one its page names.",
     "losses": "What a student is taught: `vtzoo distill --loss 'kd[temperature=4]'`. Losses add up, each with its weight: "
     "`kd[temperature=4]+0.5*feature`.",
-    "inits": "How a network gets its first weights from another one's: "
+    "inits": "How a student gets its first weights from another network: `vtzoo distill --init 'weight-selection[layers=uniform]'`; in Python "
     "`vtzoo.initial.started(student, source, 'weight-selection[layers=uniform]')`.",
 }
 

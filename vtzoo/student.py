@@ -9,10 +9,11 @@ from torch import nn
 
 from vtzoo import knobs, talk
 from vtzoo.anatomy import head_names
-from vtzoo.artifact import described, open_ref
-from vtzoo.backbone import build_card, card_of, create, sized, taking, timm_card
+from vtzoo.artifact import Artifact, described, go_live, open_ref
+from vtzoo.backbone import build_card, build_sized, card_of, create, sized, taking, timm_card
 from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
+from vtzoo.initial import started
 from vtzoo.spec import BackboneCard, plain
 from vtzoo.zoo import Zoo
 
@@ -24,12 +25,43 @@ class Student:
     Attributes:
         model: with a classifier where classes were asked for.
         card: of it, at its input size.
-        start: "pretrained" or "random".
+        start: "pretrained", "random", or from whom it has its first weights, and how.
     """
 
     model: nn.Module
     card: BackboneCard
     start: str
+
+
+@dataclass(frozen=True)
+class Giver:
+    """Who gives a student its first weights.
+
+    Attributes:
+        way: see `vtzoo.inits`, such as "weight-selection[layers=uniform]".
+        artifact: a delta is folded first.
+        task: whose head it has; "" for none.
+    """
+
+    way: str
+    artifact: Artifact
+    task: str | None
+
+    def give(self, student: Student) -> Student:
+        """The student with other weights, in place.
+
+        Raises:
+            NotFoldable: the giver has no plain weights.
+            ShapeMismatch: the networks are no family.
+        """
+        artifact, own = self.artifact, tuple[str, ...]()
+        if artifact.card is not None:  # a bare backbone comes at the student's size
+            _, model = build_sized(artifact.card, student.card.preprocess.input_size[1], zoo=artifact.zoo)
+        else:
+            live = go_live(artifact, self.task, plain=True)
+            model, own = live.model, live.task.classes if live.task else ()
+        started(student.model, model, self.way, name=artifact.ref, labels=own, source_labels=own)
+        return replace(student, start=f"{self.way} of {artifact.ref}")
 
 
 def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Student:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.e2e.students import distilled, kept, world
 from vtzoo import data as D
-from vtzoo.artifact import go_live, open_ref
+from vtzoo.artifact import go_live, open_ref, resolved_card
+from vtzoo.backbone import build_sized
 from vtzoo.crops import Crops, normalised
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.faculty import School, lessons_of
@@ -180,6 +181,46 @@ def test_a_student_without_a_teacher_stands_beside_it(place: Path) -> None:
     assert all("no_teacher" in line for line in made.report["tasks"])
     with pytest.raises(UsageError, match="without labels"):
         distilled(place, "alone/b", ["pets/a"], loss="feature", baseline=True)
+
+
+def test_a_student_starts_from_its_teachers_weights(place: Path) -> None:
+    """A smaller network of the family takes them over, of the folded teacher or of whom else is named, head and all; one of another family is refused."""
+    zoo = Zoo(place / "zoo")
+    alike, deeper = "test_efficientnet[pretrained=false]", "vit[depth=9,pretrained=false]"
+    made, lineage = distilled(place, "init/same", ["pets/a"], student=alike, init="weight-selection")
+    assert lineage["student"]["start"] == made.report["start"] == "weight-selection of pets/a"
+    teacher = go_live(open_ref("pets/a", zoo), plain=True)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(go_live(open_ref("init/same", zoo)).model(x), teacher.model(x))
+    distilled(place, "init/deep", ["pets/a"], student=deeper, init="net2net", init_from="vit", loss="feature")
+    with torch.inference_mode():
+        assert torch.equal(go_live(open_ref("init/deep", zoo)).model(x), _at(32, zoo)(x))
+    for changes, error in (
+        ({"student": "test_vit"}, Mismatch),
+        ({"init": "net2nt"}, NotFound),
+        ({"init_from": "nobody"}, NotFound),
+    ):
+        with pytest.raises(error):
+            distilled(place, "init/no", ["pets/a"], **{"init": "weight-selection", **changes})
+    with pytest.raises(UsageError, match="not how"):
+        distilled(place, "init/no", ["pets/a"], init_from="vit")
+
+
+def test_a_student_of_many_tasks_starts_from_a_merge(place: Path) -> None:
+    """The trunk is the merge's, the classifiers are fresh; the student without a teacher starts there, too."""
+    zoo = Zoo(place / "zoo")
+    given: dict[str, Any] = {"data": _both(place), "init": "weight-selection", "baseline": True}
+    made, _ = distilled(place, "init/both", ["both"], student="test_efficientnet[pretrained=false]", **given)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        trunk = go_live(open_ref("both", zoo), "", plain=True).model(x)
+        assert torch.equal(go_live(open_ref("init/both", zoo), "").model(x), trunk)
+    assert made.metrics["pets (no teacher)"]["top1"] == made.metrics["pets"]["top1"]
+
+
+def _at(pixels: int, zoo: Zoo) -> torch.nn.Module:
+    return build_sized(resolved_card("vit", zoo), pixels, zoo=zoo)[1]
 
 
 @pytest.mark.parametrize(

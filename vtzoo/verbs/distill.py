@@ -29,7 +29,7 @@ from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
 from vtzoo.score import logits_of
 from vtzoo.spec import Task
-from vtzoo.student import Student, build_student
+from vtzoo.student import Giver, Student, build_student
 from vtzoo.targets import Lesson, compared, together
 from vtzoo.zoo import Zoo
 
@@ -54,6 +54,7 @@ class _Job:
     name: str
     student: Student
     student_text: str
+    giver: Giver | None
     lessons: Sequence[Lesson]
     recipe: Recipe
     terms: Sequence[Term]
@@ -77,7 +78,7 @@ class _Job:
 def distill(
     *, teachers: Sequence[str], student: str, data: str | Mapping[str, str], loss: str = "kd", name: str, task: str | None = None,
     zoo: Zoo | None = None, recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4,
-    teacher_size: int | None = None, baseline: bool = False, check: int = 0,
+    teacher_size: int | None = None, baseline: bool = False, check: int = 0, init: str | None = None, init_from: str | None = None,
 ) -> Distilled:  # fmt: skip
     """Train a student on its teachers' answers and keep it in the zoo as a plain model, with a classifier for each task.
 
@@ -97,6 +98,8 @@ def distill(
         teacher_size: side in pixels at which bare convolutional teachers look; their own unless given.
         baseline: also train the same student for as long on the labels alone, to compare.
         check: ask the teachers again for so many of the kept answers, and compare.
+        init: how the student gets its first weights from another network, "weight-selection", "net2net"; see `vtzoo.inits`.
+        init_from: which; the first teacher unless given.
 
     Returns:
         `metrics` of student, teachers and baseline on each task's test (else validation) images; `report`: what is kept, and what it costs.
@@ -120,20 +123,38 @@ def distill(
         raise UsageError(
             "without labels the student can't learn alone", "leave --baseline out, or use a loss on logits"
         )
-    job = _job(zoo, name, school, lessons_of(school, given, task), given, student, terms, views)
+    if init_from and not init:
+        raise UsageError("--init-from says whose weights, and not how", "add --init weight-selection (see vtzoo inits)")
+    lessons = lessons_of(school, given, task)
+    giver = _giver(zoo, init, init_from, lessons) if init else None
+    job = _job(zoo, name, school, lessons, given, student, giver, terms, views)
     return _taught(job, resume=resume, baseline=baseline, check=check)
 
 
+def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Giver:
+    """Who gives the student its first weights: a head with them, where one task alone is learned and it has that."""
+    artifact = open_ref(ref, zoo) if ref else lessons[0].teachers[0].artifact
+    names = [t.name for t in artifact.tasks if t.name == lessons[0].name and t.classes == lessons[0].classes]
+    return Giver(way, artifact, names[0] if len(lessons) == 1 and names else "" if artifact.tasks else None)
+
+
+def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None) -> Student:
+    """A fresh student, the same for the same seed."""
+    torch.manual_seed(recipe.seed)
+    made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
+    return giver.give(made) if giver else made
+
+
 def _job(
-    zoo: Zoo, name: str, school: School, lessons: Sequence[Lesson], data: Mapping[str, str], student: str, terms: Sequence[Term], views: int
+    zoo: Zoo, name: str, school: School, lessons: Sequence[Lesson], data: Mapping[str, str], student: str, giver: Giver | None,
+    terms: Sequence[Term], views: int,
 ) -> _Job:  # fmt: skip
     """The student built, and all that is asked of it."""
     recipe = school.recipe
-    torch.manual_seed(recipe.seed)
-    made = build_student(student, zoo, len(lessons[0].classes), recipe.image_size)
     return _Job(
-        zoo=zoo, name=name, student=made, student_text=student, lessons=lessons, recipe=recipe, terms=terms, views=school.crops.distinct(views),
-        data=dict(zip([n.name for n in lessons], data.values(), strict=True)), skip_bad=school.skip_bad,
+        zoo=zoo, name=name, student=_built(zoo, student, lessons, recipe, giver), student_text=student, giver=giver, lessons=lessons,
+        recipe=recipe, terms=terms, views=school.crops.distinct(views), data=dict(zip([n.name for n in lessons], data.values(), strict=True)),
+        skip_bad=school.skip_bad,
     )  # fmt: skip
 
 
@@ -237,8 +258,7 @@ def _as_pupil(model: nn.Module) -> Pupil:
 def _alone(job: _Job, course: Course, *, resume: bool) -> Pupil:
     """The same student after as many steps on the labels alone."""
     talk.say(f"{job.name}: the same student without a teacher")
-    torch.manual_seed(job.recipe.seed)
-    again = build_student(job.student_text, job.zoo, len(job.lessons[0].classes), job.recipe.image_size)
+    again = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver)
     pupil, terms = Pupil(again.model, [len(n.classes) for n in job.lessons]), read(ALONE)
     objective = Objective(terms, Shapes(), {}, {})
     checkpoint = checkpoint_path(job.zoo.root, job.name, "alone")
