@@ -166,6 +166,7 @@ def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool) -> Liv
     if plain:
         folded = fold_artifact(delta, zoo, "" if chosen is None else chosen.name)
         model = plain_model(delta, folded, len(chosen.classes) if chosen else 0)
+        card = replace(card, model_args={**card.model_args, **folded.all_args})
     else:
         model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0)
         known = bool(card.fingerprint)  # then building has compared it with the weights already

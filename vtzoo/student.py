@@ -1,5 +1,6 @@
 """Build a student from what a person typed: a zoo's network or model with its weights, or a timm architecture with random ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,15 +8,22 @@ import yaml
 from timm.models import is_model
 from torch import nn
 
+from vtzoo import data as D
 from vtzoo import knobs, talk
 from vtzoo.anatomy import head_names
-from vtzoo.artifact import Artifact, described, go_live, open_ref
+from vtzoo.artifact import Artifact, Live, described, go_live, open_ref
 from vtzoo.backbone import build_card, build_sized, card_of, create, sized, taking, timm_card
 from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
+from vtzoo.identity import CARD
 from vtzoo.initial import started
+from vtzoo.sensitivity import IMAGES
+from vtzoo.slimming import Slim, slimmed
 from vtzoo.spec import BackboneCard, plain
 from vtzoo.zoo import Zoo
+
+SLIM = "slim"
+"""A student of this name is made of its teacher."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Giver:
     """Who gives a student its first weights.
 
     Attributes:
-        way: see `vtzoo.inits`, such as "weight-selection[layers=uniform]".
+        way: see `vtzoo.inits`, such as "weight-selection[layers=uniform]"; or "slim[macs=0.5]", see `vtzoo.slimming`.
         artifact: a delta is folded first.
         task: whose head it has; "" for none.
     """
@@ -54,14 +62,45 @@ class Giver:
             NotFoldable: the giver has no plain weights.
             ShapeMismatch: the networks are no family.
         """
-        artifact, own = self.artifact, tuple[str, ...]()
-        if artifact.card is not None:  # a bare backbone comes at the student's size
-            _, model = build_sized(artifact.card, student.card.preprocess.input_size[1], zoo=artifact.zoo)
-        else:
-            live = go_live(artifact, self.task, plain=True)
-            model, own = live.model, live.task.classes if live.task else ()
-        started(student.model, model, self.way, name=artifact.ref, labels=own, source_labels=own)
-        return replace(student, start=f"{self.way} of {artifact.ref}")
+        live = self._live(student.card.preprocess.input_size[1])
+        own = live.task.classes if live.task else ()
+        started(student.model, live.model, self.way, name=self.artifact.ref, labels=own, source_labels=own)
+        return replace(student, start=f"{self.way} of {self.artifact.ref}")
+
+    def slim(self, lessons: Sequence[D.Images], pixels: int | None) -> Student:
+        """A student made of the giver, with what the images' classes depend on; its way is "slim[macs=0.5]", say.
+
+        Raises:
+            ShapeMismatch: the giver is no network that can be slimmed.
+            UsageError: the images have no labels, or another size was asked for.
+        """
+        wish = knobs.decode(Slim, knobs.one(self.way).knobs, SLIM)
+        assert isinstance(wish, Slim)
+        live = self._live(pixels)
+        side = live.preprocess.input_size[1]
+        if pixels not in (None, side):
+            raise UsageError(
+                f"{SLIM} keeps the giver's input size, {side} pixels, not {pixels}", "leave --image-size out"
+            )
+        if any(y < 0 for images in lessons for y in images.labels[:1]):
+            raise UsageError("importance is told by classes, and these images have none", "use a loss on logits, with images by class")  # fmt: skip
+        plain, few = D.transforms(live.preprocess, train=False), max(1, IMAGES // len(lessons))
+        batches = [b for images in lessons for b in D.loader(images.limit(few), plain, batch_size=64)]
+        card = live.card
+        model, args = slimmed(live.model, card.arch, card.model_args, wish, batches)
+        made = BackboneCard(
+            name=card.arch, arch=card.arch, model_args=args, preprocess=live.preprocess, license=card.license, head=head_names(model)
+        )  # fmt: skip
+        return Student(model.requires_grad_(), made, f"{self.way} of {self.artifact.ref}")
+
+    def _live(self, pixels: int | None) -> Live:
+        """In plain weights; a bare backbone at this input size, all others at their own."""
+        artifact = self.artifact
+        if artifact.card is None:
+            return go_live(artifact, self.task, plain=True)
+        card, model = build_sized(artifact.card, pixels, zoo=artifact.zoo)
+        shown: BackboneCard = getattr(model, CARD)
+        return Live(model=model, card=replace(card, model_args=shown.model_args), task=None, preprocess=card.preprocess)
 
 
 def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Student:

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.students import distilled, kept, world
+from tests.e2e.students import RECIPE, distilled, kept, world
 from vtzoo import data as D
 from vtzoo.artifact import go_live, open_ref, resolved_card
 from vtzoo.backbone import build_sized
@@ -25,6 +25,7 @@ from vtzoo.tensors import write
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.timm import export_timm
 from vtzoo.verbs.predict import predict
+from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
 
@@ -217,6 +218,25 @@ def test_a_student_of_many_tasks_starts_from_a_merge(place: Path) -> None:
         trunk = go_live(open_ref("both", zoo), "", plain=True).model(x)
         assert torch.equal(go_live(open_ref("init/both", zoo), "").model(x), trunk)
     assert made.metrics["pets (no teacher)"]["top1"] == made.metrics["pets"]["top1"]
+
+
+def test_a_student_is_made_of_its_teacher(place: Path) -> None:
+    """slim[…] leaves out what the tasks depend on least, of a bare backbone, too; it is kept as a stock network of other sizes."""
+    zoo, given = Zoo(place / "zoo"), {"recipe": {"epochs": 1}, "baseline": True}
+    train(backbone="vit", data=str(place / "pets"), method="lora[rank=2]", name="pets/vit", zoo=zoo, recipe={**RECIPE})
+    made, lineage = distilled(place, "slim/half", ["pets/vit"], student="slim[macs=0.6]", **given)
+    teacher = go_live(open_ref("pets/vit", zoo), plain=True)
+    assert lineage["student"]["start"] == "slim[macs=0.6] of pets/vit"
+    assert made.report["macs"] <= 0.6 * made.report["teacher_macs"]
+    assert go_live(open_ref("slim/half", zoo)).preprocess == teacher.preprocess
+    distilled(place, "slim/bare", ["pets/a", "cars/c"], data=_both(place), student="slim[depth=3]", init_from="vit")
+    assert len(go_live(open_ref("slim/bare", zoo), "cars").model.blocks) == 3
+    for student, changes, said in (
+        ("slim[macs=0.6]", {"init": "resize"}, "first weights already"), ("slim", {}, "how small"), ("slim[macs=2]", {}, "less than 1"),
+        ("slim[depth=2]", {"recipe": {"image_size": 64}}, "32 pixels"), ("slim[depth=2]", {"loss": "feature", "data": str(place / "zoo" / "..")}, "have none"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            distilled(place, "slim/no", ["pets/vit"], student=student, **changes)
 
 
 def _at(pixels: int, zoo: Zoo) -> torch.nn.Module:

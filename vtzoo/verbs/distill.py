@@ -29,7 +29,7 @@ from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
 from vtzoo.score import logits_of
 from vtzoo.spec import Task
-from vtzoo.student import Giver, Student, build_student
+from vtzoo.student import SLIM, Giver, Student, build_student
 from vtzoo.targets import Lesson, compared, together
 from vtzoo.zoo import Zoo
 
@@ -85,7 +85,8 @@ def distill(
     Args:
         teachers: refs; several of one task are averaged (logits) or compared with in turn (features, maps). A merge teaches all its tasks.
         student: a backbone's or model's name or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or
-            a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]".
+            a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]". Or
+            "slim[macs=0.5]": a smaller network made of the first teacher, or of `init_from`.
         data: images, of several tasks as {task: images}; any folder tree for a loss that needs no labels.
         loss: "kd[temperature=4]", or a sum: "kd+0.5*feature".
         name: what to call the student.
@@ -123,12 +124,21 @@ def distill(
         raise UsageError(
             "without labels the student can't learn alone", "leave --baseline out, or use a loss on logits"
         )
-    if init_from and not init:
-        raise UsageError("--init-from says whose weights, and not how", "add --init weight-selection (see vtzoo inits)")
+    way = _way(student, init, init_from)
     lessons = lessons_of(school, given, task)
-    giver = _giver(zoo, init, init_from, lessons) if init else None
+    giver = _giver(zoo, way, init_from, lessons) if way else None
     job = _job(zoo, name, school, lessons, given, student, giver, terms, views)
     return _taught(job, resume=resume, baseline=baseline, check=check)
+
+
+def _way(student: str, init: str | None, ref: str | None) -> str | None:
+    """How the student gets its first weights from another network, if it does."""
+    slim = student.partition("[")[0] == SLIM
+    if slim and init:
+        raise UsageError("a slimmed student has its first weights already", "leave --init out")
+    if ref and not init and not slim:
+        raise UsageError("--init-from says whose weights, and not how", "add --init weight-selection (see vtzoo inits)")
+    return student if slim else init
 
 
 def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Giver:
@@ -141,6 +151,8 @@ def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Gi
 def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None) -> Student:
     """A fresh student, the same for the same seed."""
     torch.manual_seed(recipe.seed)
+    if giver and giver.way == text:
+        return giver.slim([n.images for n in lessons], recipe.image_size)
     made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
     return giver.give(made) if giver else made
 
