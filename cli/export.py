@@ -1,7 +1,7 @@
 """Write a model for another runtime or file format."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,14 +20,39 @@ def onnx(
     out: File,
     task: Task = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", metavar="N", help="ONNX operator set (default: the exporter's).")
+        int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 23 (default: 18).")
+    ] = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Take images of other heights and widths, too.")
+    ] = False,
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option("--embed-preprocess", help="Take uint8 pictures [n, h, w, 3] and normalise them in the graph."),
+    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="float16 inside.")] = False,
+    int8: Annotated[
+        Literal["dynamic", "static"] | None,
+        typer.Option("--int8", help="int8 inside; ranges found as images come (dynamic), or on --data (static)."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="Images to verify with, and to find ranges on; labels don't matter."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        int | None, typer.Option("--calibrate", metavar="N", help="How many images find ranges (default: 100).")
     ] = None,
     tolerance: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--tolerance", metavar="X", min=0, help="Largest relative difference allowed, onnxruntime against torch."
+            "--tolerance",
+            metavar="X",
+            min=0,
+            help="Largest difference allowed, relative to the largest output (default: 0.001); of --half and --int8 how far the "
+            "outputs' cosine may stand below 1 (0.001 and 0.01).",
         ),
-    ] = 1e-3,
+    ] = None,
     name: Keep = None,
 ) -> None:
     """Write ONNX with a free batch size, checked with onnxruntime before the file appears."""
@@ -35,7 +60,10 @@ def onnx(
     zoo = session.zoo(ref)
     from vtzoo.verbs.export.onnx import export_onnx
 
-    result = export_onnx(ref=ref, out=out, opset=opset, tolerance=tolerance, task=task, zoo=zoo, name=name)
+    result = export_onnx(
+        ref=ref, out=out, opset=opset, tolerance=tolerance, task=task, dynamic_size=dynamic_size, embed_preprocess=embed_preprocess,
+        half=half, int8=int8, data=data, calibrate=calibrate, zoo=zoo, name=name,
+    )  # fmt: skip
     session.show(result, _results.exported)
 
 
@@ -67,7 +95,14 @@ def peft(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None) -> Non
 
 
 COMMANDS = (
-    ("onnx", onnx, ("vtzoo export onnx fashion/lora fashion.onnx",)),
+    (
+        "onnx",
+        onnx,
+        (
+            "vtzoo export onnx fashion/lora fashion.onnx",
+            "vtzoo export onnx fashion/lora fashion.onnx --embed-preprocess --int8 static --data photos/",
+        ),
+    ),
     ("timm", timm, ("vtzoo export timm fashion/folded fashion-timm/",)),
     ("peft", peft, ("vtzoo export peft fashion/lora fashion-peft/",)),
     ("safetensors", safetensors, ("vtzoo export safetensors fashion/lora fashion.safetensors",)),

@@ -16,17 +16,18 @@ from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold
 from vtzoo.live import attach, head_state
+from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import is_path
 from vtzoo.spec import BackboneCard, Preprocess, Task, chosen
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
-CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
+CONFIG, WEIGHTS, HEADS, EXPORT = "config.json", "model.safetensors", "heads.safetensors", "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One of three: a delta, a bare backbone's card, or a plain model's files.
+    """One of four: a delta, a bare backbone's card, a plain model's files, or an exported file.
 
     Attributes:
         ref: its name in the zoo, or the path.
@@ -41,6 +42,7 @@ class Artifact:
     delta: Delta | None = None
     card: BackboneCard | None = None
     files: Mapping[str, Path] | None = None
+    exported: Path | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -70,17 +72,23 @@ class Live:
     preprocess: Preprocess
 
 
-def open_ref(ref: str, zoo: Zoo | None = None) -> Artifact:
+def open_ref(ref: str, zoo: Zoo | None = None, *, exports: bool = False) -> Artifact:
     """Find and open what a ref means.
+
+    Args:
+        ref: a name or a path.
+        zoo: where to look.
+        exports: whether the caller only runs the model, and so takes an ONNX file, too.
 
     Raises:
         NotFound: nothing of that name.
-        UsageError: the ref is ambiguous.
+        UsageError: the ref is ambiguous, or an export and no `exports`.
         Corrupt: the file is damaged.
     """
     zoo = zoo or Zoo.find()
     if is_path(ref):
-        return _from_path(Path(ref).expanduser(), zoo)
+        path = Path(ref).expanduser()
+        return _export(ref, path, zoo, exports=exports) if path.suffix == ".onnx" else _from_path(path, zoo)
     entry = zoo.resolve(ref)
     if entry.section == "backbones":
         return Artifact(ref=entry.name, zoo=zoo, card=BackboneCard.of(entry.name, entry.facts))
@@ -90,11 +98,16 @@ def open_ref(ref: str, zoo: Zoo | None = None) -> Artifact:
         return Artifact(ref=entry.name, zoo=zoo, digest=digest, path=path, delta=Delta.open(path))
     files = {name: zoo.object(_hex(digest)) for name, digest in entry.facts["files"].items()}
     if WEIGHTS not in files or CONFIG not in files:
-        raise UsageError(
-            f"'{entry.name}' is an export, not a model that runs here", "use the model or delta that it was made from"
-        )
+        return _export(entry.name, files.get(EXPORT), zoo, exports=exports)
     digest = _hex(entry.facts["files"][WEIGHTS])
     return Artifact(ref=entry.name, zoo=zoo, digest=digest, path=files[WEIGHTS], files=files)
+
+
+def _export(ref: str, path: Path | None, zoo: Zoo, *, exports: bool) -> Artifact:
+    if path is None or not exports:
+        hint = "use the model or delta that it was made from"
+        raise UsageError(f"'{ref}' is an export, which only predict and eval take", hint)
+    return Artifact(ref=ref, zoo=zoo, digest=sha256(path), path=path, exported=path)
 
 
 def as_delta(artifact: Artifact) -> Delta:
@@ -108,24 +121,31 @@ def as_delta(artifact: Artifact) -> Delta:
     return artifact.delta
 
 
-def go_live(artifact: Artifact, task: str | None = None, *, plain: bool = False) -> Live:
+def go_live(
+    artifact: Artifact, task: str | None = None, *, plain: bool = False, model_args: Mapping[str, Any] | None = None
+) -> Live:
     """Build and load.
 
     Args:
         artifact: what `open_ref` gives.
         task: whose head; may be left out where there is one; "" for none.
         plain: fold a delta into plain weights instead of attaching it.
+        model_args: timm's, over those with which it was made; of an exported file they say nothing.
 
     Raises:
         NotFoldable: `plain`, and the delta has no such form.
         WrongBackbone: the backbone's weights are not those the delta was trained on.
+        UsageError: timm's network doesn't take such arguments.
     """
+    args = model_args or {}
     if artifact.delta is not None:
-        return _live_delta(artifact.delta, artifact.zoo, task, plain=plain)
+        return _live_delta(artifact.delta, artifact.zoo, task, plain=plain, model_args=args)
     if artifact.card is not None:
-        return _live_backbone(artifact.card, artifact.zoo)
+        return _live_backbone(artifact.card, artifact.zoo, args)
+    if artifact.exported is not None:
+        return _live_export(artifact.exported, task)
     assert artifact.files is not None
-    return _live_files(artifact.files, artifact.task(task))
+    return _live_files(artifact.files, artifact.task(task), args)
 
 
 def fold_artifact(delta: Delta, zoo: Zoo, task: str | None, factor: float = 1.0) -> Folded:
@@ -133,10 +153,10 @@ def fold_artifact(delta: Delta, zoo: Zoo, task: str | None, factor: float = 1.0)
     return fold(open_base(delta.backbone, zoo), delta, task=task, factor=factor, check=False)
 
 
-def plain_model(delta: Delta, folded: Folded, classes: int) -> nn.Module:
+def plain_model(delta: Delta, folded: Folded, classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:
     """A stock timm model holding folded weights."""
-    card = delta.backbone
-    model = create(card.arch, pretrained=False, num_classes=classes, **{**card.model_args, **folded.all_args})
+    args = {**delta.backbone.model_args, **folded.all_args, **(model_args or {})}
+    model = create(delta.backbone.arch, pretrained=False, num_classes=classes, **args)
     return load_plain(model, folded)
 
 
@@ -159,29 +179,42 @@ def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
     return model.requires_grad_(requires_grad=False).eval()
 
 
-def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool) -> Live:
+def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool, model_args: Mapping[str, Any]) -> Live:
     chosen = None if task == "" or (task is None and not delta.tasks) else delta.task(task)
     card = delta.backbone
     preprocess = chosen.preprocess if chosen else card.preprocess
     if plain:
         folded = fold_artifact(delta, zoo, "" if chosen is None else chosen.name)
-        model = plain_model(delta, folded, len(chosen.classes) if chosen else 0)
-        card = replace(card, model_args={**card.model_args, **folded.all_args})
+        model = plain_model(delta, folded, len(chosen.classes) if chosen else 0, model_args)
+        card = replace(card, model_args={**card.model_args, **folded.all_args, **model_args})
     else:
-        model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0)
+        model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0, **model_args)
         known = bool(card.fingerprint)  # then building has compared it with the weights already
         attach(model, delta, task="" if chosen is None else chosen.name, check=not known)
     return Live(model=model, card=card, task=chosen, preprocess=preprocess)
 
 
-def _live_backbone(card: BackboneCard, zoo: Zoo) -> Live:
-    model = build_card(card, zoo=zoo)
+def _live_backbone(card: BackboneCard, zoo: Zoo, model_args: Mapping[str, Any]) -> Live:
+    model = build_card(card, zoo=zoo, **model_args)
     return Live(model=model, card=card, task=None, preprocess=card.preprocess)
 
 
-def _live_files(files: Mapping[str, Path], task: Task | None) -> Live:
+def _live_export(path: Path, task: str | None) -> Live:
+    model, said = open_onnx(path)
+    if task and (said.task is None or said.task.name != task):
+        raise NotFound(
+            f"{path} has no task '{task}'", f"leave --task out: its task is '{said.task.name if said.task else ''}'"
+        )
+    card = BackboneCard(
+        name=said.facts.get("backbone", ""), arch="", preprocess=said.preprocess, license=said.facts.get("license", "")
+    )
+    return Live(model=model, card=card, task=said.task, preprocess=said.preprocess)
+
+
+def _live_files(files: Mapping[str, Path], task: Task | None, model_args: Mapping[str, Any]) -> Live:
     card, _ = described(files)
-    model = create(card.arch, pretrained=False, num_classes=len(task.classes) if task else 0, **card.model_args)
+    args = {**card.model_args, **model_args}
+    model = create(card.arch, pretrained=False, num_classes=len(task.classes) if task else 0, **args)
     head = prefixed(TensorFile(files[HEADS]), f"{HEAD}{task.name}/") if HEADS in files and task else {}
     load_plain(model, {**TensorFile(files[WEIGHTS]), **head})
     return Live(model=model, card=card, task=task, preprocess=card.preprocess)

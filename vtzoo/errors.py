@@ -3,7 +3,8 @@
     VtzooError 1
       x UsageError 2
       x NotFound 3
-      x Mismatch 4   (WrongBackbone, ShapeMismatch, DeadTarget, NotFoldable, FoldError, ExportMismatch)
+      x Mismatch 4   (WrongBackbone, ShapeMismatch, DeadTarget, NotFoldable, FoldError,
+                    NotExportable, ExportMismatch)
       x Corrupt 4
       x Conflict 5
       x Network 6
@@ -67,6 +68,10 @@ class NotFoldable(Mismatch):
 
 class FoldError(Mismatch):
     """Folded and attached outputs differ by more than the tolerance."""
+
+
+class NotExportable(Mismatch):
+    """This network has no form in the other format."""
 
 
 class ExportMismatch(Mismatch):

@@ -221,7 +221,7 @@ def _missing(ref: str, every: Sequence[Entry], section: Section | None) -> NotFo
     name, pin = _split(ref)
     what = section[:-1] if section else "entry"
     said = f"no {what} is called {shown(ref)}"
-    if ref.startswith(".."):
+    if ref.startswith("..") or ref.endswith(".onnx"):
         return NotFound(said, f"to name a file, start with './': ./{ref}")
     same = [e for e in every if e.name == name]
     for entry in same:

@@ -25,7 +25,7 @@ def logits_of(
         run: how, where the inputs aren't images.
         shared: how many images there are, where processes take turns with them (see `parallel.turns`); all get what all found.
     """
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))  # an exported file shows none
     was, model = model.training, model.eval()
     run = run or nn.Module.__call__
     pairs = [(run(model, x.to(device)).float().cpu(), y) for x, y in batches]

@@ -18,7 +18,7 @@ def evaluate(
     """One pass over the test split (the validation split where there is no test); which one, and how much of it, is said.
 
     Args:
-        ref: a delta, merge, folded model or student.
+        ref: a delta, merge, folded model, student or exported file.
         data: of the task; its class folders, or the labels of its table, must be the task's classes.
         task: whose head, where there are several.
         zoo: where to look.
@@ -34,7 +34,7 @@ def evaluate(
         Mismatch: the data's classes are not the task's.
     """
     zoo = zoo or Zoo.find()
-    artifact = open_ref(ref, zoo)
+    artifact = open_ref(ref, zoo, exports=True)
     if artifact.card is not None:
         raise UsageError(
             f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"

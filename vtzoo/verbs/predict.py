@@ -28,7 +28,7 @@ def predict(
     """The most probable classes of each image; where an image may bear several labels, those more probable than not.
 
     Args:
-        ref: a delta, merge, folded model or student.
+        ref: a delta, merge, folded model, student or exported file.
         images: files, and folders, which stand for all images below them by name; one path or several.
         task: whose head, where there are several.
         top: how many classes.
@@ -43,7 +43,7 @@ def predict(
     if top < 1:
         raise UsageError(f"top is {top}", "name at least one class: --top 1")
     paths = [p for given in ([images] if isinstance(images, str | Path) else images) for p in _files(Path(given))]
-    artifact = open_ref(ref, zoo)
+    artifact = open_ref(ref, zoo, exports=True)
     live = go_live(artifact, task)
     if live.task is None:
         raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")

@@ -1,171 +1,238 @@
 """Ship a model as ONNX, verified with onnxruntime before the file appears."""
 
-import json
-import tempfile
-from importlib import import_module
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from vtzoo import talk
-from vtzoo.artifact import Artifact, Live, go_live, open_ref
-from vtzoo.errors import Conflict, ExportMismatch, NotFoldable, UsageError
+from vtzoo.artifact import EXPORT, Artifact, Live, go_live, open_ref
+from vtzoo.errors import Conflict, NotExportable, NotFoldable, UsageError
 from vtzoo.files import atomic_write
+from vtzoo.onnx import precision, verify
+from vtzoo.onnx.convert import OPSET, check_opset, convert, first_line
+from vtzoo.onnx.describe import Description, written
+from vtzoo.onnx.half import halved
+from vtzoo.onnx.looks import Look, looks
+from vtzoo.onnx.pixels import embed
+from vtzoo.onnx.run import Runtime, latency, require, session
+from vtzoo.onnx.seal import seal
 from vtzoo.results import Exported
+from vtzoo.verbs.export._origin import origin
 from vtzoo.zoo import Zoo
 
-BATCHES = (1, 2, 5)
-OPSET = 18
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onnx import ModelProto
+
+Int8 = Literal["dynamic", "static"]
+Seen = tuple[Look, Look] | None
+CALIBRATE, WEIGHED = 100, 8
+"""How many images find ranges, and how many of them weigh each layer where not all may be int8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What kind of file is wanted; see `export_onnx`."""
+
+    opset: int = OPSET
+    dynamic_size: bool = False
+    embedded: bool = False
+    half: bool = False
+    int8: Int8 | None = None
+    tolerance: float | None = None
+
+    @property
+    def precision(self) -> str:
+        """The numbers inside."""
+        return "int8" if self.int8 else "float16" if self.half else "float32"
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance that holds."""
+        return verify.TOLERANCES[self.precision] if self.tolerance is None else self.tolerance
 
 
 def export_onnx(
-    *,
-    ref: str,
-    out: Path,
-    opset: int | None = None,
-    tolerance: float = 1e-3,
-    task: str | None = None,
-    zoo: Zoo | None = None,
-    name: str | None = None,
-) -> Exported:
-    """Export a delta (folded where it folds), merge, folded model, student or bare backbone.
+    *, ref: str, out: Path, opset: int | None = None, tolerance: float | None = None, task: str | None = None,
+    dynamic_size: bool = False, embed_preprocess: bool = False, half: bool = False, int8: Int8 | None = None,
+    data: str | None = None, calibrate: int | None = None, zoo: Zoo | None = None, name: str | None = None,
+) -> Exported:  # fmt: skip
+    """Export a delta (folded where it folds, else attached), merge, folded model, student or bare backbone.
 
     Args:
         ref: what to export.
         out: the file; it appears only when its outputs were verified at batch sizes 1, 2 and 5.
-        opset: ONNX operator set, 18 unless given.
-        tolerance: largest allowed difference, relative to the largest output.
+        opset: ONNX operator set, 17 to 23; 18 unless given.
+        tolerance: in float32 the largest allowed difference, relative to the largest output (1e-3 unless given); in float16 and
+            int8 how far the mean cosine of the outputs may stand below 1 (1e-3 and 1e-2).
         task: whose head, where there are several.
+        dynamic_size: take images of other heights and widths, too.
+        embed_preprocess: take uint8 pictures [n, h, w, 3] at the network's size and normalise in the graph.
+        half: float16 inside.
+        int8: int8 inside, with ranges of activations found as they come (dynamic) or on images (static).
+        data: images to verify with and to find ranges on; their labels don't matter.
+        calibrate: how many of them find ranges, 100 unless given.
         zoo: where to look.
         name: also keep the file in the zoo.
 
     Returns:
-        `report`: largest absolute and relative difference and top-1 agreement by batch size, and whether it was folded.
+        `report`: differences by batch and over all, cosine, top-1 agreement, size, latency, and what was done.
 
     Raises:
+        NotExportable: the exporter can't translate the network, and why.
         ExportMismatch: onnxruntime's outputs differ by more than the tolerance.
-        UsageError: the onnx extra is not installed.
+        UsageError: the onnx extra is not installed, or options that don't go together.
         Conflict: the file exists.
     """
     zoo, out = zoo or Zoo.find(), Path(out)
-    _ready(out)
+    wish = Wish(
+        opset=OPSET if opset is None else opset, dynamic_size=dynamic_size, embedded=embed_preprocess, half=half, int8=int8,
+        tolerance=tolerance,
+    )  # fmt: skip
+    _ready(out, wish, data, calibrate)
     if name:
         zoo.check_free("models", name)
     artifact = open_ref(ref, zoo)
-    live, folded = _live(artifact, task)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        _convert(live, path, opset or OPSET, _metadata(artifact, live, folded=folded))
-        report: dict[str, Any] = {
-            "opset": opset or OPSET,
-            "folded": folded,
-            "tolerance": tolerance,
-            "batches": _verify(live.model, path, live.preprocess.input_size, tolerance),
-        }
-        with atomic_write(out) as file:
-            file.write(path.read_bytes())
-    if name:
-        _keep(zoo, name, out, live, artifact.digest)
-    worst = max(b["max_rel"] for b in report["batches"])
-    talk.say(f"exported {out}: largest relative difference {worst:.1e}")
+    live, attached = _live(artifact, task, wish)
+    seen = looks(data, live.preprocess, calibrate or CALIBRATE) if data else None
+    graph, done = _graph(live, wish, seen)
+    facts = origin(artifact, live.card, precision=wish.precision, folded=artifact.delta is not None and not attached)
+    content = seal(graph, written(_description(live, wish, facts)))
+    report = {
+        "precision": wish.precision + (f" {int8}" if int8 else ""), "opset": wish.opset, "folded": facts["folded"],
+        **({"attached_because": attached} if attached else {}), **done, **_verified(live, content, wish, seen),
+    }  # fmt: skip
+    with atomic_write(out) as file:
+        file.write(content)
+        if name:
+            _keep(zoo, name, content, live, artifact.digest, report)
+    talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
 
 
-def _keep(zoo: Zoo, name: str, out: Path, live: Live, parent: str) -> None:
-    digest = zoo.add_object(out)
-    zoo.put(
-        "models", name,
-        {
-            "kind": "export", "files": {"model.onnx": digest}, "size_bytes": out.stat().st_size, "arch": live.card.arch,
-            "tasks": [live.task.name] if live.task else [], "metrics": {}, "lineage": {"verb": "export", "parents": [f"sha256:{parent}"]},
-        },
-    )  # fmt: skip
-
-
-def _ready(out: Path) -> None:
-    try:
-        for needed in ("onnx", "onnxscript", "onnxruntime"):
-            import_module(needed)
-    except ImportError as error:
-        raise UsageError(f"export onnx needs {error.name}", "pip install 'vtzoo[onnx]'") from error
+def _ready(out: Path, wish: Wish, data: str | None, calibrate: int | None) -> None:
+    """Refuse what can't be before anything is loaded."""
+    check_opset(wish.opset)
+    if wish.half and wish.int8:
+        raise UsageError("a file has float16 inside or int8, not both", "choose --half or --int8")
+    if wish.int8 == "static" and not data:
+        raise UsageError("static int8 needs images to find ranges on", "add --data DATA, or use --int8 dynamic")
+    if calibrate is not None and (wish.int8 != "static" or calibrate < 1):
+        raise UsageError(f"nothing is calibrated on {calibrate} images here", "use --int8 static and one image or more")
+    require()
     if out.exists():
         raise Conflict(f"{out} exists already", "choose another file name, or remove it")
 
 
-def _live(artifact: Artifact, task: str | None) -> tuple[Live, bool]:
+def _live(artifact: Artifact, task: str | None, wish: Wish) -> tuple[Live, str]:
+    """The model, folded where it folds; else attached, and why."""
     if artifact.delta is None:
-        return go_live(artifact, task), False
+        return _sized(artifact, task, wish, plain=False), ""
     try:
-        return go_live(artifact, task, plain=True), True
+        return _sized(artifact, task, wish, plain=True), ""
     except NotFoldable as error:
         talk.say(f"exporting it attached: {error.message}")
-        return go_live(artifact, task), False
+        return _sized(artifact, task, wish, plain=False), error.message
 
 
-def _metadata(artifact: Artifact, live: Live, *, folded: bool) -> dict[str, str]:
-    shape = live.preprocess
-    task = live.task
+def _sized(artifact: Artifact, task: str | None, wish: Wish, *, plain: bool) -> Live:
+    """The model, which takes other sizes, too, where that is wished: timm's ViTs by an argument, convolutional ones as they are.
+
+    Raises:
+        NotExportable: it takes one size only.
+    """
+    if not wish.dynamic_size:
+        return go_live(artifact, task, plain=plain)
+    try:
+        live = go_live(artifact, task, plain=plain, model_args={"dynamic_img_size": True})
+    except UsageError:  # no such argument
+        live = go_live(artifact, task, plain=plain)
+    other = _other(live)
+    try:
+        with torch.inference_mode():
+            live.model(torch.zeros(1, *other))
+    except (AssertionError, RuntimeError, ValueError) as error:  # all that timm and torch raise
+        sides = "x".join(map(str, other[1:]))
+        said = f"{live.card.name or live.card.arch} takes no images of {sides} pixels: {first_line(error)}"
+        raise NotExportable(said, "leave --dynamic-size out") from error
+    return live
+
+
+def _other(live: Live) -> tuple[int, int, int]:
+    """Another image size, of sides that differ, [channels, height, width]: two patches higher and one wider."""
+    channels, height, width = live.preprocess.input_size
+    patch = getattr(getattr(live.model, "patch_embed", None), "patch_size", (32, 32))
+    return channels, height + 2 * patch[0], width + patch[1]
+
+
+def _graph(live: Live, wish: Wish, seen: Seen) -> tuple["ModelProto", dict[str, Any]]:
+    """Translate, in the numbers that are wished."""
+    size = _other(live) if wish.dynamic_size else live.preprocess.input_size
+    output = "logits" if live.task else "features"
+    graph = convert(live.model, size, opset=wish.opset, output=output, dynamic_size=wish.dynamic_size)
+    done: dict[str, Any] = {}
+    if wish.half:
+        graph = halved(graph)
+    if wish.int8:
+        deciding = _deciding(live, wish, seen)
+        graph, done = (
+            precision.dynamic(graph, deciding)
+            if seen is None or wish.int8 == "dynamic"
+            else precision.static(graph, seen[0], deciding)
+        )
+    if wish.embedded:
+        embed(graph, live.preprocess)
+    return graph, done
+
+
+def _deciding(live: Live, wish: Wish, seen: Seen) -> precision.Deciding:
+    noise = verify.random_pictures(live.preprocess)
+    images, few = (noise, noise) if seen is None else (seen[0], seen[0].few(WEIGHED))
+    return precision.Deciding(live.model, live.preprocess, images, few, wish.allowed)
+
+
+def _description(live: Live, wish: Wish, facts: dict[str, Any]) -> Description:
+    return Description(
+        task=live.task, preprocess=live.preprocess, embedded=wish.embedded, dynamic_size=wish.dynamic_size, facts=facts
+    )
+
+
+def _verified(live: Live, content: bytes, wish: Wish, seen: Seen) -> dict[str, Any]:
+    """Run the file beside the network, refuse it or report."""
+    runtime = Runtime(session(content), live.preprocess, embedded=wish.embedded)
+    batches: Iterable[Tensor] = verify.random_pictures(live.preprocess) if seen is None else seen[1]
+    if wish.dynamic_size:
+        batches = chain(batches, verify.random_pictures(live.preprocess, _other(live)))
+    found = verify.differences(live.model, runtime, batches)
+    hint = "try another --opset, or pass a larger --tolerance knowingly"
+    verify.judge(
+        found,
+        wish.precision,
+        wish.allowed,
+        hint if wish.precision == "float32" else "pass a larger --tolerance knowingly",
+    )
+    one = verify.random_pictures(live.preprocess)[0]
+    with torch.inference_mode():
+        times = {"onnxruntime_ms": latency(runtime.bare(one)), "torch_ms": latency(lambda: live.model(one))}
     return {
-        "vtzoo.schema": "1",
-        "vtzoo.ref": artifact.ref,
-        "vtzoo.digest": artifact.digest,
-        "vtzoo.backbone": live.card.name,
-        "vtzoo.license": live.card.license,
-        "vtzoo.folded": json.dumps(folded),
-        "vtzoo.task": task.name if task else "",
-        "vtzoo.classes": json.dumps(list(task.classes) if task else []),
-        "vtzoo.multilabel": json.dumps(bool(task and task.multilabel)),
-        "vtzoo.input": json.dumps({
-            "layout": "NCHW", "dtype": "float32", "range": [0, 1], "size": list(shape.input_size), "mean": list(shape.mean),
-            "std": list(shape.std), "interpolation": shape.interpolation, "crop_pct": shape.crop_pct,
-        }),
-        "Image.BitmapPixelFormat": "Rgb8",
-        "Image.ColorSpaceGamma": "SRGB",
-        "Image.NominalPixelRange": "Normalized_0_1",
+        "tolerance": wish.allowed,
+        "verified_on": "random pictures" if seen is None else f"{len(seen[1].images)} images of {seen[1].images.where}",
+        **verify.summary(found, classes=live.task is not None, several=bool(live.task and live.task.multilabel)),
+        "size_bytes": len(content), **times, "threads": torch.get_num_threads(), "batches": verify.by_batch(found),
     }  # fmt: skip
 
 
-def _convert(live: Live, path: Path, opset: int, metadata: dict[str, str]) -> None:
-    import logging
-    import warnings
-
-    import onnx
-
-    example = torch.zeros(2, *live.preprocess.input_size)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own advice; what counts is verified below
-        torch.onnx.export(
-            live.model.eval(), (example,), str(path), dynamo=True, external_data=False, opset_version=opset, input_names=["image"],
-            output_names=["logits" if live.task else "features"], dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
-        )  # fmt: skip
-    graph = onnx.load(str(path))
-    onnx.helper.set_model_props(graph, metadata)
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, str(path))
-
-
-@torch.inference_mode()
-def _verify(model: nn.Module, path: Path, size: tuple[int, int, int], tolerance: float) -> list[dict[str, Any]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found: list[dict[str, Any]] = []
-    for batch in BATCHES:
-        x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch))
-        live = model(x).double()
-        ran = torch.from_numpy(session.run(None, {"image": x.numpy()})[0]).double()
-        worst = (live - ran).abs().max().item()
-        relative = worst / max(live.abs().max().item(), 1e-30)
-        agree = (live.argmax(-1) == ran.argmax(-1)).double().mean().item()
-        if not relative <= tolerance:
-            raise ExportMismatch(
-                f"onnxruntime differs by {relative:.1e} of the largest output at batch size {batch} (allowed {tolerance:.1e})",
-                "try another --opset, or pass a larger --tolerance knowingly",
-            )
-        found.append({"batch": batch, "max_abs": worst, "max_rel": relative, "top1_agreement": agree})
-    return found
+def _keep(zoo: Zoo, name: str, content: bytes, live: Live, parent: str, report: dict[str, Any]) -> None:
+    zoo.put(
+        "models", name,
+        {
+            "kind": "export", "files": {EXPORT: zoo.add_object(content)}, "size_bytes": len(content), "arch": live.card.arch,
+            "tasks": [live.task.name] if live.task else [], "metrics": {"max_rel": report["max_rel"]},
+            "lineage": {"verb": "export", "parents": [f"sha256:{parent}"], "precision": report["precision"]},
+        },
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""An attached delta as ONNX computes what it computes in torch, at every batch size.
+
+`make test` translates a few pairs; `make test-all` every method on a family, and the basic methods on every family.
+"""
+
+import pytest
+import torch
+
+from tests import families
+from tests.contract.cases import BASIC, FAMILIES, METHODS, SUPPORT, WORKS, case, marked
+from vtzoo.live import attach
+from vtzoo.onnx.convert import OPSET, convert
+from vtzoo.onnx.describe import Description, written
+from vtzoo.onnx.run import Runtime, session
+from vtzoo.onnx.seal import seal
+from vtzoo.onnx.verify import differences, judge
+from vtzoo.spec import Preprocess
+
+QUICK = {("lora", "beit"), ("vpt-deep", "vit"), ("adapter", "convnext")}
+PAIRS = sorted(
+    {(m, f) for m in BASIC for f in FAMILIES if SUPPORT[m].get(f) in WORKS}
+    | {(m, "vit" if SUPPORT[m].get("vit") in WORKS else "resnet") for m in METHODS}
+    | QUICK
+)
+
+
+@pytest.mark.parametrize(("spec", "family"), [marked(s, f, (s, f) in QUICK) for s, f in PAIRS])
+def test_onnx_gives_the_same(spec: str, family: str) -> None:
+    """Batch sizes 1, 2 and 5 of random images, in float32."""
+    model = attach(families.build(family), case(spec, family).delta).float()
+    _same(model, family, OPSET)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_operator_sets_give_the_same(family: str, opset: int) -> None:
+    """The oldest and the newest on every bare family."""
+    _same(families.build(family, dtype=torch.float32), family, opset)
+
+
+def _same(model: torch.nn.Module, family: str, opset: int) -> None:
+    size = (3, *families.FAMILIES[family].size)
+    shape = Preprocess(input_size=size)
+    graph = convert(model, size, opset=opset)
+    assert [o.version for o in graph.opset_import if o.domain == ""] == [opset]
+    runtime = Runtime(session(seal(graph, written(Description(task=None, preprocess=shape)))), shape, embedded=False)
+    batches = [families.batch(family, n, dtype=torch.float32) for n in (1, 2, 5)]
+    judge(differences(model, runtime, batches), "float32", 1e-4, "")

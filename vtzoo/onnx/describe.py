@@ -1,0 +1,126 @@
+"""What an exported file says of itself, in ONNX's metadata: all that a program without vtzoo needs to use it, as JSON by key.
+
+vtzoo.input     name, layout, dtype, size [height, width], and `steps`: from a picture to the input, one after the other
+vtzoo.classes   the labels in the order of the outputs
+vtzoo.task vtzoo.multilabel vtzoo.precision vtzoo.ref vtzoo.digest vtzoo.method vtzoo.folded vtzoo.parents
+vtzoo.backbone vtzoo.fingerprint vtzoo.license vtzoo.versions
+Image.*         ONNX's own words for images (docs/MetadataProps.md of ONNX)
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtzoo.errors import Mismatch
+from vtzoo.spec import Preprocess, Task
+
+SCHEMA = "1"
+NEEDED = ("vtzoo.input", "vtzoo.classes")
+INPUT = "image"
+_RANGES = {(0.0, 1.0): "Normalized_0_1", (0.5, 0.5): "Normalized_1_1"}
+"""ONNX's names for what a mean and a standard deviation, the same for all channels, make of pixels in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """One exported file.
+
+    Attributes:
+        task: what its outputs mean; None where they are features.
+        preprocess: how a picture becomes its input.
+        embedded: whether the graph itself normalises: the input is then uint8 [n, h, w, 3], else float32 [n, 3, h, w].
+        dynamic_size: whether it takes other heights and widths, too.
+        facts: further keys, without `vtzoo.` before them.
+    """
+
+    task: Task | None
+    preprocess: Preprocess
+    embedded: bool = False
+    dynamic_size: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def written(description: Description) -> dict[str, str]:
+    """The metadata: texts, and JSON where a value is none."""
+    shape, task = description.preprocess, description.task
+    said = {
+        "schema": SCHEMA,
+        "task": task.name if task else "",
+        "classes": list(task.classes) if task else [],
+        "multilabel": bool(task and task.multilabel),
+        "input": {
+            "name": INPUT, **_layout(description), "size": list(shape.input_size), "dynamic_size": description.dynamic_size,
+            "mean": list(shape.mean), "std": list(shape.std), "interpolation": shape.interpolation, "crop_pct": shape.crop_pct,
+            "crop_mode": shape.crop_mode, "steps": steps(shape, embedded=description.embedded),
+        },
+        **description.facts,
+    }  # fmt: skip
+    return {f"vtzoo.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in said.items()} | _image(description)
+
+
+def _layout(description: Description) -> dict[str, Any]:
+    if description.embedded:
+        return {"layout": "NHWC", "dtype": "uint8", "range": [0, 255]}
+    return {"layout": "NCHW", "dtype": "float32", "range": [0, 1]}
+
+
+def _image(description: Description) -> dict[str, str]:
+    """ONNX's own keys; the range is left out where it has no word for it."""
+    shape = description.preprocess
+    same = (shape.mean[0], shape.std[0]) if len({*shape.mean}) == len({*shape.std}) == 1 else None
+    kind = "NominalRange_0_255" if description.embedded else _RANGES.get(same) if same else None
+    said = {"Image.BitmapPixelFormat": "Rgb8", "Image.ColorSpaceGamma": "SRGB"}
+    return said | ({"Image.NominalPixelRange": kind} if kind else {})
+
+
+def steps(shape: Preprocess, *, embedded: bool) -> list[dict[str, Any]]:
+    """From a picture to the network's input, as timm's evaluation transform goes; sizes are [height, width] in pixels.
+
+    A resize has one of `shorter_side` (the other side keeps the ratio, rounded down), `cover` and `within` (the ratio is kept, the
+    picture is at least or at most that large, rounded to the nearest) and `to` (the ratio is not kept).
+    """
+    size = list(shape.input_size[1:])
+    larger = [math.floor(s / shape.crop_pct) for s in size]
+    how = {"interpolation": shape.interpolation, "antialias": True}
+    decode = {"op": "decode", "mode": "RGB", "orientation": "upright", "transparency": "over white"}
+    if shape.crop_mode == "squash":
+        resize = {"op": "resize", "to": larger, **how}
+    elif shape.crop_mode == "border":
+        resize = {"op": "resize", "within": larger, **how}
+    elif larger[0] == larger[1]:
+        resize = {"op": "resize", "shorter_side": larger[0], **how}
+    else:
+        resize = {"op": "resize", "cover": larger, **how}
+    crop: dict[str, Any] = {"op": "center_crop", "size": size}
+    if shape.crop_mode == "border":
+        crop["fill"] = [round(255 * m) for m in shape.mean]
+    if embedded:
+        return [decode, resize, crop]
+    last = {"op": "normalize", "mean": list(shape.mean), "std": list(shape.std)}
+    return [decode, resize, crop, {"op": "divide", "by": 255}, last, {"op": "transpose", "to": "CHW"}]
+
+
+def read(metadata: Mapping[str, str], where: str) -> Description:
+    """What `written` wrote.
+
+    Raises:
+        Mismatch: it is not such metadata, and what is missing or wrong.
+    """
+    hint = "use a file that vtzoo export onnx wrote"
+    if missing := [k for k in NEEDED if not metadata.get(k)]:
+        raise Mismatch(f"{where} doesn't say how to use it: its metadata lacks {' and '.join(missing)}", hint)
+    try:
+        shown = json.loads(metadata["vtzoo.input"])
+        shape = Preprocess.of({**shown, "input_size": [int(s) for s in shown["size"]]})
+        classes = tuple(str(c) for c in json.loads(metadata["vtzoo.classes"]))
+        several = bool(json.loads(metadata.get("vtzoo.multilabel", "false")))
+        embedded = (shown["layout"], shown["dtype"]) == ("NHWC", "uint8")
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mismatch(f"{where} has metadata that can't be read: {type(error).__name__} {error}", hint) from error
+    name = metadata.get("vtzoo.task") or "task"
+    task = Task(name=name, classes=classes, preprocess=shape, multilabel=several) if classes else None
+    facts = {k.removeprefix("vtzoo."): v for k, v in metadata.items()}
+    dynamic = bool(shown.get("dynamic_size"))
+    return Description(task=task, preprocess=shape, embedded=embedded, dynamic_size=dynamic, facts=facts)
