@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-VIT, CNN, SWIN = "vit_embedded_64", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"
+VIT, CNN, CONVIT = "vit_embedded_64", "tf_efficientnet_lite0", "convit_tiny"
 RECIPE = {"epochs": 2, "limit": 200, "eval_limit": 40, "batch_size": 20, "warmup_epochs": 0.5}
 DATA = "vtzoo:fashion"
 FORMS: dict[str, dict[str, Any]] = {
@@ -201,12 +202,12 @@ def test_other_image_sizes(zoo: Zoo, tmp_path: Path, ref: str) -> None:
 
 
 def test_a_network_of_one_size(zoo: Zoo, tmp_path: Path) -> None:
-    """A Swin takes its own size only, which is said before anything is translated."""
+    """ConViT takes its own size only, which is said before anything is translated."""
     torch.manual_seed(0)
-    save_file(timm.create_model(SWIN, num_classes=0).state_dict(), tmp_path / "swin.safetensors")
-    add_backbone(name="swin", arch=SWIN, weights=tmp_path / "swin.safetensors", zoo=zoo)
-    with pytest.raises(NotExportable, match=r"takes no images of 288x256 pixels: .+") as caught:
-        export_onnx(ref="swin", out=tmp_path / "m.onnx", dynamic_size=True, zoo=zoo)
+    save_file(timm.create_model(CONVIT, num_classes=0).state_dict(), tmp_path / "convit.safetensors")
+    add_backbone(name="convit", arch=CONVIT, weights=tmp_path / "convit.safetensors", zoo=zoo)
+    with pytest.raises(NotExportable, match=r"takes no images of 256x240 pixels: Input height") as caught:
+        export_onnx(ref="convit", out=tmp_path / "m.onnx", dynamic_size=True, zoo=zoo)
     assert "--dynamic-size" in caught.value.hint
 
 
@@ -217,7 +218,7 @@ def test_what_the_file_says_of_itself(zoo: Zoo, shipped: Callable[[str], Exporte
     card = Delta.open(zoo.object(zoo.resolve("fashion/lora").facts["digest"])).backbone
     assert said["vtzoo.digest"] == zoo.resolve("fashion/lora").facts["digest"]
     assert (said["vtzoo.fingerprint"], said["vtzoo.license"]) == (card.fingerprint, card.license)
-    assert json.loads(said["vtzoo.versions"])["torch"] == torch.__version__
+    assert json.loads(said["vtzoo.versions"])["torch"] == version("torch")
     assert said["Image.NominalPixelRange"] == "NominalRange_0_255"
     assert onnx.load(path).graph.input[0].type.denotation == "IMAGE"
     assert str(Path(timm.__file__).parent).encode() not in Path(path).read_bytes()

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 import timm
 import torch
@@ -88,6 +89,22 @@ FAULTS = {
         "test_vit",
     ),
     ("export onnx", "unknown ref"): ("export onnx nothing x.onnx", 3, "nothing"),
+    ("export onnx", "old operator set"): ("export onnx fashion/lora x.onnx --opset 16", 2, "17 to 23"),
+    ("export onnx", "two precisions"): ("export onnx fashion/lora x.onnx --half --int8 dynamic", 2, "not both"),
+    ("export onnx", "ranges of nothing"): ("export onnx fashion/lora x.onnx --int8 static", 2, "--data"),
+    ("export onnx", "image that is no image"): (
+        "export onnx fashion/lora x.onnx --int8 static --data {in}/broken",
+        4,
+        "1.png",
+    ),
+    ("export onnx", "folder without images"): (
+        "export onnx fashion/lora x.onnx --int8 static --data {in}/empty",
+        2,
+        "no whole image",
+    ),
+    ("export onnx", "an export"): ("export onnx {in}/text.onnx x.onnx", 2, "is an export"),
+    ("predict", "no ONNX file"): ("predict {in}/text.onnx {in}/whole.png", 4, "can't run"),
+    ("predict", "ONNX that says nothing"): ("predict {in}/foreign.onnx {in}/whole.png", 4, "lacks vtzoo.input"),
     ("export onnx", "out of tolerance"): ("export onnx fashion/lora x.onnx --tolerance 0", 4, "differ"),
     ("export peft", "no form in PEFT"): ("export peft fashion/adapter out", 4, "adapter"),
     ("export peft", "folder exists"): ("export peft fashion/lora {in}/empty", 5, "empty"),
@@ -178,6 +195,12 @@ def given(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cut.safetensors").write_bytes(delta[:-100])
     (root / "text.safetensors").write_text("hello")
     (root / "text.png").write_text("hello")
+    (root / "text.onnx").write_text("hello")
+    Image.new("RGB", (32, 32)).save(root / "whole.png")
+    ports = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    sets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=sets, ir_version=8), root / "foreign.onnx")
     tuned = timm.create_model(ARCH, num_classes=4).state_dict()
     save_file(tuned, root / "tuned.safetensors")
     save_file({n: tuned[n] for n in list(tuned)[:-4]}, root / "part.safetensors")

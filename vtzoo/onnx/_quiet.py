@@ -2,12 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """No warnings, and nothing logged below CRITICAL: what is an error is raised, too."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -8,7 +8,7 @@ The exporter's notes on every node, which name files of this machine, are left o
 import re
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ def _bare(model: "ModelProto") -> None:
 
 
 @contextmanager
-def _plain_attention(network: nn.Module) -> Iterator[None]:
+def _plain_attention(network: nn.Module) -> Generator[None, None, None]:
     """timm's attentions step by step; afterwards as they were."""
     fused = [m for m in network.modules() if getattr(m, "fused_attn", False) is True]
     for module in fused:
@@ -117,7 +117,7 @@ def _plain_attention(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(*, dynamic_size: bool) -> Iterator[None]:
+def _explained(*, dynamic_size: bool) -> Generator[None, None, None]:
     """The exporter's refusals as ours; what is none of them keeps its traceback."""
     from torch.onnx.errors import OnnxExporterError
 

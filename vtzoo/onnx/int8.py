@@ -75,7 +75,7 @@ def ranges(model: "ModelProto", batches: Iterable[Tensor]) -> Any:
         path = Path(folder) / "prepared.onnx"
         onnx.save(model, str(path))
         calibrator = create_calibrator(path, list(STATIC), str(Path(folder) / "augmented.onnx"))
-        calibrator.collect_data(Reader(batches))
+        calibrator.collect_data(Reader(batches))  # type: ignore[arg-type] - it asks for no more than get_next
         return calibrator.compute_data()
 
 

@@ -50,8 +50,12 @@ def looks(data: str, preprocess: Preprocess, calibrate: int) -> tuple[Look, Look
         data: as `open_data` takes it; labels don't matter.
         preprocess: what becomes of them.
         calibrate: how many find ranges.
+
+    Raises:
+        NotFound: there are none of that name.
+        UsageError: no images.
+        Corrupt: a broken one.
     """
-    transform = D.transforms(preprocess, train=False)
     every = D.open_data(data, split="train", labelled=False)
     chosen = every.limit(calibrate)
     held = _held(data)
@@ -59,7 +63,11 @@ def looks(data: str, preprocess: Preprocess, calibrate: int) -> tuple[Look, Look
         taken = set(chosen.paths)
         left = [i for i, path in enumerate(every.paths) if path not in taken]
         held = every.take(left) if len(left) >= FEW else chosen
-    return Look(chosen, transform), Look(held.limit(VERIFIED), transform)
+    held, transform = held.limit(VERIFIED), D.transforms(preprocess, train=False)
+    for images in (chosen, held):
+        for place in range(len(images)):
+            _ = images[place]  # a broken one is met now, not after the network was translated
+    return Look(chosen, transform), Look(held, transform)
 
 
 def _held(data: str) -> D.Images | None:

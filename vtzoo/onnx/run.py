@@ -117,12 +117,13 @@ def open_onnx(path: Path) -> tuple[Runtime, Description]:
     return Runtime(made, description.preprocess, embedded=description.embedded), description
 
 
-def latency(run: Callable[[], object]) -> float:
-    """The median time of a call, in milliseconds."""
-    taken: list[float] = []
+def latencies(*runs: Callable[[], object]) -> list[float]:
+    """The median time of a call of each, in milliseconds; they take turns, so that what else the machine does meets all alike."""
+    taken: list[list[float]] = [[] for _ in runs]
     until = time.perf_counter() + SECONDS
-    while len(taken) < WARM + MOST and (len(taken) <= WARM or time.perf_counter() < until):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return 1000 * median(taken[WARM:])
+    while len(taken[0]) < WARM + MOST and (len(taken[0]) <= WARM or time.perf_counter() < until):
+        for run, times in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    return [1000 * median(times[WARM:]) for times in taken]

@@ -18,7 +18,7 @@ from vtzoo.onnx.describe import Description, written
 from vtzoo.onnx.half import halved
 from vtzoo.onnx.looks import Look, looks
 from vtzoo.onnx.pixels import embed
-from vtzoo.onnx.run import Runtime, latency, require, session
+from vtzoo.onnx.run import Runtime, latencies, require, session
 from vtzoo.onnx.seal import seal
 from vtzoo.results import Exported
 from vtzoo.verbs.export._origin import origin
@@ -218,7 +218,8 @@ def _verified(live: Live, content: bytes, wish: Wish, seen: Seen) -> dict[str, A
     )
     one = verify.random_pictures(live.preprocess)[0]
     with torch.inference_mode():
-        times = {"onnxruntime_ms": latency(runtime.bare(one)), "torch_ms": latency(lambda: live.model(one))}
+        ours, torchs = latencies(runtime.bare(one), lambda: live.model(one))
+    times = {"onnxruntime_ms": ours, "torch_ms": torchs}
     return {
         "tolerance": wish.allowed,
         "verified_on": "random pictures" if seen is None else f"{len(seen[1].images)} images of {seen[1].images.where}",
