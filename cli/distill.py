@@ -12,7 +12,7 @@ from . import _options as o
 from . import _results
 from ._session import Session
 
-_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
+_NAMED = re.compile(r"([^=/\\]+)=(.+)")
 EXAMPLES = (
     "vtzoo distill --teacher fashion/lora --student mobilenetv4_conv_small --data vtzoo:fashion --name fashion/kd",
     "vtzoo distill --teacher all-in-one --student test_efficientnet --data fashion=vtzoo:fashion --data emoji=vtzoo:emoji --name small",
@@ -48,7 +48,7 @@ Views = Annotated[
 ]
 TeacherSize = Annotated[
     int | None,
-    typer.Option("--teacher-size", metavar="PIXELS", min=8, help="Side at which a bare convolutional teacher looks."),
+    typer.Option("--teacher-size", metavar="PIXELS", min=8, help="Side at which convolutional teachers look."),
 ]
 Baseline = Annotated[
     bool, typer.Option("--baseline", help="Train the same student without a teacher, too, for as long.")
@@ -132,7 +132,9 @@ def _data(given: list[str]) -> str | dict[str, str]:
     named = {text: _NAMED.fullmatch(text) for text in given}
     if len(given) == 1 and (not (found := named[given[0]]) or Path(given[0]).exists()):
         return given[0]
+    if bare := [text for text, match in named.items() if not match]:
+        raise UsageError(f"--data {bare[0]} says no task", "write --data fashion=DATA --data emoji=DATA")
     found = {match[1]: match[2] for match in named.values() if match}
     if len(found) < len(given):
-        raise UsageError("each --data needs a task of its own", "write --data fashion=DATA --data emoji=DATA")
+        raise UsageError("--data gives one task twice", "give each task once, with all of its images")
     return found

@@ -33,14 +33,16 @@ class Crops:
     """How views are drawn.
 
     Attributes:
-        augment: none shows the central square, flip mirrors it in every other view, crop cuts out a random part and mirrors it half the time.
+        augment: none shows the central part, flip mirrors it in every other view, crop cuts out a random part and mirrors it half the time.
         area: the least share of the picture that a random part has.
+        ratio: width over height of the central part, 1 for a square; 0 shows the whole picture.
         mixup: each image is mixed with another one, its share drawn from Beta(mixup, mixup) (Zhang et al. 2017, arXiv:1710.09412); 0 for none.
     """
 
     augment: Literal["none", "flip", "crop"] = "crop"
     area: float = 0.35
     mixup: float = 0.0
+    ratio: float = 1.0
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -59,10 +61,10 @@ class Crops:
         """Which part of a picture of this width and height is seen, as left, top, right, bottom in pixels; and whether mirrored."""
         if self.augment != "crop":
             first = random.Random(f"flip {images.ordered} {index}").random() < 0.5
-            return _central(size), self.augment == "flip" and first == (view % 2 == 0)
+            return _central(size, self.ratio), self.augment == "flip" and first == (view % 2 == 0)
         draw = random.Random(f"view {images.ordered} {index} {view}")
         mirrored = draw.random() < 0.5
-        return _random(draw, size, self.area), mirrored
+        return _random(draw, size, self.area) or _central(size, self.ratio), mirrored
 
     def distinct(self, views: int) -> int:
         """How many of so many views differ."""
@@ -70,8 +72,8 @@ class Crops:
         return views if self.mixup else min(views, most)
 
 
-def _random(draw: random.Random, size: Size, area: float) -> Box:
-    """A part of a random share and shape at a random place, as torchvision's RandomResizedCrop draws them; the central square where none fits."""
+def _random(draw: random.Random, size: Size, area: float) -> Box | None:
+    """A part of a random share and shape at a random place, as torchvision's RandomResizedCrop draws them; None where none fits."""
     for _ in range(TRIES):
         wanted = draw.uniform(area, 1.0) * size[0] * size[1]
         ratio = math.exp(draw.uniform(-RATIO, RATIO))
@@ -79,13 +81,16 @@ def _random(draw: random.Random, size: Size, area: float) -> Box:
         if width <= size[0] and height <= size[1]:
             left, top = draw.uniform(0, size[0] - width), draw.uniform(0, size[1] - height)
             return left, top, left + width, top + height
-    return _central(size)
+    return None
 
 
-def _central(size: Size) -> Box:
-    side = min(size)
-    left, top = (size[0] - side) / 2, (size[1] - side) / 2
-    return left, top, left + side, top + side
+def _central(size: Size, ratio: float) -> Box:
+    """The largest part of this shape around the middle; with 0 everything."""
+    if not ratio:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    width, height = min(size[0], size[1] * ratio), min(size[1], size[0] / ratio)
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return left, top, left + width, top + height
 
 
 class Rendered(Dataset[list[Tensor]]):

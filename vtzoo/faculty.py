@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vtzoo import data as D
-from vtzoo.artifact import Artifact, described
+from vtzoo.artifact import HEADS, Artifact, described
 from vtzoo.backbone import sized
 from vtzoo.bases import weights_path
 from vtzoo.crops import Crops
 from vtzoo.devices import accelerator
-from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.errors import Mismatch, NotFound, UsageError, did_you_mean
 from vtzoo.files import sha256
 from vtzoo.recipe import Recipe
-from vtzoo.spec import Task
+from vtzoo.spec import Preprocess, Task
 from vtzoo.targets import Lesson, Teacher
 
 
@@ -73,7 +73,9 @@ def _lesson(school: School, name: str | None, data: str) -> Lesson:
     many = name is not None and len(school.teachers) > 1
     able = [a for a in school.teachers if not many or _knows(a, name, classes)]
     if not able:
-        raise NotFound(f"no teacher has a task '{name}' with the classes of {data}", "name a teacher's task: --data TASK=DATA")  # fmt: skip
+        known = sorted({t.name for a in school.teachers for t in a.tasks})
+        why = f"has the classes of {data} in task '{name}'" if name in known else f"has a task '{name}'"
+        raise NotFound(f"no teacher {why}; they have {', '.join(known)}", did_you_mean(name or "", known) or "write --data TASK=DATA")  # fmt: skip
     teachers = [_teacher(a, name, classes, school.pixels) for a in able]
     orders = {t.task.classes for t in teachers if t.task} if school.labelled else set[tuple[str, ...]]()
     if len(orders) > 1:
@@ -82,9 +84,15 @@ def _lesson(school: School, name: str | None, data: str) -> Lesson:
     recipe = school.recipe
     task = name or (teachers[0].task.name if teachers[0].task else "")
     return Lesson(
-        name=task, images=images.limit(recipe.limit, recipe.seed), teachers=teachers, crops=school.crops, needs=school.needs,
+        name=task, images=images.limit(recipe.limit), teachers=teachers, crops=_framed(school.crops, teachers[0].preprocess), needs=school.needs,
         precision=recipe.precision, workers=recipe.workers, device=str(accelerator(recipe).device),
     )  # fmt: skip
+
+
+def _framed(crops: Crops, shape: Preprocess) -> Crops:
+    """Views whose central part is what the first teacher is shown: of its input's shape, or the whole picture."""
+    _, height, width = shape.input_size
+    return replace(crops, ratio=0.0 if shape.crop_mode == "squash" else width / height)
 
 
 def _knows(artifact: Artifact, name: str | None, classes: Sequence[str] | None) -> bool:
@@ -99,6 +107,7 @@ def _teacher(artifact: Artifact, asked: str | None, classes: Sequence[str] | Non
 
     Raises:
         Mismatch: it has no head, or one for other classes.
+        NotFound: of its several tasks none has the name.
         UsageError: it can't look at this size.
     """
     task = _task(artifact, asked, classes)
@@ -119,7 +128,7 @@ def _teacher(artifact: Artifact, asked: str | None, classes: Sequence[str] | Non
     looking, args = sized(replace(card, preprocess=task.preprocess if task else card.preprocess), pixels)
     if args:
         raise UsageError(f"{card.name} can look at its own size only", "leave --teacher-size out")
-    return Teacher(artifact=artifact, digest=_digest(artifact), card=card, task=task, preprocess=looking.preprocess)
+    return Teacher(artifact=artifact, digests=_digests(artifact), card=card, task=task, preprocess=looking.preprocess)
 
 
 def _task(artifact: Artifact, asked: str | None, classes: Sequence[str] | None) -> Task | None:
@@ -132,6 +141,8 @@ def _task(artifact: Artifact, asked: str | None, classes: Sequence[str] | None) 
         return tasks[0] if tasks else None
     if classes is None:
         return None
+    if asked:
+        raise NotFound(f"{artifact.ref} has no task '{asked}'", did_you_mean(asked, [t.name for t in tasks]) or f"it has {', '.join(t.name for t in tasks)}")  # fmt: skip
     fitting = [t for t in tasks if sorted(t.classes) == sorted(classes)]
     if len(fitting) > 1:
         raise UsageError(
@@ -144,7 +155,9 @@ def _task(artifact: Artifact, asked: str | None, classes: Sequence[str] | None) 
     return fitting[0]
 
 
-def _digest(artifact: Artifact) -> str:
-    """What stands for a teacher: its file's sha256, a bare backbone's fingerprint where that is known."""
-    card = artifact.card
-    return artifact.digest if card is None else card.fingerprint or sha256(weights_path(card, artifact.zoo))
+def _digests(artifact: Artifact) -> tuple[str, ...]:
+    """What stands for a teacher: its file's sha256 and that of its heads' file, a bare backbone's fingerprint where that is known."""
+    if (card := artifact.card) is not None:
+        return (card.fingerprint or sha256(weights_path(card, artifact.zoo)),)
+    heads = (artifact.files or {}).get(HEADS)
+    return (artifact.digest, sha256(heads)) if heads else (artifact.digest,)

@@ -1,15 +1,95 @@
-"""How a student does beside its teachers: what it keeps of their accuracy, how often it says the same, and what it costs."""
+"""How a student does beside its teachers: what it keeps of their accuracy, how often it says the same, on the same images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from vtzoo.probing import evaluating
-from vtzoo.score import brief, measure
+from vtzoo import data as D
+from vtzoo import talk
+from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.losses._outputs import Outputs, given
+from vtzoo.pupil import Pupil
+from vtzoo.score import brief, logits_of, measure
+from vtzoo.spec import Preprocess
+from vtzoo.targets import Lesson, together
+
+MOST = 64
+
+
+TEACHER, NO_TEACHER = "teacher", "no teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What students are measured on.
+
+    Attributes:
+        lessons: one a task.
+        data: images of each, by task.
+        preprocess: the students'.
+        skip_bad: leave out broken images.
+    """
+
+    lessons: Sequence[Lesson]
+    data: Mapping[str, str]
+    preprocess: Preprocess
+    skip_bad: bool = False
+
+
+def measured(exam: Exam, pupils: Mapping[str, Pupil]) -> dict[str, dict[str, Any]]:
+    """Students and teachers on each task's test images, on validation images where there are none; nothing where there are neither.
+
+    Args:
+        exam: the images.
+        pupils: by what is said of them, "" for the student itself.
+
+    Returns:
+        What `graded` gives, by task: "fashion", "fashion (teacher)", "fashion (no teacher)".
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, lesson in enumerate(n for n in exam.lessons if n.classes):
+        images, split = _held(exam, lesson)
+        if images is None:
+            talk.say(f"{lesson.name}: no test or validation images of its classes, so nothing is measured")
+            continue
+        theirs, labels = _teachers(lesson, images)
+        for kind, pupil in pupils.items():
+            own, taught = graded(_logits(pupil, number, images, exam.preprocess), theirs, labels)
+            found[f"{lesson.name} ({kind})" if kind else lesson.name] = {"split": split, **own}
+            found[f"{lesson.name} ({TEACHER})"] = taught
+    return found
+
+
+def _held(exam: Exam, lesson: Lesson) -> tuple[D.Images | None, str]:
+    """The images on which a task is measured."""
+    splits: tuple[D.Split, ...] = ("test", "val")
+    for split in splits:
+        with suppress(Mismatch, NotFound, UsageError):
+            return D.open_data(exam.data[lesson.name], split=split, skip_bad=exam.skip_bad).aligned(
+                lesson.classes
+            ), split
+    return None, ""
+
+
+def _logits(pupil: Pupil, number: int, images: D.Images, shape: Preprocess) -> Tensor:
+    with pupil.at(number) as trunk:
+        return logits_of(trunk, D.loader(images, D.transforms(shape, train=False), batch_size=MOST))[0]
+
+
+def _teachers(lesson: Lesson, images: D.Images) -> tuple[Tensor, Tensor]:
+    """Logits of a task's teachers together, and labels."""
+    answers: list[Outputs] = []
+    labels = torch.empty(0)
+    for teacher in lesson.teachers:
+        plain = D.transforms(teacher.preprocess, train=False)
+        logits, labels = logits_of(teacher.live.model, D.loader(images, plain, batch_size=MOST))
+        answers.append(Outputs(logits))
+    return given(together(answers)[0].logits), labels
 
 
 def graded(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -31,18 +111,6 @@ def graded(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[dict[str, 
     return {**ours, **{k: v if v is None else round(v, 4) for k, v in more.items()}}, theirs
 
 
-def cost(model: nn.Module, size: tuple[int, int, int]) -> dict[str, int]:
-    """A network's parameters, and the multiply-adds of one image of this size by torch's own count.
-
-    Convolutions and matrix products are counted, attention's among them; norms, activations and additions are not.
-    """
-    like = next(model.parameters())
-    x = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counted:
-        model(x)
-    return {"params": sum(p.numel() for p in model.parameters()), "macs": counted.get_total_flops() // 2}
-
-
 def lines(metrics: Mapping[str, Mapping[str, Any]], tasks: list[str]) -> list[dict[str, Any]]:
     """A report's table: a line for each task."""
     found: list[dict[str, Any]] = []
@@ -52,9 +120,9 @@ def lines(metrics: Mapping[str, Mapping[str, Any]], tasks: list[str]) -> list[di
             "task": task,
             "images": own["images"],
             "top1": own["top1"],
-            "teacher": metrics[f"{task} (teacher)"]["top1"],
+            "teacher": metrics[f"{task} ({TEACHER})"]["top1"],
         }
-        if alone := metrics.get(f"{task} (no teacher)"):
+        if alone := metrics.get(f"{task} ({NO_TEACHER})"):
             line["no_teacher"] = alone["top1"]
         found.append(line | {k: own[k] for k in ("retention", "agreement", "kl", "ece")})
     return found

@@ -35,24 +35,26 @@ def kept(folder: Path, facts: Mapping[str, Any], make: Callable[[], Mapping[str,
         Corrupt: what was made is not finite.
         Resources: the disk is full.
     """
-    path = place(folder, facts)
-    if not sound(path):
+    path, said = place(folder, facts), json.dumps(facts, sort_keys=True)
+    if not sound(path, said):
         with alone(path):
-            if not sound(path):  # nobody has computed it meanwhile
+            if not sound(path, said):  # nobody has computed it meanwhile
                 if path.exists():
                     talk.say(f"{path} is damaged: it is computed again")
                 made = make()
                 check = torch.tensor([_crc(dict(made))])
-                write(path, {**made, CHECK: check}, {"vtzoo": json.dumps(facts, sort_keys=True)})
+                write(path, {**made, CHECK: check}, {"vtzoo": said})
     found = mapped(path)
     found.pop(CHECK)
     return found
 
 
-def sound(path: Path) -> bool:
-    """Whether a file is there and whole."""
+def sound(path: Path, said: str = "") -> bool:
+    """Whether a file is there, whole, and of these facts, where any are given."""
     if path.exists():
         with suppress(Corrupt, KeyError):
+            if said and files.header(path).metadata["vtzoo"] != said:
+                return False
             found = mapped(path)
             return _crc(found) == int(found[CHECK])
     return False

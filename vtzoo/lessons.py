@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vtzoo.crops import labels_of, normalised, rendered
 from vtzoo.errors import UsageError
-from vtzoo.losses._outputs import Outputs, Shapes
+from vtzoo.losses._outputs import Outputs, Shapes, given
 from vtzoo.objective import Objective, Term, needs_of
 from vtzoo.outputs import LEVELS, levels_of, shapes
 from vtzoo.pupil import Pupil
@@ -19,10 +20,10 @@ from vtzoo.recipe import Recipe
 from vtzoo.spec import Preprocess
 from vtzoo.targets import Answers, Lesson
 
-HELD_OUT, MOST = 0.02, 64
-"""The share of images that is never trained on; images at once in validation."""
-SAMPLE, ASKED = 4096, 512
-"""How many of a teacher's features its standard form is fitted to, where they are kept and where it is asked for them."""
+HELD_OUT, LEAST, MOST = 0.02, 3, 64
+"""The share of images that is never trained on; images of a lesson at least, and images at once in validation."""
+SAMPLE = 1024
+"""How many of a teacher's features its standard form is fitted to."""
 Place = tuple[int, int]
 
 
@@ -40,6 +41,7 @@ class Course:
         kept: the lessons' answers on disk; empty where teachers answer in every step.
         order: places of all images that are trained on, as (lesson, image).
         held: the others.
+        taught: whether batches hold what teachers say; else labels alone.
     """
 
     lessons: Sequence[Lesson]
@@ -52,18 +54,31 @@ class Course:
     order: Sequence[Place]
     held: Sequence[Place]
 
+    taught: bool = True
+
     @property
     def steps(self) -> int:
-        """Of an epoch: batches are as even as can be, so that none holds a single image."""
-        return -(-len(self.order) // self.recipe.batch_size)
+        """Of an epoch."""
+        return max(1, min(-(-len(self.order) // self.recipe.batch_size), len(self._pairs(0))))
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-        """An epoch's batches from a step on."""
-        shuffled = list(self.order)
-        random.Random(f"{self.recipe.seed}/{epoch}").shuffle(shuffled)
-        ends = [len(shuffled) * i // self.steps for i in range(self.steps + 1)]
+        """An epoch's batches from a step on, as even as can be."""
+        pairs = self._pairs(epoch)
+        ends = [len(pairs) * i // self.steps for i in range(self.steps + 1)]
         for first, last in list(pairwise(ends))[start:]:
-            yield self.batch(epoch % self.views if self.views else epoch, shuffled[first:last])
+            places = [place for pair in pairs[first:last] for place in pair]
+            yield self.batch(epoch % self.views if self.views else epoch, places)
+
+    def _pairs(self, epoch: int) -> list[list[Place]]:
+        """The images in random order, two or three of one task at a time: norms that gather statistics want no single one."""
+        draw, found = random.Random(f"{self.recipe.seed}/{epoch}"), list[list[Place]]()
+        for number in range(len(self.lessons)):
+            own = [place for place in self.order if place[0] == number]
+            draw.shuffle(own)
+            cuts = [*range(0, len(own) - 1, 2), len(own)]
+            found += [own[a:b] for a, b in pairwise(cuts)]
+        draw.shuffle(found)
+        return found
 
     def batch(self, view: int, places: Sequence[Place]) -> tuple[Tensor, ...]:
         """The student's input, how many images each lesson has in it, and lesson by lesson labels, logits, features and maps as needed."""
@@ -76,7 +91,7 @@ class Course:
             if own:
                 pixels.append(self._pixels(number, view, own))
                 found.append(labels_of(lesson.images, lesson.crops, view, own))
-                found += flat(self._answers(number, view, own))
+                found += flat(self._answers(number, view, own)) if self.taught else []
         return normalised(torch.cat(pixels), self.preprocess), torch.tensor(counts), *found
 
     def _pixels(self, number: int, view: int, places: Sequence[int]) -> Tensor:
@@ -88,7 +103,7 @@ class Course:
     def _answers(self, number: int, view: int, places: Sequence[int]) -> list[Outputs]:
         return (self.kept or self.lessons)[number].ask(view, places)
 
-    def loss(self, pupil: Pupil, objective: Objective, batch: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, pupil: Pupil, objective: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         """The mean over a batch's images."""
         x, counted, *rest = batch
         counts, columns = counted.tolist(), iter(rest)
@@ -97,20 +112,25 @@ class Course:
         for lesson, count, answer in zip(self.lessons, counts, ours, strict=True):
             if count:
                 labels = next(columns)
-                theirs = [self._read(columns) for _ in lesson.teachers]
-                who = [t.digest for t in lesson.teachers]
+                theirs = self._read(columns, len(lesson.teachers)) if self.taught else []
+                who = [t.known for t in lesson.teachers]
                 total = total + objective(answer, theirs, labels, who) * (count / len(x))
         return total
 
-    def _read(self, columns: Iterator[Tensor]) -> Outputs:
+    def _read(self, columns: Iterator[Tensor], teachers: int) -> list[Outputs]:
         logits = next(columns) if {"logits", "token"} & self.needs else None
-        features = next(columns) if "features" in self.needs else None
-        return Outputs(
-            logits, features, tuple(next(columns) for _ in range(self.levels if "maps" in self.needs else 0))
-        )
+        found: list[Outputs] = []
+        for _ in range(teachers):
+            features = next(columns) if "features" in self.needs else None
+            found.append(
+                Outputs(
+                    logits, features, tuple(next(columns) for _ in range(self.levels if "maps" in self.needs else 0))
+                )
+            )
+        return found
 
     @torch.inference_mode()
-    def validate(self, pupil: nn.Module, objective: Objective) -> dict[str, float]:
+    def validate(self, pupil: nn.Module, objective: nn.Module) -> dict[str, float]:
         """The loss on the images that were held out, in their first view."""
         assert isinstance(pupil, Pupil)
         was, total = pupil.training, 0.0
@@ -127,21 +147,30 @@ class Course:
 
 
 def flat(answers: Sequence[Outputs]) -> list[Tensor]:
-    """Teacher by teacher logits, features and maps, those that there are."""
-    return [t for a in answers for t in (a.logits, a.features, *a.maps) if t is not None]
+    """The teachers' logits, then teacher by teacher features and maps, those that there are."""
+    return [t for t in (answers[0].logits, *(t for a in answers for t in (a.features, *a.maps))) if t is not None]
+
+
+class Labels(nn.Module):
+    """What a student without a teacher learns: cross-entropy with the labels."""
+
+    def forward(self, ours: Outputs, theirs: Sequence[Outputs], labels: Tensor, who: Sequence[str]) -> Tensor:  # noqa: ARG002 - as an objective is called
+        """Mean over the images of one task."""
+        return F.cross_entropy(given(ours.logits), labels)
 
 
 def parted(lessons: Sequence[Lesson], seed: int) -> tuple[list[Place], list[Place]]:
     """Places of the images that are trained on, and of those that are held out: a fiftieth of each lesson, one at least.
 
     Raises:
-        UsageError: a lesson of one image.
+        UsageError: a lesson of fewer than three images.
     """
     trained: list[Place] = []
     held: list[Place] = []
     for number, lesson in enumerate(lessons):
-        if len(lesson.images) < 2:
-            raise UsageError("one image is too few: some are held out", "give more images, or a larger limit")
+        if len(lesson.images) < LEAST:
+            few = f"{len(lesson.images)} images are too few: some are held out, and a batch has two"
+            raise UsageError(few, "give more images, or a larger limit")
         order = list(range(len(lesson.images)))
         random.Random(seed).shuffle(order)
         count = max(1, int(len(order) * HELD_OUT))
@@ -166,7 +195,7 @@ def prepared(
     """
     order, held = parted(lessons, recipe.seed)
     needs = needs_of(terms)
-    everyone = {t.digest: (t, lesson) for lesson in lessons for t in lesson.teachers}
+    everyone = {t.known: (t, lesson) for lesson in lessons for t in lesson.teachers}
     levels = levels_of(pupil.trunk, *(t.live.model for t, _ in everyone.values())) if "maps" in needs else LEVELS
     for lesson in lessons:
         lesson.levels = levels
@@ -174,7 +203,7 @@ def prepared(
     if folder is not None:
         kept = [Answers(lesson, folder, preprocess.input_size[1:]) for lesson in lessons]
         for answers in kept:
-            answers.prepare(views)
+            answers.prepare(min(views, max(1, recipe.epochs)))
     course = Course(
         lessons=lessons, needs=needs, levels=levels, preprocess=preprocess, recipe=recipe, views=views, kept=kept, order=order, held=held,
     )  # fmt: skip
@@ -190,12 +219,12 @@ def _objective(course: Course, pupil: Pupil, terms: Sequence[Term]) -> Objective
     theirs: dict[str, Shapes] = {}
     samples: dict[str, list[Tensor]] = {}
     for number, lesson in enumerate(course.lessons):
-        for view, at in _sampled(len(lesson.images), course.views, SAMPLE if course.kept else ASKED):
+        for view, at in _sampled(len(lesson.images), course.views, SAMPLE):
             answers = (course.kept or course.lessons)[number].ask(view, at)
             for teacher, answer in zip(lesson.teachers, answers, strict=True):
-                theirs[teacher.digest] = _shapes_of(answer)
+                theirs[teacher.known] = _shapes_of(answer)
                 if answer.features is not None:
-                    samples.setdefault(teacher.digest, []).append(answer.features)
+                    samples.setdefault(teacher.known, []).append(answer.features)
     torch.manual_seed(course.recipe.seed)
     return Objective(terms, own, theirs, {who: torch.cat(parts) for who, parts in samples.items()})
 

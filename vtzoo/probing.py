@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def input_size(model: nn.Module, most: int | None = 96) -> tuple[int, int, int]:
@@ -51,6 +53,18 @@ def probe(model: nn.Module, size: tuple[int, int, int] | None = None) -> Tensor:
             return run(small)
         except (AssertionError, RuntimeError, ValueError):  # some take their own size, or multiples of a larger one
             return run(own)
+
+
+def work(model: nn.Module, size: tuple[int, int, int]) -> tuple[int, int]:
+    """A network's parameters, and the multiply-adds of one image of this size by torch's own count.
+
+    Convolutions and matrix products are counted, attention's among them; norms, activations and additions are not.
+    """
+    like = next(model.parameters())
+    x = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        model(x)  # a fused attention would not be counted on a processor
+    return sum(p.numel() for p in model.parameters()), counted.get_total_flops() // 2
 
 
 @contextmanager

@@ -24,13 +24,12 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from vtzoo import talk
 from vtzoo.backbone import create
 from vtzoo.errors import ShapeMismatch, UsageError
 from vtzoo.initial import started
-from vtzoo.probing import evaluating, input_size
+from vtzoo.probing import evaluating, input_size, work
 from vtzoo.sensitivity import Batches, scores
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -296,7 +295,4 @@ def _cost(network: VisionTransformer, arch: str, args: Mapping[str, Any], sizes:
     """Parameters, and multiply-adds of one image, of a network of these sizes that is never filled."""
     with torch.device("meta"):
         made = create(arch, pretrained=False, num_classes=network.num_classes, **_arguments(network, args, sizes))
-        x = torch.empty(1, *input_size(network, most=None))
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        made.eval()(x)
-    return sum(p.numel() for p in made.parameters()), counted.get_total_flops() // 2
+    return work(made, input_size(network, most=None))

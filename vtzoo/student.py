@@ -1,18 +1,19 @@
 """Build a student from what a person typed: a zoo's network or model with its weights, or a timm architecture with random ones."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
 from timm.models import is_model
-from torch import nn
+from torch import Tensor, nn
 
 from vtzoo import data as D
 from vtzoo import knobs, talk
 from vtzoo.anatomy import head_names
-from vtzoo.artifact import Artifact, Live, described, go_live, open_ref
+from vtzoo.artifact import HEADS, Artifact, Live, described, go_live, open_ref
 from vtzoo.backbone import build_card, build_sized, card_of, create, sized, taking, timm_card
+from vtzoo.delta import HEAD
 from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
 from vtzoo.identity import CARD
@@ -20,6 +21,7 @@ from vtzoo.initial import started
 from vtzoo.sensitivity import IMAGES
 from vtzoo.slimming import Slim, slimmed
 from vtzoo.spec import BackboneCard, plain
+from vtzoo.tensors import TensorFile, prefixed
 from vtzoo.zoo import Zoo
 
 SLIM = "slim"
@@ -34,11 +36,13 @@ class Student:
         model: with a classifier where classes were asked for.
         card: of it, at its input size.
         start: "pretrained", "random", or from whom it has its first weights, and how.
+        heads: classifiers that it brings along, by task and classes.
     """
 
     model: nn.Module
     card: BackboneCard
     start: str
+    heads: Mapping[tuple[str, tuple[str, ...]], Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,17 @@ def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Stud
         made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=shape, head=head_names(model))
         return Student(model.requires_grad_(), made, start)
     model = taking(card, side, lambda: _pretrained(card, args, zoo, classes))
-    return Student(model.requires_grad_(), replace(card, model_args=args), start)
+    return Student(model.requires_grad_(), replace(card, model_args=args), start, _heads(part.name, zoo))
+
+
+def _heads(name: str, zoo: Zoo) -> dict[tuple[str, tuple[str, ...]], Mapping[str, Tensor]]:
+    """The classifiers of an entry that has several."""
+    if not any(e.section == "models" and HEADS in e.facts["files"] for e in zoo.entries() if e.name == name):
+        return {}
+    artifact = open_ref(name, zoo)
+    assert artifact.files is not None
+    stored = TensorFile(artifact.files[HEADS])
+    return {(t.name, t.classes): prefixed(stored, f"{HEAD}{t.name}/") for t in artifact.tasks}
 
 
 def _pretrained(card: BackboneCard, args: dict[str, Any], zoo: Zoo, classes: int) -> nn.Module:

@@ -1,10 +1,11 @@
 """Teachers' answers to views of images: computed once and kept on disk, or in every step.
 
-What is kept does not depend on the student: logits (of more than 256 classes the 100 largest, and what is left) and pooled features in
+What is kept does not depend on the student: logits (of more than 8,192 classes the 1,024 largest, and what is left) and pooled features in
 half precision, a file for each view and each block of images, so that a run that was stopped goes on where it was. The student's own
 pixels are kept beside them, for every student of that size.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,8 +29,8 @@ from vtzoo.spec import BackboneCard, Preprocess, Task, plain
 from vtzoo.tensors import channels_last
 
 BLOCK = 1024
-WHOLE, TOP = 256, 100
-"""Up to so many classes all logits are kept; of more, so many."""
+WHOLE, TOP, TAIL = 8192, 1024, 4.0
+"""Up to so many classes all logits are kept; of more, so many, and the temperature at which the others together have the share that they had."""
 HALF = 6e4
 WORST = 0.02
 """By how much a kept probability may differ from the teacher's on another day."""
@@ -41,23 +42,28 @@ class Teacher:
 
     Attributes:
         artifact: what it is.
-        digest: what its weights are known by.
+        digests: what its weights are known by: its file's, and that of the file with several tasks' heads.
         card: of its network.
         task: whose head answers; None for features alone.
         preprocess: at what it looks.
     """
 
     artifact: Artifact
-    digest: str
+    digests: tuple[str, ...]
     card: BackboneCard
     task: Task | None
     preprocess: Preprocess
 
     @property
+    def known(self) -> str:
+        """What it is called among others: the same for all tasks of one network."""
+        return " ".join(self.digests)
+
+    @property
     def facts(self) -> list[Any]:
         """What decides its answers."""
         card, task = self.card, self.task.name if self.task else ""
-        return [self.digest, card.arch, plain(card.model_args), asdict(self.preprocess), task]
+        return [*self.digests, card.arch, plain(card.model_args), asdict(self.preprocess), task]
 
     @cached_property
     def live(self) -> Live:
@@ -157,25 +163,22 @@ def packed(answers: Sequence[Outputs]) -> dict[str, Tensor]:
         return columns
     if logits.shape[1] <= WHOLE:
         return {**columns, "logits": logits.clamp(-HALF, HALF).half()}
-    best = logits.log_softmax(-1).topk(TOP)
-    return {
-        **columns,
-        "top": best.values.half(),
-        "where": best.indices.int(),
-        "classes": torch.tensor([logits.shape[1]]),
-    }
+    best = logits.topk(TOP)
+    others = (logits / TAIL).scatter(1, best.indices, -torch.inf).logsumexp(-1, keepdim=True)
+    level = TAIL * (others - math.log(logits.shape[1] - TOP))
+    top = (torch.cat((best.values, level), 1) - best.values[:, :1]).clamp(min=-HALF)
+    return {**columns, "top": top.half(), "where": best.indices.int(), "classes": torch.tensor([logits.shape[1]])}
 
 
-def unpacked(columns: Mapping[str, Tensor], rows: Sequence[int]) -> list[Outputs]:
-    """Answers from a file's columns; of many classes what was not among the largest shares what they left."""
+def unpacked(columns: Mapping[str, Tensor], rows: Sequence[int], teachers: int) -> list[Outputs]:
+    """Answers of so many teachers from a file's columns; of very many classes those that were not among the largest have one logit."""
     index = torch.tensor(rows)
     logits = columns["logits"][index].float() if "logits" in columns else None
     if "top" in columns:
         top, where, classes = columns["top"][index].float(), columns["where"][index].long(), int(columns["classes"])
-        rest = (1 - top.exp().sum(-1, keepdim=True)).clamp(min=1e-12) / (classes - top.shape[1])
-        logits = rest.log().expand(-1, classes).scatter(1, where, top)
-    features = [columns[n][index].float() for n in sorted(columns) if n.startswith("features.")]
-    return [Outputs(logits, f) for f in features] or [Outputs(logits)]
+        logits = top[:, -1:].repeat(1, classes).scatter(1, where, top[:, :-1])
+    names = [f"features.{i}" for i in range(teachers)]
+    return [Outputs(logits, columns[n][index].float() if n in columns else None) for n in names]
 
 
 @dataclass(eq=False)
@@ -203,13 +206,18 @@ class Answers:
 
     def ask(self, view: int, places: Sequence[int]) -> list[Outputs]:
         """What the teachers answered for images at ascending places."""
-        parts = [unpacked(self._file("answers", view, block), rows) for block, rows in _by_block(places)]
+        many = len(self.lesson.teachers)
+        parts = [unpacked(self._file("answers", view, block), rows, many) for block, rows in _by_block(places)]
         return [_stacked(own) for own in zip(*parts, strict=True)]
 
     def pixels(self, view: int, places: Sequence[int]) -> Tensor:
         """What the student sees of images at ascending places, uint8 [n, 3, h, w]."""
         parts = [self._file("pixels", view, b)["pixels"][torch.tensor(rows)] for b, rows in _by_block(places)]
         return torch.cat(parts)
+
+    def path(self, view: int, index: int) -> Path:
+        """The file of one image's answers."""
+        return place(self.folder, self._facts("answers", view, index // BLOCK))
 
     def _file(self, kind: str, view: int, block: int) -> dict[str, Tensor]:
         key = kind, view, block
@@ -248,36 +256,41 @@ def _by_block(places: Sequence[int]) -> list[tuple[int, list[int]]]:
     return list(found.items())
 
 
-def compared(answers: Answers, views: int, count: int, seed: int = 0) -> dict[str, Any]:
-    """Ask the teachers again for so many of the kept answers, drawn at random.
+def compared(answers: Answers, views: int, count: int) -> dict[str, Any]:
+    """Ask the teachers again for so many of the kept answers, drawn anew each time.
 
     Returns:
-        `checked`, the largest difference of a probability or (relative to the largest feature) of a feature, and the share of images
-        whose most probable class differs.
+        `checked`, the largest difference of a probability (as it is, and at the temperature of 4) or, relative to the largest feature, of
+        a feature, and the share of images whose most probable class differs.
 
     Raises:
         Corrupt: they answer otherwise than what is kept.
     """
-    draw, lesson = random.Random(seed), answers.lesson
+    draw, lesson = random.Random(), answers.lesson
     every = [(v, i) for v in range(views) for i in range(len(lesson.images))]
     chosen = draw.sample(every, min(count, len(every)))
     worst, other = 0.0, 0
     for view in sorted({v for v, _ in chosen}):
         places = sorted(i for v, i in chosen if v == view)
         for known, anew in zip(answers.ask(view, places), lesson.ask(view, places), strict=True):
+            worst = max(worst, _apart(known, anew))
             if known.logits is not None and anew.logits is not None:
-                worst = max(worst, (known.logits.softmax(-1) - anew.logits.softmax(-1)).abs().max().item())
                 other += int((known.logits.argmax(-1) != anew.logits.argmax(-1)).sum())
-            if known.features is not None and anew.features is not None:
-                apart = (known.features - anew.features).abs().max() / anew.features.abs().max().clamp(min=1e-12)
-                worst = max(worst, apart.item())
-    if worst > WORST:
-        raise Corrupt(
-            f"the teachers of {lesson.name or 'these images'} answer otherwise than what is kept, by {worst:.2g}",
-            f"remove {answers.folder} and start again",
-        )
-    return {
-        "checked": len(chosen),
-        "largest_difference": worst,
-        "top1_differs": other / len(chosen) / len(lesson.teachers),
-    }
+        if worst > WORST:
+            raise Corrupt(
+                f"the teachers of {lesson.name or 'these images'} answer otherwise than what is kept of view {view}, by {worst:.2g}",
+                f"remove {answers.path(view, places[0])} and start again",
+            )
+    many = len(chosen) * len(lesson.teachers)
+    return {"task": lesson.name, "checked": len(chosen), "largest_difference": worst, "top1_differs": other / many}
+
+
+def _apart(known: Outputs, anew: Outputs) -> float:
+    worst = 0.0
+    if known.logits is not None and anew.logits is not None:
+        for t in (1.0, TAIL):
+            worst = max(worst, ((known.logits / t).softmax(-1) - (anew.logits / t).softmax(-1)).abs().max().item())
+    if known.features is not None and anew.features is not None:
+        apart = (known.features - anew.features).abs().max() / anew.features.abs().max().clamp(min=1e-12)
+        worst = max(worst, apart.item())
+    return worst

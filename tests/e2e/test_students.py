@@ -1,5 +1,6 @@
 """Students of several tasks, what is kept of teachers' answers, and what is measured."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
 from vtzoo.targets import Answers, packed, together, unpacked
 from vtzoo.tensors import write
+from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.evaluate import evaluate
+from vtzoo.verbs.export.safetensors import export_safetensors
 from vtzoo.verbs.export.timm import export_timm
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
@@ -67,12 +70,13 @@ def test_one_student_learns_all_tasks(place: Path, teachers: list[str]) -> None:
 
 def test_answers_are_the_teachers_and_no_students(place: Path) -> None:
     """Another seed, another student and another loss on the same outputs ask nobody again; another size asks for pixels alone."""
-    distilled(place, "share/a", ["pets/a"], views=2)
+    twice = {"epochs": 2}
+    distilled(place, "share/a", ["pets/a"], views=2, recipe=twice)
     answers, pixels = kept(place, "answers"), kept(place, "pixels")
-    distilled(place, "share/b", ["pets/a"], views=2, recipe={"seed": 3})
-    distilled(place, "share/c", ["pets/a"], views=2, student="test_resnet", loss="hard")
+    distilled(place, "share/b", ["pets/a"], views=2, recipe={**twice, "seed": 3})
+    distilled(place, "share/c", ["pets/a"], views=2, student="test_resnet", loss="hard", recipe=twice)
     assert (kept(place, "answers"), kept(place, "pixels")) == (answers, pixels)
-    distilled(place, "share/d", ["pets/a"], views=2, recipe={"image_size": 64})
+    distilled(place, "share/d", ["pets/a"], views=2, recipe={**twice, "image_size": 64})
     assert kept(place, "answers") == answers
     assert len(kept(place, "pixels") - pixels) == 2
 
@@ -137,17 +141,35 @@ def _turn(file: Path) -> None:
         write(file, tensors, header(file).metadata)
 
 
-@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("classes", [3, 300, 8192])
 def test_answers_survive_being_kept(classes: int) -> None:
-    """Few classes come back to half precision; of many the largest do, and the others share what is left."""
+    """Logits come back to half precision at every temperature, also those of a sure teacher; features of each teacher in their order."""
     logits = 4 * torch.randn(5, classes)
-    features = [torch.randn(5, 7), torch.randn(5, 3)]
-    back = unpacked(packed([Outputs(logits, f) for f in features]), [4, 0])
-    p, q = logits[[4, 0]].softmax(-1), back[0].logits.softmax(-1)
-    assert torch.allclose(q.sum(-1), torch.ones(2))
-    assert (p - q).abs().max() < 2e-3
-    assert torch.equal(p.argmax(-1), q.argmax(-1))
+    logits[0, 1] += 30
+    features = [torch.randn(5, 7), *(torch.full((5, 2), float(i)) for i in range(11))]
+    back = unpacked(packed([Outputs(logits, f) for f in features]), [4, 0], 12)
+    for t in (1, 4, 8):
+        p, q = (logits[[4, 0]] / t).softmax(-1), (back[0].logits / t).softmax(-1)
+        assert (p - q).abs().max() < 2e-3
     assert all(torch.allclose(a.features, f[[4, 0]], atol=2e-3) for a, f in zip(back, features, strict=True))
+    alone = unpacked(packed([Outputs(logits), Outputs(logits)]), [1], 2)
+    assert [a.features for a in alone] == [None, None]
+    assert torch.equal(alone[0].logits, alone[1].logits)
+
+
+@pytest.mark.parametrize("sure", [0.0, 20.0])
+def test_of_very_many_classes_the_rest_keeps_its_share(sure: float) -> None:
+    """The largest 1,024 of 20,000 logits are kept; the others have the share that they had at the temperature of 4, and of a sure teacher next to it at others."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn(4, 20_000, generator=draw)
+    logits[:, 7] += sure
+    back = unpacked(packed([Outputs(logits)]), range(4), 1)[0].logits
+    top = logits.topk(1024).indices
+    for t, near in ((1, 0.03), (2, 0.05), (4, 2e-3), (8, 0.05)) if sure else ((4, 2e-3),):
+        p, q = (logits / t).softmax(-1), (back / t).softmax(-1)
+        assert (p.gather(1, top).sum(-1) - q.gather(1, top).sum(-1)).abs().max() < near
+    p, q = (logits / 4).log_softmax(-1), (back / 4).log_softmax(-1)
+    assert (p.gather(1, top) - q.gather(1, top)).abs().max() < 5e-3
 
 
 def test_teachers_of_one_task_speak_together() -> None:
@@ -157,6 +179,78 @@ def test_teachers_of_one_task_speak_together() -> None:
     assert torch.allclose(one.logits.softmax(-1), (a.softmax(-1) + b.softmax(-1)) / 2, atol=1e-6)
     assert torch.equal(one.logits, two.logits)
     assert (one.features.shape, two.features.shape) == ((4, 2), (4, 5))
+
+
+@pytest.mark.parametrize("loss", ["kd", "feature", "kd+feature"])
+def test_several_teachers_of_one_task(place: Path, loss: str) -> None:
+    """They teach together, kept or asked, with the same result but for half precision, and what is kept is checked."""
+    zoo = Zoo(place / "zoo")
+    if "pets/twin" not in {e.name for e in zoo.entries("deltas")}:
+        train(backbone="vit", data=str(place / "pets"), method="linear", name="pets/twin", zoo=zoo, recipe={**RECIPE})
+    who, name, recipe = ["pets/a", "pets/twin"], loss.replace("+", "-"), {"epochs": 2}
+    first, lineage = distilled(place, f"team/{name}", who, loss=loss, recipe=recipe, views=2, check=4)
+    second, _ = distilled(place, f"team/{name}-live", who, loss=loss, recipe={**recipe, "cache": "off"}, views=2)
+    assert len(lineage["teachers"]) == len(lineage["lessons"][0]["teachers"]) == 2
+    assert second.report["loss"] == pytest.approx(first.report["loss"], rel=1e-3)
+
+
+def test_students_with_one_trunk_and_other_heads_are_two_teachers(place: Path) -> None:
+    """Two students of several tasks that differ in their heads alone have answers of their own; as students they bring their heads along."""
+    zoo = Zoo(place / "zoo")
+    distilled(place, "heads/base", ["both"], data=_both(place), recipe={"epochs": 2})
+    for seed in (1, 2):
+        given = {
+            "data": _both(place),
+            "student": "heads/base[drop_rate=0.1]",
+            "recipe": {"epochs": 1, "seed": seed, "lr": 1e-2},
+        }
+        distilled(place, f"heads/{seed}", ["both"], **given)
+    one, two = (zoo.resolve(f"heads/{seed}", "models").facts["files"] for seed in (1, 2))
+    shutil.copytree(place / "zoo" / ".vtzoo", place / "heads-away", dirs_exist_ok=True)
+    folder = place / "heads-folder"
+    for i, files in enumerate((one, two)):
+        (folder / str(i)).mkdir(parents=True)
+        mixed = {**one, "heads.safetensors": files["heads.safetensors"]}
+        for name, digest in mixed.items():
+            (folder / str(i) / name).write_bytes(zoo.object(digest).read_bytes())
+    before = kept(place)
+    for i in range(2):
+        distilled(place, f"heads/of-{i}", [str(folder / str(i))], data=str(place / "pets"), task="pets", check=8)
+    assert len(kept(place) - before) == 2
+    distilled(place, "heads/again", ["both"], data=_both(place), student="heads/1")
+    live, again = (go_live(open_ref(n, zoo), "cars").model for n in ("heads/1", "heads/again"))
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in live.state_dict().items())
+    distilled(place, "heads/cars", ["cars/c"], data=str(place / "cars"), student="heads/1")
+    single = go_live(open_ref("heads/cars", zoo)).model
+    assert all(torch.equal(t, single.state_dict()[n]) for n, t in live.state_dict().items())
+    everything = load_file(export_safetensors(ref="heads/1", out=place / "heads.safetensors", zoo=zoo).path)
+    assert {n.split("/")[1] for n in everything if n.startswith("@head/")} == {"pets", "cars"}
+
+
+def test_licences_go_on(place: Path) -> None:
+    """A student's licence is its teachers' together with its own start's, and so its students' in turn; of several tasks, too, and where it is copied out."""
+    zoo = Zoo(place / "zoo")
+    add_backbone(
+        name="closed", arch="test_efficientnet", weights=place / "conv.safetensors", license="cc-by-nc-4.0", zoo=zoo
+    )
+    train(backbone="closed", data=str(place / "pets"), method="linear", name="pets/closed", zoo=zoo, recipe={**RECIPE})
+    distilled(place, "licence/one", ["pets/closed"])
+    _, lineage = distilled(place, "licence/two", ["licence/one", "cars/c"], data=_both(place))
+    assert "cc-by-nc-4.0" in lineage["licenses"]
+    out = export_timm(ref="licence/two", out=place / "licence-cars", task="cars", zoo=zoo)
+    assert "cc-by-nc-4.0" in json.loads(Path(out.path, "config.json").read_text())["pretrained_cfg"]["license"]
+
+
+def test_the_losses_that_are_told_are_those_of_what_is_kept(place: Path) -> None:
+    """With patience the best epoch is kept, and its held-out loss is the one in report and index."""
+    recipe = {"epochs": 8, "patience": 2, "lr": 0.3, "optimizer": "sgd", "clip_norm": 0.0}
+    made, _ = distilled(place, "patient", ["pets/a"], loss="feature", recipe=recipe)
+    facts = Zoo(place / "zoo").resolve("patient").facts
+    again, _ = distilled(
+        place, "patient/again", ["pets/a"], loss="feature", student="patient", recipe={"epochs": 1, "lr": 1e-12}
+    )
+    assert facts["metrics"]["held_out_loss"] == pytest.approx(made.report["held_out_loss"], abs=1e-4)
+    assert again.report["epochs"] == 1
 
 
 def test_teachers_see_mixed_images_mixed(place: Path) -> None:
@@ -272,6 +366,9 @@ def test_every_loss_teaches(place: Path, loss: str, student: str, said: list[str
         ({"views": 0}, UsageError, "views=0"),
         ({"recipe": {"cache": "off"}, "check": 5}, UsageError, "cache=off"),
         ({"loss": "attention", "check": 5}, UsageError, "on maps"),
+        ({"recipe": {"augment": "none", "crop_area": 0.2}}, UsageError, "cuts nothing out"),
+        ({"data": {"pest": "{}/pets", "cars": "{}/cars"}, "teachers": ["both"]}, NotFound, "no task 'pest'"),
+        ({"resume": True}, NotFound, "no checkpoint"),
         ({"data": {"pets": "{}/pets", "planes": "{}/cars"}, "teachers": ["both", "pets/a"]}, NotFound, "planes"),
         ({"data": {"pets": "{}/pets"}, "teachers": ["pets/a", "cars/c"]}, UsageError, "cars/c has none"),
         ({"data": {"pets": "{}/pets", "cars": "{}/cars"}, "teachers": ["both"], "task": "pets"}, UsageError, "--task"),

@@ -68,6 +68,9 @@ def test_half_of_the_views_are_mirrored_unless_nothing_is_done() -> None:
         mirrored = [Crops(augment=augment).part(images, 0, n, SIZE)[1] for n in range(300)]
         assert most - 0.2 <= sum(mirrored) / 300 <= most
     assert Crops(augment="none").part(images, 0, 0, SIZE) == ((15.0, 0.0, 75.0, 60.0), False)
+    assert Crops(augment="none", ratio=2.0).part(images, 0, 0, SIZE) == ((0.0, 7.5, 90.0, 52.5), False)
+    assert Crops(augment="none", ratio=0.5).part(images, 0, 0, SIZE) == ((30.0, 0.0, 60.0, 60.0), False)
+    assert Crops(augment="none", ratio=0.0).part(images, 0, 0, SIZE) == ((0.0, 0.0, 90.0, 60.0), False)
     plain, turned = (rendered(images, Crops(augment="flip"), v, [0], (8, 8))[0] for v in _views_of(images))
     assert torch.equal(plain, turned.flip(-1))
     flip = Crops(augment="flip")

@@ -29,17 +29,42 @@ def _model(arch: str, classes: int = 3) -> Any:
 def test_each_task_is_answered_by_its_own_head(arch: str) -> None:
     """Rows of each task get the logits that the trunk with this head alone gives, and no head stays in the trunk."""
     pupil = Pupil(_model(arch), [3, 5, 2]).eval()
-    for p in pupil.heads.parameters():
-        nn.init.normal_(p)
+    for place in pupil.places:
+        for p in pupil.trunk.get_submodule(place).parameters():
+            nn.init.normal_(p)
     x = torch.randn(6, 3, 64, 64)
     with torch.no_grad():
         found = pupil.answers(x, [2, 0, 4], {"logits"})
-        for task, part, classes in ((0, slice(0, 2), 3), (2, slice(2, 6), 2)):
+        for task, part, classes in ((0, slice(0, 2), 3), (1, slice(2, 2), 5), (2, slice(2, 6), 2)):
             with pupil.at(task) as trunk:
-                assert torch.allclose(found[task].logits, trunk(x[part]), atol=1e-5)
-            assert found[task].logits.shape[1] == classes
-    assert found[1].logits is None
-    assert not {n for n in pupil.trunk.state_dict() if n.startswith(pupil.places)}
+                assert torch.allclose(found[task].logits, trunk(x)[part], atol=1e-5)
+            assert found[task].logits.shape == (part.stop - part.start, classes)
+    with pupil.bare() as trunk:
+        assert not {n for n in trunk.state_dict() if n.startswith(pupil.places)}
+
+
+@pytest.mark.parametrize("needs", [{"logits"}, {"logits", "features"}, {"logits", "features", "maps"}])
+def test_what_stands_behind_the_pooling_sees_the_whole_batch(needs: set[str]) -> None:
+    """A norm there (MobileNetV4's) gathers statistics of all tasks' images together, as the rest of the trunk does, and of a single image among others."""
+    pupil = Pupil(_model("mobilenetv4_conv_small_035"), [3, 5]).train()
+    x = torch.randn(4, 3, 64, 64)
+    before = int(pupil.trunk.norm_head.num_batches_tracked)
+    found = pupil.answers(x, [3, 1], needs)
+    passes = int(pupil.trunk.norm_head.num_batches_tracked) - before
+    assert passes == int(pupil.trunk.bn1.num_batches_tracked) * (2 if "features" in needs else 1)
+    pupil.trunk.eval().train()
+    with torch.no_grad():
+        again = pupil.answers(x, [4, 0], {"logits"})
+    assert torch.allclose(found[0].logits, again[0].logits[:3], atol=1e-4)
+
+
+def test_networks_that_hand_on_lists_are_answered_too() -> None:
+    """CrossViT has two classifiers for two kinds of tokens, each in a list."""
+    torch.manual_seed(0)
+    pupil = Pupil(timm.create_model("crossvit_9_240", num_classes=3), [3, 5]).eval()
+    with torch.no_grad():
+        found = pupil.answers(torch.randn(3, 3, 240, 240), [1, 2], {"logits"})
+    assert [tuple(f.logits.shape) for f in found] == [(1, 3), (2, 5)]
 
 
 def test_classifiers_have_the_trunks_names_and_start_small() -> None:
@@ -47,7 +72,8 @@ def test_classifiers_have_the_trunks_names_and_start_small() -> None:
     pupil = Pupil(_model("test_vit"), [3, 5])
     heads = pupil.classifiers(["pets", "cars"])
     stock = timm.create_model("test_vit", num_classes=5)
-    stock.load_state_dict({**pupil.trunk.state_dict(), **heads["cars"]})
+    with pupil.bare() as trunk:
+        stock.load_state_dict({**trunk.state_dict(), **heads["cars"]})
     assert heads["cars"]["head.weight"].std() < 0.02
     alone = Pupil(model := _model("test_vit"), [3])
     assert alone.trunk.head is model.head
@@ -60,8 +86,9 @@ def test_gradients_reach_the_heads_that_answered_and_the_trunk() -> None:
     pupil = Pupil(_model("test_efficientnet"), [3, 5, 2]).train()
     answers = pupil.answers(torch.randn(4, 3, 64, 64), [2, 2, 0], {"logits", "features"})
     sum(a.logits.square().sum() for a in answers[:2]).backward()
-    assert all(p.grad is not None for head in list(pupil.heads)[:2] for p in head.parameters())
-    assert all(p.grad is None for p in pupil.heads[2].parameters())
+    heads = pupil.trunk.get_submodule(pupil.places[0]).heads
+    assert all(p.grad is not None and p.grad.any() for head in list(heads)[:2] for p in head.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in heads[2].parameters())
     assert any(p.grad is not None for p in pupil.trunk.parameters())
 
 

@@ -3,15 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vtzoo import data as D
 from vtzoo import knobs, parallel, talk
 from vtzoo.artifact import open_ref, store_model
 from vtzoo.crops import Crops
@@ -19,18 +16,19 @@ from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.faculty import School, lessons_of
 from vtzoo.fit import Plan, checkpoint_path, fit
-from vtzoo.grading import cost, graded, lines
-from vtzoo.lessons import Course, prepared
-from vtzoo.losses._outputs import Outputs, Shapes
-from vtzoo.objective import Objective, Term, needs_of, read
+from vtzoo.grading import NO_TEACHER, Exam, lines, measured
+from vtzoo.lessons import Course, Labels, prepared
+from vtzoo.live import head_state
+from vtzoo.objective import Term, needs_of, read
 from vtzoo.outputs import check_parts
+from vtzoo.probing import work
 from vtzoo.pupil import Pupil
 from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
-from vtzoo.score import logits_of
 from vtzoo.spec import Task
 from vtzoo.student import SLIM, Giver, Student, build_student
-from vtzoo.targets import Lesson, compared, together
+from vtzoo.targets import Lesson, compared
+from vtzoo.tensors import fill
 from vtzoo.zoo import Zoo
 
 DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64, "augment": "crop"}
@@ -42,8 +40,8 @@ UNUSED = frozenset(
 )  # fmt: skip
 """Training knobs without a meaning here: both sides see the same crops of all images, as many as `--views`, and the loss has its own
 knobs."""
-ALONE = "hard[weight=0]"
-"""The true labels and nothing else: what the same student learns without a teacher."""
+AND = " AND "
+"""Between licences that hold together, as SPDX writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,8 @@ class _Job:
     def facts(self) -> list[Any]:
         """What decides the student's weights beside the loss."""
         lessons = [n.facts for n in self.lessons]
-        return [lessons, self.views, facts_of(self.recipe), self.student.card.json(), self.student.start]
+        how = [facts_of(self.recipe), self.recipe.cache]
+        return [lessons, self.views, how, self.student.card.json(), self.student.start]
 
 
 def distill(
@@ -113,6 +112,8 @@ def distill(
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("models", name)
+    if resume and not checkpoint_path(zoo.root, name, "student").is_file():
+        raise NotFound("there is no checkpoint to resume", "start without --resume")
     settings = _recipe(recipe or {})
     terms, given = read(loss), {"": data} if isinstance(data, str) else dict(data)
     _check_asked(settings, terms, views, teacher_size, check)
@@ -202,6 +203,8 @@ def _recipe(user: Mapping[str, Any]) -> Recipe:
 
 
 def _crops(recipe: Recipe) -> Crops:
+    if recipe.crop_area and recipe.augment != "crop":
+        raise UsageError(f"augment={recipe.augment} cuts nothing out, and crop_area={recipe.crop_area} says how much", "leave one of them out")  # fmt: skip
     if recipe.augment == "strong":
         raise UsageError("augment=strong shows each side something else", "use augment=crop, flip or none")
     return Crops(augment=recipe.augment, area=recipe.crop_area or Crops().area, mixup=recipe.mixup)
@@ -217,11 +220,16 @@ def _taught(job: _Job, *, resume: bool, baseline: bool, check: int) -> Distilled
     shape = job.student.card.preprocess
     course, objective = prepared(job.lessons, pupil, job.terms, shape, job.recipe, job.views, folder)
     checks = [compared(answers, job.views, check) for answers in course.kept] if check else []
-    checkpoint = checkpoint_path(job.zoo.root, job.name, "student")
-    history = _fit(job, course, objective, pupil, checkpoint, resume=resume)
-    alone = _alone(job, course, resume=resume) if baseline else None
-    metrics = _measured(job, pupil, alone)
-    made = _keep(job, pupil, history, metrics, checks)
+    history = _fit(job, course, objective, pupil, "student", resume=resume)
+    try:
+        pupils = {"": pupil} | ({NO_TEACHER: _alone(job, course, resume=resume)} if baseline else {})
+        metrics = measured(Exam(lessons=job.lessons, data=job.data, preprocess=shape, skip_bad=job.skip_bad), pupils)
+        made = _keep(job, pupil, history, metrics, checks)
+    except BaseException:
+        talk.say(
+            f"{job.name} is trained: once the fault is mended, the same command with --resume measures and keeps it"
+        )
+        raise
     for kind in ("student", "alone"):
         checkpoint_path(job.zoo.root, job.name, kind).unlink(missing_ok=True)
     return made
@@ -233,7 +241,7 @@ def _pupil(job: _Job, student: Student) -> Pupil:
     Raises:
         Mismatch: it doesn't.
     """
-    pupil = Pupil(student.model, [len(n.classes) for n in job.lessons if n.classes])
+    pupil = _seated(job, student)
     needs = needs_of(job.terms)
     if "token" in needs:
         train: Any = getattr(pupil.trunk, "set_distilled_training", None)
@@ -243,21 +251,31 @@ def _pupil(job: _Job, student: Student) -> Pupil:
                 "use a student such as deit_tiny_distilled_patch16_224, or --loss hard",
             )
         train(enable=True)
-    if pupil.places or needs - {"logits"}:
-        with pupil.at(0) if pupil.places else nullcontext():
+    if needs - {"logits"}:
+        with pupil.at(0):
             check_parts(pupil.trunk, student.card.preprocess.input_size, student.card.name)
     return pupil
 
 
+def _seated(job: _Job, student: Student) -> Pupil:
+    """The student with a classifier for each task: its own where it has one for the same classes, else a fresh one."""
+    pupil = Pupil(student.model, [len(n.classes) for n in job.lessons if n.classes])
+    for i, lesson in enumerate(job.lessons):
+        if (own := student.heads.get((lesson.name, lesson.classes))) is not None:
+            talk.say(f"{lesson.name}: the student's own classifier")
+            pupil.begin(i, own) if pupil.places else fill(head_state(pupil.trunk), own)
+    return pupil
+
+
 def _fit(
-    job: _Job, course: Course, objective: Objective, pupil: Pupil, checkpoint: Path, *, resume: bool
+    job: _Job, course: Course, objective: nn.Module, pupil: Pupil, kind: str, *, resume: bool
 ) -> list[dict[str, Any]]:
-    """Train one student by one objective."""
-    what = [*job.facts, [t.facts for t in objective.terms]]
+    """Train one student by one objective; `kind` tells the student from the one without a teacher."""
+    what = [*job.facts, kind, [t.facts for t in job.terms]]
     plan = Plan(
         model=pupil, loss=lambda model, batch: course.loss(_as_pupil(model), objective, batch), batches=course.batches, steps=course.steps,
-        recipe=job.recipe, validate=lambda model: course.validate(model, objective), extra=objective if len(objective.bridges) + len(objective.standards) else None,
-        checkpoint=checkpoint, key=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
+        recipe=job.recipe, validate=lambda model: course.validate(model, objective), extra=objective if list(objective.children()) else None,
+        checkpoint=checkpoint_path(job.zoo.root, job.name, kind), key=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
     )  # fmt: skip
     return fit(plan, resume=resume)
 
@@ -270,103 +288,72 @@ def _as_pupil(model: nn.Module) -> Pupil:
 def _alone(job: _Job, course: Course, *, resume: bool) -> Pupil:
     """The same student after as many steps on the labels alone."""
     talk.say(f"{job.name}: the same student without a teacher")
-    again = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver)
-    pupil, terms = Pupil(again.model, [len(n.classes) for n in job.lessons]), read(ALONE)
-    objective = Objective(terms, Shapes(), {}, {})
-    checkpoint = checkpoint_path(job.zoo.root, job.name, "alone")
-    _fit(job, course, objective, pupil, checkpoint, resume=resume and checkpoint.is_file())
+    student = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver)
+    pupil = _seated(job, student)
+    going = resume and checkpoint_path(job.zoo.root, job.name, "alone").is_file()
+    _fit(job, replace(course, needs=frozenset({"logits"}), taught=False), Labels(), pupil, "alone", resume=going)
     return pupil
-
-
-def _measured(job: _Job, pupil: Pupil, alone: Pupil | None) -> dict[str, Any]:
-    """Student, teachers and the student without a teacher on each task's test images; nothing where there are none with labels."""
-    found: dict[str, Any] = {}
-    for number, lesson in enumerate(n for n in job.lessons if n.classes):
-        images, split = _held(job, lesson)
-        if images is None:
-            continue
-        theirs, labels = _teachers(lesson, images)
-        own, taught = graded(_logits(pupil, number, images, job), theirs, labels)
-        found[lesson.name] = {"split": split, **own}
-        found[f"{lesson.name} (teacher)"] = taught
-        if alone is not None:
-            found[f"{lesson.name} (no teacher)"] = graded(_logits(alone, number, images, job), theirs, labels)[0]
-    return found
-
-
-def _held(job: _Job, lesson: Lesson) -> tuple[D.Images | None, str]:
-    """The images on which a task is measured."""
-    splits: tuple[D.Split, ...] = ("test", "val")
-    for split in splits:
-        with suppress(Mismatch, NotFound, UsageError):
-            return D.open_data(job.data[lesson.name], split=split, skip_bad=job.skip_bad).aligned(lesson.classes), split
-    return None, ""
-
-
-def _logits(pupil: Pupil, number: int, images: D.Images, job: _Job) -> Tensor:
-    with pupil.at(number) as trunk:
-        return logits_of(
-            trunk, D.loader(images, D.transforms(job.student.card.preprocess, train=False), batch_size=64)
-        )[0]
-
-
-def _teachers(lesson: Lesson, images: D.Images) -> tuple[Tensor, Tensor]:
-    """Logits of a task's teachers together, and labels."""
-    answers: list[Outputs] = []
-    labels = torch.empty(0)
-    for teacher in lesson.teachers:
-        plain = D.transforms(teacher.preprocess, train=False)
-        logits, labels = logits_of(teacher.live.model, D.loader(images, plain, batch_size=64))
-        answers.append(Outputs(logits))
-    logits = together(answers)[0].logits
-    assert logits is not None
-    return logits, labels
 
 
 def _keep(
     job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any], checks: list[dict[str, Any]]
 ) -> Distilled:
     """Put the student in the zoo."""
-    tasks, card = job.tasks, job.student.card
-    licenses = sorted({t.card.license for n in job.lessons for t in n.teachers if t.card.license})
+    tasks, several = job.tasks, len(job.tasks) > 1
+    licenses = sorted({x for n in job.lessons for t in n.teachers for x in t.card.license.split(AND) if x})
+    card = replace(job.student.card, license=AND.join(sorted({*licenses, *_own_license(job)})))
     report: dict[str, Any] = _report(job, pupil, history, metrics) | ({"check": checks} if checks else {})
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
     lineage = {
         "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": {"from": card.name, "start": job.student.start},
-        "teachers": list(dict.fromkeys(t.digest for n in job.lessons for t in n.teachers)), "licenses": licenses, "views": job.views,
-        "lessons": [_lineage(n) for n in job.lessons],
+        "teachers": list(dict.fromkeys(d for n in job.lessons for t in n.teachers for d in t.digests)), "licenses": licenses, "views": job.views,
+        "answers": "asked" if _online(job.recipe, job.terms) else "kept", "lessons": [_lineage(n) for n in job.lessons],
     }  # fmt: skip
-    held = report["held_out_loss"]
     shown = {t.name: {k: metrics[t.name][k] for k in ("top1", "retention")} for t in tasks if t.name in metrics}
-    kept = shown[tasks[0].name] if len(tasks) == 1 and shown else shown
-    several = len(tasks) > 1
-    digest = store_model(
-        job.zoo, job.name, pupil.trunk.eval(), card, kind="student", tasks=tasks, heads=pupil.classifiers([t.name for t in tasks]) if several else None,
-        facts={"metrics": kept or {"held_out_loss": round(held or 0.0, 4)}, "lineage": lineage},
-    )  # fmt: skip
+    kept = (shown if several else next(iter(shown.values()), {})) or {
+        "held_out_loss": round(report["held_out_loss"] or 0.0, 4)
+    }
+    heads = pupil.classifiers([t.name for t in tasks]) if several else None
+    with pupil.bare() as trunk:
+        digest = store_model(
+            job.zoo,
+            job.name,
+            trunk.eval(),
+            card,
+            kind="student",
+            tasks=tasks,
+            heads=heads,
+            facts={"metrics": kept, "lineage": lineage},
+        )
     talk.say(f"{job.name}: {report['params']:,} parameters, teachers {report['teacher_params']:,}")
     if licenses:
         talk.say(f"its teachers' licences: {', '.join(licenses)}")
     return Distilled(ref=job.name, path=str(job.zoo.object(digest)), metrics=metrics, report=report)
 
 
+def _own_license(job: _Job) -> list[str]:
+    """Of what the student's first weights come from, where they aren't random."""
+    return [] if job.student.start == "random" else [x for x in job.student.card.license.split(AND) if x]
+
+
 def _lineage(lesson: Lesson) -> dict[str, Any]:
     """What a student's lineage keeps of a lesson."""
     return {
         "task": lesson.name, "data": f"sha256:{lesson.images.digest}", "images": len(lesson.images),
-        "teachers": [t.digest for t in lesson.teachers], "teacher_tasks": [t.task.name if t.task else "" for t in lesson.teachers],
+        "teachers": [d for t in lesson.teachers for d in t.digests], "teacher_tasks": [t.task.name if t.task else "" for t in lesson.teachers],
     }  # fmt: skip
 
 
 def _report(job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a student cost, and what it keeps."""
-    teachers = {t.digest: t for n in job.lessons for t in n.teachers}
-    own = cost(pupil, job.student.card.preprocess.input_size)
-    theirs = [cost(t.live.model, t.preprocess.input_size) for t in teachers.values()]
+    """What a student cost, and what it keeps; its losses are of the epoch whose weights are kept."""
+    teachers = {t.known: t for n in job.lessons for t in n.teachers}
+    params, macs = work(pupil, job.student.card.preprocess.input_size)
+    theirs = [work(t.live.model, t.preprocess.input_size) for t in teachers.values()]
+    best = min(history, key=lambda r: r["val_loss"]) if job.recipe.patience and history else (history or [{}])[-1]
     found: dict[str, Any] = {
-        "start": job.student.start, **own, "teacher_params": sum(c["params"] for c in theirs), "teacher_macs": sum(c["macs"] for c in theirs),
+        "start": job.student.start, "params": params, "macs": macs, "teacher_params": sum(t[0] for t in theirs), "teacher_macs": sum(t[1] for t in theirs),
         "images": sum(len(n.images) for n in job.lessons), "views": job.views, "epochs": len(history),
-        "loss": history[-1]["loss"] if history else None, "held_out_loss": history[-1].get("val_loss") if history else None,
+        "loss": best.get("loss"), "held_out_loss": best.get("val_loss"),
     }  # fmt: skip
     tasks = [t.name for t in job.tasks if t.name in metrics]
     return found | ({"tasks": lines(metrics, tasks)} if tasks else {})
