@@ -242,6 +242,18 @@ def test_registers_and_layer_scales_that_the_source_lacks_are_fresh() -> None:
     assert torch.equal(taken["pos_embed"][:, 1:], state_of(source)["pos_embed"])
 
 
+def test_a_class_token_that_the_student_lacks_is_left_out() -> None:
+    """Its place goes with it; those of the patches stay, and are resampled where the grid is another."""
+    source = families.build("vit")
+    for size in ((24, 32), (48, 64)):
+        taken = state_of(started(families.build("vit-gap", seed=5, img_size=size), source, "resize"))["pos_embed"]
+        grid = families.build("vit-gap", seed=7, img_size=(24, 32))
+        with torch.no_grad():
+            grid.get_parameter("pos_embed").copy_(state_of(source)["pos_embed"][:, 1:])
+        wanted = started(families.build("vit-gap", seed=5, img_size=size), grid, "resize")
+        assert torch.equal(taken, state_of(wanted)["pos_embed"])
+
+
 @pytest.mark.parametrize(
     ("spec", "changes", "said"),
     [
