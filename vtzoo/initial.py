@@ -75,16 +75,24 @@ def started(
 def planned(
     student: nn.Module, source: nn.Module, labels: Sequence[str] = (), source_labels: Sequence[str] = ()
 ) -> Plan:
-    """What is known of both networks; each runs one image."""
+    """What is known of both networks; each runs one image.
+
+    Raises:
+        ShapeMismatch: labels of more or fewer classes than a head has.
+    """
     many, few = (int(getattr(m, "num_classes", 0) or 0) for m in (student, source))
     known: dict[Any, int] = {label: row for row, label in enumerate(source_labels)}
     same = not labels and not source_labels and many == few
-    classes = tuple(range(many)) if same else tuple(known.get(label) for label in labels)
-    fitting = len(classes) == many and all(row is None or row < few for row in classes)
+    classes = tuple(range(many)) if same else tuple(known.get(label) for label in labels) or (None,) * many
+    for said, count, whose in ((labels, many, "student"), (source_labels, few, "source")):
+        if said and len(said) != count:
+            raise ShapeMismatch(
+                f"the {whose} has {count} classes, and {len(said)} labels are given", "name each once, in its order"
+            )
     return Plan(
         source=sketched(source),
         target=sketched(student),
-        classes=classes if fitting else (None,) * many,
+        classes=classes,
         silent=partial(silent, student),
     )
 

@@ -221,6 +221,14 @@ def test_heads_of_other_classes_stay_fresh() -> None:
     assert said == ["30 of 32 tensors from pets, 2 fresh: head.weight, head.bias"]
 
 
+def test_labels_must_be_as_many_as_classes() -> None:
+    """Of either side; a student without a head is given none."""
+    student, source = families.build("vit", seed=5), families.build("vit")
+    for labels, given, whose in ((("a", "b"), tuple("abcde"), "student"), (tuple("abcde"), ("a",), "source")):
+        with pytest.raises(ShapeMismatch, match=f"the {whose} has 5 classes, and [12] labels"):
+            started(student, source, "resize", labels=labels, source_labels=given)
+
+
 def test_a_backbone_without_a_head_gives_to_one_with_a_head() -> None:
     """Features are compared where there are no classes in common."""
     source, student = families.build("vit", classes=0), families.build("vit", seed=5, **VIT)
@@ -235,7 +243,7 @@ def test_registers_and_layer_scales_that_the_source_lacks_are_fresh() -> None:
     source = families.build("vit-gap")
     student = families.build("vit", seed=5, init_values=0.1)
     own = bits(student)
-    taken = state_of(started(student, source, "resize", labels=("a",), source_labels=()))
+    taken = state_of(started(student, source, "resize", labels=tuple("abcde"), source_labels=()))
     for name in ("cls_token", "blocks.0.ls1.gamma"):
         assert torch.equal(taken[name], own[name])
     assert not taken["pos_embed"][:, 0].any()
