@@ -105,7 +105,8 @@ def check_spec(kind: Literal["methods", "merges", "losses", "inits"], spec: str)
     """
     from vtzoo import knobs, registry
 
-    for part in knobs.parse(spec):
+    parts = [part for _, part in knobs.weighted(spec)] if kind == "losses" else knobs.parse(spec)
+    for part in parts:
         registry.card(kind, part.name)
 
 

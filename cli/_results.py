@@ -7,6 +7,7 @@ from typing import Any
 from ._blocks import Block, Line, Table, number, size
 
 _NONE = ({"class": "none"},)
+_SHARES = frozenset({"teacher", "no_teacher", "retention", "agreement"})
 _SHOWN = ("top1", "top5", "balanced_accuracy", "map", "micro_f1", "macro_f1", "loss", "ece")
 
 
@@ -225,6 +226,8 @@ def _cell(key: str, value: Any) -> str:
     """A value as its name wants it: bytes scaled, accuracies in percent."""
     if key.endswith("_bytes") and isinstance(value, int):
         return size(value)
+    if key in _SHARES and isinstance(value, float):
+        return f"{value:.1%}"
     return _metric(key, value) if key in _SHOWN else _value(value)
 
 

@@ -1,39 +1,85 @@
 """`vtzoo distill`."""
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vtzoo.errors import UsageError
 
 from . import _options as o
 from . import _results
 from ._session import Session
 
+_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
 EXAMPLES = (
     "vtzoo distill --teacher fashion/lora --student mobilenetv4_conv_small --data vtzoo:fashion --name fashion/kd",
+    "vtzoo distill --teacher all-in-one --student test_efficientnet --data fashion=vtzoo:fashion --data emoji=vtzoo:emoji --name small",
 )
+
+
+Teachers = Annotated[
+    list[str], typer.Option("--teacher", metavar="REF", help="Who teaches; may be given several times.")
+]
+Student = Annotated[
+    str,
+    typer.Option(
+        "--student",
+        metavar="ARCH|REF",
+        help="A timm architecture, starting from random weights, or a backbone, a model or a tagged timm name, from its own; or slim[macs=0.5], made of its teacher.",
+    ),
+]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data", metavar="[TASK=]DATA", help="Images (see vtzoo train); of several tasks given once for each."
+    ),
+]
+Loss = Annotated[
+    str, typer.Option("--loss", metavar="SPEC", help="What is taught, or a sum: kd+0.5*feature (see vtzoo losses).")
+]
+Whose = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help="Whose head teaches, if not the one with the data's classes."),
+]
+Views = Annotated[
+    int, typer.Option("--views", metavar="N", min=0, help="Crops of each image that are taught, shown in turn.")
+]
+TeacherSize = Annotated[
+    int | None,
+    typer.Option("--teacher-size", metavar="PIXELS", min=8, help="Side at which a bare convolutional teacher looks."),
+]
+Baseline = Annotated[
+    bool, typer.Option("--baseline", help="Train the same student without a teacher, too, for as long.")
+]
+Check = Annotated[
+    int,
+    typer.Option(
+        "--check-cache", metavar="N", min=0, help="Ask the teachers again for N of the kept answers, and compare."
+    ),
+]
+
+Init = Annotated[
+    str | None,
+    typer.Option(
+        "--init", metavar="SPEC", help="How the student gets its first weights from another network (see vtzoo inits)."
+    ),
+]
+InitFrom = Annotated[
+    str | None, typer.Option("--init-from", metavar="REF", help="From which; the first teacher unless given.")
+]
 
 
 def run(
     ctx: typer.Context,
     *,
-    teachers: Annotated[
-        list[str], typer.Option("--teacher", metavar="REF", help="Who teaches; may be given several times.")
-    ],
-    student: Annotated[
-        str,
-        typer.Option(
-            "--student",
-            metavar="ARCH|REF",
-            help="A timm architecture, starting from random weights, or a backbone, a model or a tagged timm name, from its own.",
-        ),
-    ],
-    data: o.Data,
+    teachers: Teachers,
+    student: Student,
+    data: Data,
     name: o.Name,
-    loss: Annotated[str, typer.Option("--loss", metavar="SPEC", help="What is taught (see vtzoo losses).")] = "kd",
-    task: Annotated[
-        str | None,
-        typer.Option("--task", metavar="TASK", help="Whose head teaches, if not the one with the data's classes."),
-    ] = None,
+    loss: Loss = "kd",
+    task: Whose = None,
     epochs: o.Epochs = None,
     lr: o.LearningRate = None,
     batch_size: o.BatchSize = None,
@@ -44,15 +90,14 @@ def run(
     sets: o.Sets = None,
     resume: o.Resume = False,
     skip_bad: o.SkipBad = False,
-    views: Annotated[int, typer.Option("--views", metavar="N", min=1, help="Crops of each image that are taught.")] = 4,
-    teacher_size: Annotated[
-        int | None,
-        typer.Option(
-            "--teacher-size", metavar="PIXELS", min=8, help="Side at which a bare convolutional teacher looks."
-        ),
-    ] = None,
+    views: Views = 4,
+    teacher_size: TeacherSize = None,
+    baseline: Baseline = False,
+    check_cache: Check = 0,
+    init: Init = None,
+    init_from: InitFrom = None,
 ) -> None:
-    """Teach a small network what any entry knows."""
+    """Teach a small network what any entries know."""
     session = Session.of(ctx)
     recipe = o.recipe(
         config,
@@ -65,11 +110,29 @@ def run(
         seed=seed,
     )
     o.check_spec("losses", loss)
+    if init:
+        o.check_spec("inits", init)
     zoo = session.zoo(*teachers)
     from vtzoo.verbs.distill import distill
 
     result = distill(
-        teachers=teachers, student=student, data=data, loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
-        resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size,
+        teachers=teachers, student=student, data=_data(data), loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
+        resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, baseline=baseline, check=check_cache,
+        init=init, init_from=init_from,
     )  # fmt: skip
     session.show(result, _results.distilled)
+
+
+def _data(given: list[str]) -> str | dict[str, str]:
+    """Images by task; the text alone where no task stands before it.
+
+    Raises:
+        UsageError: several, and one of them without a task, or one task twice.
+    """
+    named = {text: _NAMED.fullmatch(text) for text in given}
+    if len(given) == 1 and (not (found := named[given[0]]) or Path(given[0]).exists()):
+        return given[0]
+    found = {match[1]: match[2] for match in named.values() if match}
+    if len(found) < len(given):
+        raise UsageError("each --data needs a task of its own", "write --data fashion=DATA --data emoji=DATA")
+    return found

@@ -39,13 +39,13 @@ def onnx(
     session.show(result, _results.exported)
 
 
-def timm(ctx: typer.Context, *, ref: Ref, out: Folder) -> None:
+def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None) -> None:
     """Write a folded model or a student as a folder that plain timm loads."""
     session = Session.of(ctx)
     zoo = session.zoo(ref)
     from vtzoo.verbs.export.timm import export_timm
 
-    session.show(export_timm(ref=ref, out=out, zoo=zoo), _results.exported)
+    session.show(export_timm(ref=ref, out=out, task=task, zoo=zoo), _results.exported)
 
 
 def safetensors(ctx: typer.Context, *, ref: Ref, out: File) -> None:

@@ -37,8 +37,9 @@ INTRO = {
     "methods": "How a delta is made. They stack with `+`, and knobs stand in brackets: `lora[rank=8]+bitfit`.",
     "merges": "How the task vectors of several deltas become one: `vtzoo merge REF REF --method 'ties[density=0.2]'`. Steps stand "
     "before and after a merge with `+`: `dare[density=0.5]+ties+svc`; a step without a merge takes the one its page names.",
-    "losses": "What a student is taught: `vtzoo distill --loss 'kd[temperature=4]'`.",
-    "inits": "How a network gets its first weights from another one's: "
+    "losses": "What a student is taught: `vtzoo distill --loss 'kd[temperature=4]'`. Losses add up, each with its weight: "
+    "`kd[temperature=4]+0.5*feature`.",
+    "inits": "How a student gets its first weights from another network: `vtzoo distill --init 'weight-selection[layers=uniform]'`; in Python "
     "`vtzoo.initial.started(student, source, 'weight-selection[layers=uniform]')`.",
 }
 

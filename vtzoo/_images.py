@@ -207,6 +207,10 @@ class Images(Dataset[tuple[Image.Image, int | Tensor]]):
         return found
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int | Tensor]:
+        return self.picture(index), self._targets[index] if self.several else self.labels[index]
+
+    def picture(self, index: int) -> Image.Image:
+        """One image without what it shows."""
         path = self.paths[index]
         image = self._cache.get(path)
         if image is None:
@@ -215,7 +219,7 @@ class Images(Dataset[tuple[Image.Image, int | Tensor]]):
             if get_worker_info() is None and self._cached_bytes + size <= CACHE_BYTES:
                 self._cache[path] = image
                 self._cached_bytes += size
-        return image, self._targets[index] if self.several else self.labels[index]
+        return image
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
@@ -244,6 +248,11 @@ class Images(Dataset[tuple[Image.Image, int | Tensor]]):
             image = self.load(path)
             found.update(f"{path} {image.size} {image.mode}\n".encode() + image.tobytes())
         return found.hexdigest()
+
+    @cached_property
+    def ordered(self) -> str:
+        """Sha256 that other pixels or another order of the images would change."""
+        return hashlib.sha256("\n".join((self.pixels, *self.paths)).encode()).hexdigest()
 
     def take(self, indices: Iterable[int]) -> "Images":
         """The images at these places, in this order."""

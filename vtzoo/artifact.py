@@ -1,27 +1,27 @@
 """Open whatever a ref means (a delta, a backbone, a folded model, a student) and make it run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from vtzoo.backbone import build_card, card_of, create
+from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
-from vtzoo.delta import Delta
+from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold
 from vtzoo.live import attach, head_state
 from vtzoo.refs import is_path
-from vtzoo.spec import BackboneCard, Preprocess, Task
-from vtzoo.tensors import TensorFile, shape_of
+from vtzoo.spec import BackboneCard, Preprocess, Task, chosen
+from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, HEADS = "config.json", "model.safetensors", "heads.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,23 @@ class Artifact:
     delta: Delta | None = None
     card: BackboneCard | None = None
     files: Mapping[str, Path] | None = None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Those that it has a head for."""
+        if self.delta is not None:
+            return self.delta.tasks
+        return described(self.files)[1] if self.files is not None else ()
+
+    def task(self, name: str | None) -> Task | None:
+        """One of them by name; without a name the only one; None for "" and where there is none.
+
+        Raises:
+            NotFound: no such task, or several and none named.
+        """
+        if name == "" or (name is None and not self.tasks):
+            return None
+        return chosen(self.tasks, name, "this delta" if self.delta is not None else f"'{self.ref}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +125,7 @@ def go_live(artifact: Artifact, task: str | None = None, *, plain: bool = False)
     if artifact.card is not None:
         return _live_backbone(artifact.card, artifact.zoo)
     assert artifact.files is not None
-    return _live_files(artifact.files)
+    return _live_files(artifact.files, artifact.task(task))
 
 
 def fold_artifact(delta: Delta, zoo: Zoo, task: str | None, factor: float = 1.0) -> Folded:
@@ -149,6 +166,7 @@ def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool) -> Liv
     if plain:
         folded = fold_artifact(delta, zoo, "" if chosen is None else chosen.name)
         model = plain_model(delta, folded, len(chosen.classes) if chosen else 0)
+        card = replace(card, model_args={**card.model_args, **folded.all_args})
     else:
         model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0)
         known = bool(card.fingerprint)  # then building has compared it with the weights already
@@ -161,31 +179,33 @@ def _live_backbone(card: BackboneCard, zoo: Zoo) -> Live:
     return Live(model=model, card=card, task=None, preprocess=card.preprocess)
 
 
-def _live_files(files: Mapping[str, Path]) -> Live:
-    card, task = described(files)
+def _live_files(files: Mapping[str, Path], task: Task | None) -> Live:
+    card, _ = described(files)
     model = create(card.arch, pretrained=False, num_classes=len(task.classes) if task else 0, **card.model_args)
-    load_plain(model, TensorFile(files[WEIGHTS]))
+    head = prefixed(TensorFile(files[HEADS]), f"{HEAD}{task.name}/") if HEADS in files and task else {}
+    load_plain(model, {**TensorFile(files[WEIGHTS]), **head})
     return Live(model=model, card=card, task=task, preprocess=card.preprocess)
 
 
-def described(files: Mapping[str, Path]) -> tuple[BackboneCard, Task | None]:
-    """What a plain model's config says: its network, and whose labels its classifier has (None without one).
+def described(files: Mapping[str, Path]) -> tuple[BackboneCard, tuple[Task, ...]]:
+    """What a plain model's config says: its network, and whose labels its classifier has, or each of its classifiers.
 
     Raises:
         Corrupt: it is no timm config.
     """
     try:
         config = json.loads(files[CONFIG].read_text(encoding="utf-8"))
-        arch, shown = config["architecture"], config["pretrained_cfg"]
+        arch, shown, own = config["architecture"], config["pretrained_cfg"], config.get("vtzoo", {})
         labels = tuple(config.get("label_names") or [str(i) for i in range(config.get("num_classes", 0))])
         args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}  # timm repeats it there
+        heads = tuple(Task.of(facts) for facts in own.get("heads", ()))
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{files[CONFIG]} is no timm config: {error}", "make the folder again") from error
     preprocess = Preprocess.of(shown)
     card = BackboneCard(name=arch, arch=arch, model_args=args, preprocess=preprocess, license=shown.get("license", ""))
-    own = config.get("vtzoo", {})
     name, several = (own.get("tasks") or ["task"])[0], bool(own.get("multilabel"))
-    return card, Task(name=name, classes=labels, preprocess=preprocess, multilabel=several) if labels else None
+    one = Task(name=name, classes=labels, preprocess=preprocess, multilabel=several)
+    return card, heads or ((one,) if labels else ())
 
 
 def _from_path(path: Path, zoo: Zoo) -> Artifact:
@@ -194,6 +214,7 @@ def _from_path(path: Path, zoo: Zoo) -> Artifact:
         if missing := [n for n, p in files.items() if not p.is_file()]:
             raise NotFound(f"{path} has no {missing[0]}", "give a folder that vtzoo fold or timm wrote")
         weights = files[WEIGHTS]
+        files |= {HEADS: path / HEADS} if (path / HEADS).is_file() else {}
         return Artifact(ref=str(path), zoo=zoo, digest=sha256(weights), path=weights, files=files)
     return Artifact(ref=str(path), zoo=zoo, delta=Delta.open(path), digest=sha256(path), path=path)
 
@@ -203,33 +224,44 @@ def _hex(digest: str) -> str:
 
 
 def store_model(
-    zoo: Zoo,
-    name: str,
-    model: nn.Module,
-    card: BackboneCard,
-    *,
-    kind: str,
-    classes: tuple[str, ...],
-    facts: Mapping[str, Any],
-) -> str:
-    """Keep a plain model in the zoo as a timm folder's two files; gives the weights' digest."""
+    zoo: Zoo, name: str, model: nn.Module, card: BackboneCard, *, kind: str, tasks: Sequence[Task], facts: Mapping[str, Any],
+    heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> str:  # fmt: skip
+    """Keep a plain model in the zoo as a timm folder's files; gives the weights' digest.
+
+    Args:
+        zoo: where.
+        name: of the entry.
+        model: with the one task's classifier; without any where there are several tasks or none.
+        card: of its network.
+        kind: "student".
+        tasks: whose classifier it has.
+        facts: for the index.
+        heads: each task's classifier by timm's names, where there are several tasks.
+    """
     import tempfile
 
-    from vtzoo.backbone import config_json
-    from vtzoo.tensors import write
-
-    config = {
-        **config_json(model, card, classes, {}),
-        "vtzoo": {"kind": kind, **facts.get("lineage", {}), "tasks": facts.get("tasks", [])},
-    }
-    text = json.dumps(config, indent=2, sort_keys=True).encode()
+    own: dict[str, Any] = {"kind": kind, **facts.get("lineage", {}), "tasks": [t.name for t in tasks]}
+    own |= {"heads": [t.json() for t in tasks]} if heads else {}
     with tempfile.TemporaryDirectory(dir=zoo.root if zoo.root.is_dir() else None) as folder:
-        path = Path(folder) / WEIGHTS
-        write(path, {**base_state(model), **head_state(model)}, {"format": "pt"})
-        files = {WEIGHTS: zoo.add_object(path), CONFIG: zoo.add_object(text)}
-        size = path.stat().st_size + len(text)
-    zoo.put("models", name, {"kind": kind, "files": files, "size_bytes": size, "arch": card.arch, **facts})
+        write_folder(Path(folder), model, card, tasks[0].classes if tasks and not heads else (), own)
+        if heads:
+            named = {f"{HEAD}{task}/{n}": t for task, head in heads.items() for n, t in head.items()}
+            write(Path(folder) / HEADS, named, {"format": "pt"})
+        files = {path.name: zoo.add_object(path) for path in sorted(Path(folder).iterdir())}
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    shown = {"kind": kind, "files": files, "size_bytes": size, "arch": card.arch, "tasks": [t.name for t in tasks]}
+    zoo.put("models", name, {**shown, **facts})
     return files[WEIGHTS]
+
+
+def write_folder(
+    folder: Path, model: nn.Module, card: BackboneCard, classes: tuple[str, ...], own: Mapping[str, Any]
+) -> None:
+    """Write a model as plain timm reads it: its config, with what vtzoo says of it, and its weights."""
+    config = {**config_json(model, card, classes, {}), "vtzoo": own}
+    write(folder / WEIGHTS, {**base_state(model), **head_state(model)}, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def resolved_card(name: str, zoo: Zoo | None) -> BackboneCard:

@@ -94,7 +94,7 @@ def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool =
         fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
     )  # fmt: skip
     shapes = {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()}
-    _fresh_head(model, shapes)
+    soften(model, shapes)
     resized = {n for n, t in base_state(model).items() if shapes.get(n, tuple(t.shape)) != tuple(t.shape)}
     model.__dict__.update({CARD: shown, LOADED: loaded, RESIZED: frozenset(resized)})
     getattr(model, "pretrained_cfg", {}).pop("state_dict", None)  # loaded; not to be carried along
@@ -130,7 +130,7 @@ def _looking(card: BackboneCard, args: Mapping[str, Any]) -> Preprocess:
     return replace(card.preprocess, input_size=(card.preprocess.input_size[0], height, width))
 
 
-def _fresh_head(model: nn.Module, loaded: Mapping[str, tuple[int, ...]]) -> None:
+def soften(model: nn.Module, loaded: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Start every classifier near zero, unless the weights (shapes by name) brought it along.
 
     timm draws an EfficientNet's from the range 1/sqrt(classes): first losses of 8 and more, which drive a delta far
@@ -138,7 +138,9 @@ def _fresh_head(model: nn.Module, loaded: Mapping[str, tuple[int, ...]]) -> None
     """
     for name in head_names(model):
         module = model.get_submodule(name)
-        if isinstance(module, nn.Linear | nn.Conv2d) and loaded.get(f"{name}.weight") != tuple(module.weight.shape):
+        if isinstance(module, nn.Linear | nn.Conv2d) and (loaded or {}).get(f"{name}.weight") != tuple(
+            module.weight.shape
+        ):
             nn.init.trunc_normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -61,7 +61,7 @@ class Beside(Prefix):
     def rest(self, model: nn.Module, features: Tensor) -> Tensor:
         """What the network makes of features, as `model(x)` does."""
         parts = [
-            _like_maps(p.unflatten(1, s))
+            _laid_out(p.unflatten(1, s))
             for p, s in zip(features.split([math.prod(s) for s in self.shapes], 1), self.shapes, strict=True)
         ]
         own = {n: partial(_kept, p) for n, p in zip(self.hosts, parts[1:], strict=True)}
@@ -69,9 +69,9 @@ class Beside(Prefix):
             return model(features.new_zeros(()).expand(len(features), *self.size))
 
 
-def _like_maps(value: Tensor) -> Tensor:
-    """Maps in the order of memory that convolutions are trained in (see `vtzoo.tensors.channels_last`)."""
-    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+def _laid_out(value: Tensor) -> Tensor:
+    """Numbers as a layer lays them out, since products of a slice's may round otherwise: maps channels last, as convolutions are trained."""
+    return value.contiguous(memory_format=torch.channels_last if value.ndim == 4 else torch.contiguous_format)
 
 
 def _own(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:

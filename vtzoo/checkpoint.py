@@ -34,7 +34,7 @@ def folded_delta(files: Mapping[str, Path], zoo: Zoo, like: Delta | None = None)
         WrongBackbone: it was folded from other weights.
         ShapeMismatch: its tensors aren't the backbone's.
     """
-    source, (_, task) = TensorFile(files[WEIGHTS]), described(files)
+    source, (_, tasks) = TensorFile(files[WEIGHTS]), described(files)
     said = json.loads(files[CONFIG].read_text(encoding="utf-8")).get("vtzoo", {})
     name = said.get("backbone", "")
     if not name:
@@ -66,7 +66,7 @@ def folded_delta(files: Mapping[str, Path], zoo: Zoo, like: Delta | None = None)
                 f"{files[WEIGHTS]}: {tensor} {what} where {name} has {list(shape)}",
                 "merge the delta that it was folded from instead",
             )
-    return _delta(source, bare, shapes, head, task)
+    return _delta(source, bare, shapes, head, next(iter(tasks), None))
 
 
 def _head(source: TensorFile, card: BackboneCard, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vtzoo import files, knobs, registry
 from vtzoo.anatomy import Site
-from vtzoo.errors import Conflict, Corrupt, NotFound, did_you_mean
-from vtzoo.spec import BackboneCard, Task, plain
+from vtzoo.errors import Conflict, Corrupt
+from vtzoo.spec import BackboneCard, Task, chosen, plain
 from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
 
 SCHEMA = 1
@@ -124,17 +124,7 @@ class Delta:
         Raises:
             NotFound: no such task, or several and none named.
         """
-        if name is None and len(self.tasks) == 1:
-            return self.tasks[0]
-        known = [t.name for t in self.tasks]
-        if name is None:
-            raise NotFound(
-                f"this delta has {len(known)} tasks: {', '.join(known)}",
-                f"choose one with --task {known[0] if known else 'NAME'}",
-            )
-        if name not in known:
-            raise NotFound(f"this delta has no task '{name}'", did_you_mean(name, known))
-        return next(t for t in self.tasks if t.name == name)
+        return chosen(self.tasks, name, "this delta")
 
     def head(self, task: str) -> Lazy:
         """A task's head tensors under their timm names."""

@@ -5,15 +5,13 @@ that they depend on: the backbone's architecture and fingerprint, the cut, the i
 view, precision and device, the packages' versions. So runs share it. A damaged file is seen when it is opened, and made again.
 """
 
-import hashlib
 import json
 import math
-import mmap
 import struct
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vtzoo import data as D
-from vtzoo import files, machine, parallel, talk
-from vtzoo.errors import Corrupt
+from vtzoo import files, kept, machine, parallel, talk
 from vtzoo.prefix import Prefix, share
 from vtzoo.recipe import Recipe
 from vtzoo.sampling import places
@@ -34,7 +31,7 @@ from vtzoo.tensors import CODES, TensorFile
 
 BATCH = 64
 """Images that go through the prefix at once."""
-CHECK, TOOK = "crc32", "seconds"
+TOOK = "seconds"
 LEAST = 0.1
 """Which part of the passes through the network's numbers the features must save."""
 Batch = tuple[Tensor, Tensor]
@@ -183,16 +180,15 @@ def _features(
 ) -> tuple[Tensor, float]:
     """Features of every image in one view, [images, …], mapped from their file; and the seconds that they took an earlier run, if any."""
     known = {
-        **prefix.facts, "images": images.pixels, "order": _sha("\n".join(images.paths)),
-        "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
+        **prefix.facts, "images": images.ordered, "preprocess": asdict(preprocess), "view": views.facts(view), **place.facts,
     }  # fmt: skip
-    path = place.folder / f"{_sha(json.dumps(known, sort_keys=True))}.safetensors"
+    path = kept.place(place.folder, known)
 
     def took() -> float:
-        if _sound(path):
+        if kept.sound(path):
             return float(TensorFile(path)[TOOK])
-        with _alone(path):
-            if not _sound(path):  # nobody has computed it meanwhile
+        with kept.alone(path):
+            if not kept.sound(path):  # nobody has computed it meanwhile
                 if path.exists():
                     talk.say(f"{path} is damaged: it is computed again")
                 rows = _computed(place, prefix, model, D.Seeded(images, *views.transform(preprocess, view)))
@@ -200,7 +196,7 @@ def _features(
         return 0.0
 
     spared = parallel.by_first(took)
-    return _mapped(path), spared
+    return kept.mapped(path)["features"], spared
 
 
 def _computed(place: Place, prefix: Prefix, model: nn.Module, images: D.Seeded) -> Iterator[Tensor]:
@@ -212,24 +208,6 @@ def _computed(place: Place, prefix: Prefix, model: nn.Module, images: D.Seeded) 
             yield prefix.features(model, x.to(device)).cpu()
 
 
-@contextmanager
-def _alone(path: Path) -> Generator[None]:
-    """Let only one of several runs compute a file; the others find it when they get in."""
-    from filelock import FileLock
-
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock")
-    with FileLock(lock):
-        for left in path.parent.glob(f".{path.name[:24]}.*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps what somebody has open
-                lock.unlink()
-
-
 def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str, str]) -> None:
     """One tensor, batch by batch, its CRC-32, and the seconds that it took."""
     crc, started = 0, time.monotonic()
@@ -238,7 +216,7 @@ def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str
             if i == 0:
                 tensors = [
                     ("features", CODES[batch.dtype], (count, *batch.shape[1:])),
-                    (CHECK, CODES[torch.int64], (1,)),
+                    (kept.CHECK, CODES[torch.int64], (1,)),
                     (TOOK, CODES[torch.float64], (1,)),
                 ]
                 out.write(files.safetensors_header(tensors, metadata))
@@ -246,30 +224,3 @@ def _write(path: Path, rows: Iterable[Tensor], count: int, metadata: Mapping[str
             crc = zlib.crc32(data, crc)
             out.write(data)
         out.write(crc.to_bytes(8, "little") + struct.pack("<d", time.monotonic() - started))
-
-
-def _sound(path: Path) -> bool:
-    """Whether a file is there and whole."""
-    if not path.exists():
-        return False
-    try:
-        found = _mapped(path)
-        if zlib.crc32(found.flatten().view(torch.uint8).numpy().data) == int(TensorFile(path)[CHECK]):
-            return TOOK in TensorFile(path)
-    except (Corrupt, KeyError):
-        pass
-    return False
-
-
-def _mapped(path: Path) -> Tensor:
-    """The features of a file, read where they are looked at."""
-    file = TensorFile(path)
-    shape, dtype = file.shape("features"), file.dtype("features")
-    with path.open("rb") as opened:
-        room = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    flat = torch.frombuffer(room, dtype=dtype, count=math.prod(shape), offset=file.header.data_start)
-    return flat.view(shape)
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -46,6 +46,29 @@ def parse(spec: str) -> list[Part]:
     return parts
 
 
+def weighted(spec: str) -> list[tuple[float, Part]]:
+    """The parts of a sum such as `kd[temperature=4]+0.5*feature`, each with its factor.
+
+    Raises:
+        UsageError: the text does not follow the grammar, or a factor is not a positive number.
+    """
+    found: list[tuple[float, Part]] = []
+    for text in _split(spec, "+"):
+        factor, star, rest = text.partition("*")
+        if "[" in factor or not star:
+            factor, rest = "1", text
+        try:
+            weight = float(factor)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf"):
+            raise UsageError(f"'{factor.strip()}' in '{spec}' is no positive factor", "for example kd+0.5*feature")
+        found.append((weight, one(rest.strip())))
+    if not found:
+        raise UsageError("the spec is empty", "write a name such as kd[temperature=4]")
+    return found
+
+
 def document(text: str, where: str, hint: str) -> Mapping[str, Any]:
     """A YAML file's text as a mapping of knobs; `where` names it in messages.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from vtzoo.errors import UsageError
+from vtzoo.errors import NotFound, UsageError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +51,25 @@ class Task:
         """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std and so on."""
         several = {"multilabel": True} if self.multilabel else {}
         return {"name": self.name, "classes": list(self.classes), **several, **plain(asdict(self.preprocess))}
+
+
+def chosen(tasks: Sequence[Task], name: str | None, who: str) -> Task:
+    """A task by name; without a name the only one.
+
+    Raises:
+        NotFound: no such task, or several and none named.
+    """
+    known = [t.name for t in tasks]
+    if name is None and len(known) == 1:
+        return tasks[0]
+    if name is None:
+        raise NotFound(
+            f"{who} has {len(known)} tasks: {', '.join(known)}",
+            f"choose one with --task {known[0] if known else 'NAME'}",
+        )
+    if name not in known:
+        raise NotFound(f"{who} has no task '{name}'", did_you_mean(name, known))
+    return tasks[known.index(name)]
 
 
 def check_labels(classes: Sequence[str]) -> None:

@@ -1,256 +1,283 @@
-"""A teacher's answers, computed once per image and view and kept on disk.
+"""Teachers' answers to views of images: computed once and kept on disk, or in every step.
 
-Teacher and student see the same crop (Beyer et al. 2021, arXiv:2106.05237): a view is a pure function of (seed, view,
-index), rendered once at the larger of their input sizes, each side then at its own size, mean and std. Student epoch e
-reads view e mod V. One safetensors file per view, named by everything that decides its content.
+What is kept does not depend on the student: logits (of more than 256 classes the 100 largest, and what is left) and pooled features in
+half precision, a file for each view and each block of images, so that a run that was stopped goes on where it was. The student's own
+pixels are kept beside them, for every student of that size.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
-from vtzoo import data as D
-from vtzoo import talk
+from vtzoo import machine, talk
+from vtzoo._images import Images
 from vtzoo.artifact import Artifact, Live, go_live
-from vtzoo.backbone import sized
-from vtzoo.bases import weights_path
-from vtzoo.errors import Mismatch, NotFound, Resources, UsageError
-from vtzoo.files import sha256
+from vtzoo.crops import BATCH, Crops, Rendered, normalised, rendered
+from vtzoo.errors import Corrupt, Resources
+from vtzoo.kept import kept, place
 from vtzoo.losses._outputs import Outputs
-from vtzoo.spec import Preprocess, plain
-from vtzoo.tensors import TensorFile, channels_last, write
+from vtzoo.outputs import LEVELS, outputs
+from vtzoo.spec import BackboneCard, Preprocess, Task, plain
+from vtzoo.tensors import channels_last
 
-BATCH = 64
+BLOCK = 1024
+WHOLE, TOP = 256, 100
+"""Up to so many classes all logits are kept; of more, so many."""
+HALF = 6e4
+WORST = 0.02
+"""By how much a kept probability may differ from the teacher's on another day."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teaching:
-    """What decides the targets: teachers and their digests, images, the student's preprocessing, crops, seed and precision; `workers` only say how fast."""
+@dataclass(eq=False, kw_only=True)
+class Teacher:
+    """Who answers for one task.
 
-    teachers: Sequence[Live]
-    digests: Sequence[str]
-    images: D.Images
-    student: Preprocess
-    needs: Sequence[str]
-    views: int
-    min_scale: float
-    seed: int
+    Attributes:
+        artifact: what it is.
+        digest: what its weights are known by.
+        card: of its network.
+        task: whose head answers; None for features alone.
+        preprocess: at what it looks.
+    """
+
+    artifact: Artifact
+    digest: str
+    card: BackboneCard
+    task: Task | None
+    preprocess: Preprocess
+
+    @property
+    def facts(self) -> list[Any]:
+        """What decides its answers."""
+        card, task = self.card, self.task.name if self.task else ""
+        return [self.digest, card.arch, plain(card.model_args), asdict(self.preprocess), task]
+
+    @cached_property
+    def live(self) -> Live:
+        """Ready to answer; built when first asked."""
+        found = go_live(self.artifact, self.task.name if self.task else ("" if self.artifact.tasks else None))
+        channels_last(found.model)
+        return found
+
+
+@dataclass(eq=False, kw_only=True)
+class Lesson:
+    """One task's images, and who answers; without labels and a task where only features are taught.
+
+    Attributes:
+        name: of the task, "" without one.
+        images: with labels counted as the teachers count them.
+        teachers: all of them answer.
+        crops: how views are drawn.
+        needs: what the loss wants.
+        precision: in which teachers compute, "fp32" or "bf16".
+        workers: processes that read images.
+        device: where teachers compute.
+        levels: how many maps they show, where the loss looks at any.
+    """
+
+    name: str
+    images: Images
+    teachers: Sequence[Teacher]
+    crops: Crops
+    needs: frozenset[str]
     precision: str = "fp32"
     workers: int = 0
+    device: str = "cpu"
+    levels: int = LEVELS
 
-    def key(self, view: int) -> str:
-        """Sixteen hex digits, the file's name."""
-        who = [
-            [digest, t.card.arch, plain(t.card.model_args), asdict(t.preprocess), t.task.name if t.task else ""]
-            for digest, t in zip(self.digests, self.teachers, strict=True)
-        ]
-        what = [self.images.digest, len(self.images), list(self.images.classes)]
-        how = [asdict(self.student), list(self.needs), self.min_scale, self.seed, self.precision, view]
-        return hashlib.sha256(json.dumps([who, what, how], sort_keys=True).encode()).hexdigest()[:16]
+    @property
+    def asked(self) -> frozenset[str]:
+        """Which outputs teachers give."""
+        return frozenset({"logits" if n == "token" else n for n in self.needs})
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the task; none where features alone are taught."""
+        return self.images.classes if "logits" in self.asked else ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the answers beside view and place."""
+        who = [t.facts for t in self.teachers]
+        needs = sorted(self.asked & {"logits", "features"})
+        return {"images": self.images.ordered, "crops": self.crops.facts, "teachers": who, "needs": needs, "precision": self.precision}  # fmt: skip
+
+    @torch.no_grad()
+    def ask(self, view: int, places: Sequence[int]) -> list[Outputs]:
+        """What each teacher answers to one view of these images; logits are all teachers' together."""
+        sizes = list(dict.fromkeys(_size(t.preprocess) for t in self.teachers))
+        ready = DataLoader(Rendered(self.images, self.crops, view, places, sizes), BATCH, num_workers=self.workers)
+        found: list[list[Outputs]] = [[] for _ in self.teachers]
+        for batch in ready:
+            for own, teacher in zip(found, self.teachers, strict=True):
+                own.append(self._answer(teacher, batch[sizes.index(_size(teacher.preprocess))]))
+        return together([_stacked(own) for own in found])
+
+    def _answer(self, teacher: Teacher, pixels: Tensor) -> Outputs:
+        model = teacher.live.model.to(self.device)
+        x = normalised(pixels, teacher.preprocess).to(self.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return outputs(model, x, self.asked, self.levels)
 
 
-def ready(
-    opened: Sequence[Artifact], task: str | None, images: D.Images, pixels: int | None, *, labelled: bool
-) -> tuple[list[Live], D.Images]:
-    """The teachers ready to answer, and the images with labels counted as theirs."""
-    classes = images.classes if labelled else None
-    live = [_looking_at(go_live(a, _task(a, task, classes)), pixels) for a in opened]
-    for one, artifact in zip(live, opened, strict=True):
-        if labelled and one.task is None:
-            raise Mismatch(f"{artifact.ref} has no head, and this loss needs logits", "use --loss feature, or a delta as teacher")  # fmt: skip
-        if task is not None and (one.task is None or one.task.name != task):
-            raise NotFound(f"{artifact.ref} has no task '{task}'", "leave --task out, or choose another teacher")
-        if labelled and one.task and one.task.multilabel:
-            raise Mismatch(
-                f"task '{one.task.name}' gives several labels to an image, and losses on logits compare one class",
-                "use --loss feature",
+def _size(shape: Preprocess) -> tuple[int, int]:
+    return shape.input_size[1:]
+
+
+def _stacked(parts: Sequence[Outputs]) -> Outputs:
+    """Batches one after the other."""
+    logits = [p.logits.float().cpu() for p in parts if p.logits is not None]
+    features = [p.features.float().cpu() for p in parts if p.features is not None]
+    maps = tuple(torch.cat(level).float().cpu() for level in zip(*(p.maps for p in parts), strict=True))
+    return Outputs(torch.cat(logits) if logits else None, torch.cat(features) if features else None, maps)
+
+
+def together(answers: Sequence[Outputs]) -> list[Outputs]:
+    """Teachers of one task: each has features and maps of its own, and the logarithm of all teachers' mean probabilities."""
+    logits = [a.logits for a in answers if a.logits is not None]
+    if len(logits) < 2:
+        return list(answers)
+    mean = torch.stack([z.softmax(-1) for z in logits]).mean(0).log().clamp(min=-60)
+    return [Outputs(mean, a.features, a.maps) for a in answers]
+
+
+def packed(answers: Sequence[Outputs]) -> dict[str, Tensor]:
+    """Answers as a file keeps them."""
+    columns = {f"features.{i}": a.features.half() for i, a in enumerate(answers) if a.features is not None}
+    logits = answers[0].logits
+    if logits is None:
+        return columns
+    if logits.shape[1] <= WHOLE:
+        return {**columns, "logits": logits.clamp(-HALF, HALF).half()}
+    best = logits.log_softmax(-1).topk(TOP)
+    return {
+        **columns,
+        "top": best.values.half(),
+        "where": best.indices.int(),
+        "classes": torch.tensor([logits.shape[1]]),
+    }
+
+
+def unpacked(columns: Mapping[str, Tensor], rows: Sequence[int]) -> list[Outputs]:
+    """Answers from a file's columns; of many classes what was not among the largest shares what they left."""
+    index = torch.tensor(rows)
+    logits = columns["logits"][index].float() if "logits" in columns else None
+    if "top" in columns:
+        top, where, classes = columns["top"][index].float(), columns["where"][index].long(), int(columns["classes"])
+        rest = (1 - top.exp().sum(-1, keepdim=True)).clamp(min=1e-12) / (classes - top.shape[1])
+        logits = rest.log().expand(-1, classes).scatter(1, where, top)
+    features = [columns[n][index].float() for n in sorted(columns) if n.startswith("features.")]
+    return [Outputs(logits, f) for f in features] or [Outputs(logits)]
+
+
+@dataclass(eq=False)
+class Answers:
+    """A lesson's answers, and a student's pixels of this size (height, width), in files that are mapped when first looked at."""
+
+    lesson: Lesson
+    folder: Path
+    size: tuple[int, int]
+    _open: dict[tuple[str, int, int], dict[str, Tensor]] = field(
+        default_factory=dict[tuple[str, int, int], dict[str, Tensor]]
+    )
+
+    def prepare(self, views: int) -> None:
+        """Compute what is missing of so many views.
+
+        Raises:
+            Resources: the disk has no room for it.
+        """
+        parts = [(v, block) for v in range(views) for block in range(-(-len(self.lesson.images) // BLOCK))]
+        self._check_room(parts)
+        for view, block in talk.track(parts, f"teacher {self.lesson.name}".strip(), len(parts)):
+            for kind in ("pixels", "answers"):
+                self._file(kind, view, block)
+
+    def ask(self, view: int, places: Sequence[int]) -> list[Outputs]:
+        """What the teachers answered for images at ascending places."""
+        parts = [unpacked(self._file("answers", view, block), rows) for block, rows in _by_block(places)]
+        return [_stacked(own) for own in zip(*parts, strict=True)]
+
+    def pixels(self, view: int, places: Sequence[int]) -> Tensor:
+        """What the student sees of images at ascending places, uint8 [n, 3, h, w]."""
+        parts = [self._file("pixels", view, b)["pixels"][torch.tensor(rows)] for b, rows in _by_block(places)]
+        return torch.cat(parts)
+
+    def _file(self, kind: str, view: int, block: int) -> dict[str, Tensor]:
+        key = kind, view, block
+        if key not in self._open:
+            facts = self._facts(kind, view, block)
+            self._open[key] = kept(self.folder, facts, lambda: self._made(kind, view, range(*facts["places"])))
+        return self._open[key]
+
+    def _facts(self, kind: str, view: int, block: int) -> dict[str, Any]:
+        lesson, places = self.lesson, [block * BLOCK, min(len(self.lesson.images), (block + 1) * BLOCK)]
+        pixels = {"images": lesson.images.ordered, "crops": lesson.crops.facts, "size": list(self.size)}
+        return {**(lesson.facts if kind == "answers" else pixels), "kind": kind, "view": view, "places": places}
+
+    def _made(self, kind: str, view: int, places: range) -> dict[str, Tensor]:
+        lesson = self.lesson
+        if kind == "answers":
+            return packed(lesson.ask(view, places))
+        return {"pixels": rendered(lesson.images, lesson.crops, view, places, self.size, lesson.workers)}
+
+    def _check_room(self, parts: Sequence[tuple[int, int]]) -> None:
+        """Refuse pixels that the disk can't hold, before the first is drawn."""
+        missing = [f for v, b in parts if not place(self.folder, f := self._facts("pixels", v, b)).exists()]
+        wanted = sum(3 * self.size[0] * self.size[1] * (f["places"][1] - f["places"][0]) for f in missing)
+        if wanted > (free := machine.free_bytes(self.folder)):
+            raise Resources(
+                f"{len(parts)} views take {wanted >> 20} MiB, {free >> 20} MiB are free in {self.folder}",
+                "use fewer --views or images (--set limit=N), or --set cache=off",
             )
-        if labelled and one.task and sorted(one.task.classes) != sorted(images.classes):
-            raise Mismatch(
-                f"the data's classes are not those of task '{one.task.name}'",
-                "use the task's own images, or --loss feature",
-            )
-    orders = {one.task.classes for one in live if one.task} if labelled else set[tuple[str, ...]]()
-    if len(orders) > 1:
-        raise Mismatch("the teachers count the same classes in different orders", "distil from one of them")
-    return live, images.aligned(*orders) if orders else images
 
 
-def _task(artifact: Artifact, asked: str | None, classes: Sequence[str] | None) -> str | None:
-    """Whose head a delta answers with; `classes` are the data's, None for a loss that needs no logits."""
-    delta = artifact.delta
-    if delta is None or (asked is None and len(delta.tasks) < 2):
-        return None
-    if asked is not None:
-        return delta.task(asked).name
-    if classes is None:
-        return ""
-    fitting = [t.name for t in delta.tasks if sorted(t.classes) == sorted(classes)]
-    if len(fitting) > 1:
-        raise UsageError(
-            f"{artifact.ref} has {len(fitting)} tasks with the data's classes: {', '.join(fitting)}",
-            f"choose one with --task {fitting[0]}",
-        )
-    if not fitting:
-        known = ", ".join(t.name for t in delta.tasks)
-        raise Mismatch(f"the data's classes are those of no task of {artifact.ref} ({known})", "use a task's own images, or --loss feature")  # fmt: skip
-    return fitting[0]
+def _by_block(places: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Ascending places as the blocks that hold them, and their rows there."""
+    found: dict[int, list[int]] = {}
+    for at in places:
+        found.setdefault(at // BLOCK, []).append(at % BLOCK)
+    return list(found.items())
 
 
-def _looking_at(live: Live, pixels: int | None) -> Live:
-    card, args = sized(replace(live.card, preprocess=live.preprocess), pixels)
-    if args:
-        raise UsageError(f"{live.card.name} can look at its own size only", "leave --teacher-size out")
-    return replace(live, preprocess=card.preprocess)
+def compared(answers: Answers, views: int, count: int, seed: int = 0) -> dict[str, Any]:
+    """Ask the teachers again for so many of the kept answers, drawn at random.
 
-
-def digest_of(artifact: Artifact) -> str:
-    """What stands for a teacher: its file's sha256, a bare backbone's fingerprint where that is known."""
-    card = artifact.card
-    return artifact.digest if card is None else card.fingerprint or sha256(weights_path(card, artifact.zoo))
-
-
-def outputs(model: nn.Module, x: Tensor, needs: Sequence[str]) -> Outputs:
-    """Pooled features and logits of a timm model, as far as needed; [batch, 3, h, w] -> Outputs."""
-    if "features" not in needs:
-        return Outputs(logits=model(x))
-    body = model.forward_features(x)  # type: ignore[operator] - a method of timm models
-    features = model.forward_head(body, pre_logits=True)  # type: ignore[operator] - likewise
-    logits = model.forward_head(body) if "logits" in needs else None  # type: ignore[operator] - likewise
-    return Outputs(logits=logits, features=features)
-
-
-def prepared(teaching: Teaching, folder: Path) -> list[TensorFile]:
-    """The target files of all views; those that are missing are computed.
+    Returns:
+        `checked`, the largest difference of a probability or (relative to the largest feature) of a feature, and the share of images
+        whose most probable class differs.
 
     Raises:
-        Resources: not enough disk for them.
+        Corrupt: they answer otherwise than what is kept.
     """
-    found: list[TensorFile] = []
-    for view in range(teaching.views):
-        path = folder / f"{teaching.key(view)}.safetensors"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _enough_disk(teaching, folder)
-            write(path, _compute(teaching, view), {"view": str(view)})
-        found.append(TensorFile(path))
-    return found
-
-
-def normalised(pixels: Tensor, shape: Preprocess) -> Tensor:
-    """uint8 pixels -> a network's input at its own size; [n, 3, s, s] -> [n, 3, h, w]."""
-    x = pixels.float() / 255
-    if tuple(x.shape[2:]) != shape.input_size[1:]:
-        x = F.interpolate(x, shape.input_size[1:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    mean, std = torch.tensor(shape.mean), torch.tensor(shape.std)
-    return (x - mean[:, None, None]) / std[:, None, None]
-
-
-@torch.inference_mode()
-def _compute(teaching: Teaching, view: int) -> dict[str, Tensor]:
-    side = max([teaching.student.input_size[1], *(t.preprocess.input_size[1] for t in teaching.teachers)])
-    crop = v2.Compose(
-        [
-            v2.RandomResizedCrop(side, (teaching.min_scale, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(),
-            _Pixels(),
-        ]
-    )
-    columns: dict[str, list[Tensor]] = {"pixels": [], "labels": []}
-    ready = D.Seeded(teaching.images, crop, D.mixed(teaching.seed, view))
-    every: Any = DataLoader(ready, BATCH, num_workers=teaching.workers)
-    reduced = torch.autocast("cpu", torch.bfloat16, enabled=teaching.precision == "bf16")
-    models = [channels_last(t.model) for t in teaching.teachers]
-    for pixels, labels in talk.track(
-        every, f"teacher, view {view + 1}/{teaching.views}", -(-len(teaching.images) // BATCH)
-    ):
-        small = F.interpolate(
-            pixels.float(), teaching.student.input_size[1:], mode="bicubic", antialias=True, align_corners=False
+    draw, lesson = random.Random(seed), answers.lesson
+    every = [(v, i) for v in range(views) for i in range(len(lesson.images))]
+    chosen = draw.sample(every, min(count, len(every)))
+    worst, other = 0.0, 0
+    for view in sorted({v for v, _ in chosen}):
+        places = sorted(i for v, i in chosen if v == view)
+        for known, anew in zip(answers.ask(view, places), lesson.ask(view, places), strict=True):
+            if known.logits is not None and anew.logits is not None:
+                worst = max(worst, (known.logits.softmax(-1) - anew.logits.softmax(-1)).abs().max().item())
+                other += int((known.logits.argmax(-1) != anew.logits.argmax(-1)).sum())
+            if known.features is not None and anew.features is not None:
+                apart = (known.features - anew.features).abs().max() / anew.features.abs().max().clamp(min=1e-12)
+                worst = max(worst, apart.item())
+    if worst > WORST:
+        raise Corrupt(
+            f"the teachers of {lesson.name or 'these images'} answer otherwise than what is kept, by {worst:.2g}",
+            f"remove {answers.folder} and start again",
         )
-        columns["pixels"].append(small.round().clamp(0, 255).to(torch.uint8))
-        columns["labels"].append(labels)
-        with reduced:
-            answers = [
-                outputs(m, normalised(pixels, t.preprocess), teaching.needs)
-                for m, t in zip(models, teaching.teachers, strict=True)
-            ]
-        for name, value in _joined(answers).items():
-            columns.setdefault(name, []).append(value.half())
-    return {n: torch.cat(parts) for n, parts in columns.items()}
-
-
-def _joined(answers: Sequence[Outputs]) -> dict[str, Tensor]:
-    """Several teachers: features side by side, class probabilities averaged (as log-probabilities)."""
-    found: dict[str, Tensor] = {}
-    features = [a.features for a in answers if a.features is not None]
-    logits = [a.logits for a in answers if a.logits is not None]
-    if features:
-        found["features"] = torch.cat(features, -1)
-    if logits:
-        found["logits"] = (
-            logits[0] if len(logits) == 1 else torch.stack([z.softmax(-1) for z in logits]).mean(0).log().clamp(min=-60)
-        )
-    return found
-
-
-class _Pixels(nn.Module):
-    def forward(self, image: Image.Image) -> Tensor:
-        return v2.functional.pil_to_tensor(image)
-
-
-def _enough_disk(teaching: Teaching, folder: Path) -> None:
-    import shutil
-
-    pixels = 3 * teaching.student.input_size[1] * teaching.student.input_size[2]
-    width = sum(int(getattr(t.model, "num_features", 1280)) for t in teaching.teachers)
-    wanted, free = len(teaching.images) * (pixels + 2 * width), shutil.disk_usage(folder).free
-    if wanted > free:
-        raise Resources(
-            f"a view's targets take {wanted >> 20} MiB, {free >> 20} MiB are free in {folder}",
-            "use fewer images (--set limit=N) or free some disk",
-        )
-
-
-class Answers:
-    """The target files, one view of them at a time in memory."""
-
-    def __init__(self, files: Sequence[TensorFile]) -> None:
-        self.files, self.view, self.columns = files, -1, dict[str, Tensor]()
-
-    def rows(self, view: int, places: Sequence[int], shape: Preprocess) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Input, label, features and logits of these images; what the files don't hold is empty, [n, 0]."""
-        if view != self.view:
-            self.view, self.columns = view, dict(self.files[view])
-        index = torch.tensor(places)
-        none = torch.empty(len(self.columns["labels"]), 0)
-        x = normalised(self.columns["pixels"][index], shape)
-        labels, features, logits = (self.columns.get(n, none)[index] for n in ("labels", "features", "logits"))
-        return x, labels, features, logits
-
-
-def statistics(file: TensorFile) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per feature dimension, over one view; [width] each."""
-    features = file["features"].float()
-    return features.mean(0), features.std(0).clamp(min=1e-3)
-
-
-def facts(teaching: Teaching) -> dict[str, Any]:
-    """What a student's lineage keeps of its teaching."""
     return {
-        "teachers": list(teaching.digests),
-        "teacher_tasks": [t.task.name if t.task else "" for t in teaching.teachers],
-        "data": f"sha256:{teaching.images.digest}",
-        "licenses": sorted({t.card.license for t in teaching.teachers if t.card.license}),
-        "images": len(teaching.images),
-        "views": teaching.views,
+        "checked": len(chosen),
+        "largest_difference": worst,
+        "top1_differs": other / len(chosen) / len(lesson.teachers),
     }

@@ -34,7 +34,7 @@ USAGE = [
 MISSING = [
     (("methods", "lorra"), "no method is called 'lorra'", "did you mean lora or"),
     (("merges", "tie"), "no merge is called 'tie'", "did you mean ties"),
-    (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd?"),
+    (("losses", "kdd"), "no loss is called 'kdd'", "did you mean kd or"),
     (("inits", "net2nt"), "no init is called 'net2nt'", "did you mean net2net?"),
     (
         ("show", "tf_eficientnet_lite0"),

@@ -1,80 +1,39 @@
 """What may teach, what a student starts from, and what is recorded of both; on a tiny ConvNet and 32-pixel images."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from tests.e2e.students import CARS, PETS, distilled, images_of, kept, world
 from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.artifact import go_live, open_ref
+from vtzoo.crops import Crops
 from vtzoo.delta import Delta
 from vtzoo.errors import Mismatch, Network, NotFound, UsageError, VtzooError
+from vtzoo.faculty import School, lessons_of
 from vtzoo.files import sha256
+from vtzoo.recipe import Recipe
 from vtzoo.results import Distilled
-from vtzoo.targets import ready
+from vtzoo.targets import Lesson
 from vtzoo.verbs.add import add_backbone
-from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.safetensors import export_safetensors
 from vtzoo.verbs.fold import fold_ref
-from vtzoo.verbs.merge import merge_refs
-from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
-
-PETS, CARS = ("cat", "dog"), ("bus", "van")
-RECIPE = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "image_size": 32}
-
-
-def _images(root: Path, classes: Sequence[str], seed: int) -> Path:
-    """Noise: the names and sizes of the files are the same for every seed."""
-    draw = np.random.default_rng(seed)
-    for split, count in (("train", 8), ("val", 2)):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.bmp")
-    return root
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two folders of images; deltas a, b (pets) and c (cars) with merges of them, as entries and as files."""
-    root = tmp_path_factory.mktemp("distill")
-    zoo = Zoo.init(root / "zoo")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), root / "conv.safetensors")
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), root / "vit.safetensors")
-    add_backbone(name="conv", arch="test_efficientnet", weights=root / "conv.safetensors", zoo=zoo)
-    add_backbone(name="vit", arch="test_vit", weights=root / "vit.safetensors", zoo=zoo)
-    for seed, (name, classes) in enumerate({"pets/a": PETS, "pets2/b": PETS, "cars/c": CARS}.items()):
-        images = _images(root / name.partition("/")[0], classes, seed)
-        made = train(backbone="conv", data=str(images), method="lora[rank=2]", name=name, zoo=zoo, recipe={**RECIPE, "seed": seed})  # fmt: skip
-        (root / f"{name[-1]}.safetensors").write_bytes(Path(made.path).read_bytes())
-    merge_refs(refs=["pets/a", "cars/c"], method="linear", name="both", zoo=zoo)
-    merge_refs(refs=["pets/a", "pets2/b"], method="linear", name="twice", zoo=zoo)
-    fold_ref(ref="pets/a", out=root / "folded", zoo=zoo, name="pets/folded")
-    return root
+    return world(tmp_path_factory.mktemp("distill"))
 
 
 def _distil(place: Path, name: str, teacher: str = "pets/a", **changes: Any) -> tuple[Distilled, dict[str, Any]]:
-    """A student and what the zoo knows of how it was made."""
-    zoo = Zoo(place / "zoo")
-    given: dict[str, Any] = {"student": "test_efficientnet", "data": str(place / "pets"), "views": 1, **changes}
-    given["recipe"] = {**RECIPE, "epochs": 0, **changes.get("recipe", {})}
-    made = distill(teachers=[teacher], name=name, zoo=zoo, **given)
-    return made, zoo.resolve(name).facts["lineage"]
-
-
-def _targets(place: Path) -> set[Path]:
-    return set((place / "zoo" / ".vtzoo" / "cache" / "targets").glob("*"))
+    return distilled(place, name, [teacher], **changes)
 
 
 @pytest.mark.parametrize("teacher", ["pets/a", "{}/a.safetensors", "{}/folded", "pets/folded"])
@@ -85,26 +44,28 @@ def test_a_teacher_is_known_by_its_own_file(place: Path, teacher: str) -> None:
     assert path is not None
     _, lineage = _distil(place, f"known/{teacher.replace('{}/', 'by-path-')}".removesuffix(".safetensors"), ref)
     assert lineage["teachers"] == [sha256(path)]
-    assert lineage["data"] == f"sha256:{D.open_data(place / 'pets', split='train').digest}"
+    assert lineage["lessons"][0]["data"] == f"sha256:{D.open_data(place / 'pets', split='train').digest}"
 
 
 def test_two_delta_files_have_answers_of_their_own(place: Path) -> None:
-    """The second teacher's student doesn't learn the first one's answers."""
-    before = _targets(place)
-    _distil(place, "own/b", f"{place}/b.safetensors", views=2, recipe={"seed": 7})
-    first = _targets(place) - before
-    _distil(place, "own/a", f"{place}/a.safetensors", views=2, recipe={"seed": 7})
-    second = _targets(place) - before - first
+    """The second teacher's student doesn't learn the first one's answers; the pixels that it sees are the same."""
+    before, pixels = kept(place), kept(place, "pixels")
+    _distil(place, "own/b", f"{place}/b.safetensors", views=2, recipe={"crop_area": 0.5})
+    first = kept(place) - before
+    _distil(place, "own/a", f"{place}/a.safetensors", views=2, recipe={"crop_area": 0.5})
+    second = kept(place) - before - first
     assert len(first) == len(second) == 2
+    assert len(kept(place, "pixels") - pixels) <= 2
 
 
 def test_other_pixels_under_the_same_names_are_answered_anew(place: Path) -> None:
     """Two folders whose files have equal names and sizes are two data sets."""
     _distil(place, "pixels/one")
-    before = _targets(place)
+    before = kept(place)
     _, lineage = _distil(place, "pixels/other", data=str(place / "pets2"))
-    assert len(_targets(place) - before) == 1
-    assert lineage["data"] != Zoo(place / "zoo").resolve("pixels/one").facts["lineage"]["data"]
+    assert len(kept(place) - before) == 1
+    one = Zoo(place / "zoo").resolve("pixels/one").facts["lineage"]
+    assert lineage["lessons"][0]["data"] != one["lessons"][0]["data"]
 
 
 @pytest.mark.parametrize(("data", "classes", "task"), [("pets", PETS, "pets"), ("cars", CARS, "cars")])
@@ -113,7 +74,7 @@ def test_a_merge_teaches_with_the_head_whose_classes_are_the_datas(
 ) -> None:
     """Of several tasks the one of the images is taught; the student has its classes."""
     _, lineage = _distil(place, f"merge/{data}", "both", data=str(place / data))
-    assert lineage["teacher_tasks"] == [task]
+    assert lineage["lessons"][0]["teacher_tasks"] == [task]
     live = go_live(open_ref(f"merge/{data}", Zoo(place / "zoo")))
     assert live.task is not None
     assert (live.task.name, live.task.classes) == (task, classes)
@@ -122,7 +83,7 @@ def test_a_merge_teaches_with_the_head_whose_classes_are_the_datas(
 def test_a_merge_teaches_features_without_a_head(place: Path) -> None:
     """A loss without logits needs no task, and any images will do."""
     _, lineage = _distil(place, "merge/features", "both", loss="feature", data=str(place / "zoo" / ".." / "pets2"))
-    assert lineage["teacher_tasks"] == [""]
+    assert lineage["lessons"][0]["teacher_tasks"] == [""]
 
 
 def test_a_task_is_asked_for_where_several_fit(place: Path) -> None:
@@ -130,10 +91,11 @@ def test_a_task_is_asked_for_where_several_fit(place: Path) -> None:
     with pytest.raises(UsageError, match="pets, pets2") as refusal:
         _distil(place, "several/none", "twice")
     assert refusal.value.hint == "choose one with --task pets"
-    before = _targets(place)
+    before = kept(place)
     for task in ("pets", "pets2"):
-        assert _distil(place, f"several/{task}", "twice", task=task)[1]["teacher_tasks"] == [task]
-    assert len(_targets(place) - before) == 2
+        lineage = _distil(place, f"several/{task}", "twice", task=task)[1]
+        assert lineage["lessons"][0]["teacher_tasks"] == [task]
+    assert len(kept(place) - before) == 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +106,8 @@ def test_a_task_is_asked_for_where_several_fit(place: Path) -> None:
         ("pets/a", {"task": "cars"}, NotFound, "cars"),
         ("pets/folded", {"task": "cars"}, NotFound, "cars"),
         ("conv", {"task": "cars", "loss": "feature"}, NotFound, "cars"),
-        ("pets/a", {"recipe": {"mixup": 0.2, "augment": "strong"}}, UsageError, "augment, mixup"),
+        ("pets/a", {"recipe": {"cutmix": 0.2, "sampling": "balanced"}}, UsageError, "cutmix, sampling"),
+        ("pets/a", {"recipe": {"augment": "strong"}}, UsageError, "augment=strong"),
         ("pets/a", {"recipe": {"head_lr": 1e-2, "label_smoothing": 0.1}}, UsageError, "head_lr, label_smoothing"),
         ("pets/a", {"recipe": {"limit": 1}}, UsageError, "one image"),
         ("pets/a", {"student": "test_vit[img_size=48]"}, UsageError, "48"),
@@ -168,11 +131,11 @@ def test_what_would_be_ignored_or_can_not_be_is_refused(
     place: Path, teacher: str, changes: dict[str, Any], error: type[VtzooError], said: str
 ) -> None:
     """A knob without effect, a task that is not there, weights that can't be had: refused by name, before any work."""
-    before = _targets(place)
+    before = kept(place)
     with pytest.raises(error, match=said) as refusal:
         _distil(place, "x/y", teacher, **changes)
     assert refusal.value.hint
-    assert _targets(place) == before
+    assert kept(place) == before
 
 
 @pytest.mark.parametrize("student", ["test_vit", "test_vit[img_size=32]", "vit", "test_resnet", "conv"])
@@ -225,19 +188,25 @@ def test_labels_are_counted_as_the_teacher_counts_them(place: Path) -> None:
     )
     turned.save(place / "turned.safetensors")
     images = D.open_data(place / "pets", split="train")
-    _, aligned = ready([open_ref(f"{place}/turned.safetensors", zoo)], None, images, None, labelled=True)
+
+    def lesson(*names: str) -> Lesson:
+        teachers = [open_ref(f"{place}/{n}.safetensors", zoo) for n in names]
+        school = School(teachers=teachers, crops=Crops(), needs=frozenset({"logits"}), recipe=Recipe())
+        return lessons_of(school, {"": str(place / "pets")}, None)[0]
+
+    aligned = lesson("turned").images
     assert aligned.classes == ("dog", "cat")
     assert [aligned.classes[y] for y in aligned.labels] == [images.classes[y] for y in images.labels]
     with pytest.raises(Mismatch, match="orders"):
-        ready([open_ref(f"{place}/{n}.safetensors", zoo) for n in ("turned", "a")], None, images, None, labelled=True)
+        lesson("turned", "a")
 
 
 def test_broken_images_are_left_out_of_the_final_measure_too(place: Path, tmp_path: Path) -> None:
     """With skip_bad a broken validation image does not cost the trained student."""
-    images = _images(tmp_path / "pets", PETS, 5)
+    images = images_of(tmp_path / "pets", PETS, 5)
     (images / "val" / "cat" / "0.bmp").write_bytes(b"no picture")
     made, _ = _distil(place, "skipped", data=str(images), skip_bad=True)
-    assert set(made.metrics) == {"student", "teacher"}
+    assert set(made.metrics) == {"pets", "pets (teacher)"}
 
 
 def test_a_file_outside_the_zoo_is_never_looked_up_in_it(place: Path, tmp_path: Path) -> None:

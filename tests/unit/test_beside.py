@@ -65,3 +65,13 @@ def test_what_changes_the_network_keeps_nothing(method: str) -> None:
     model = grown("test_vit", method)
     assert beside.find(model, SIZES["test_vit"], 0.5) is None
     assert not any("_owned" in m.__dict__ or m._forward_pre_hooks for m in model.modules())
+
+
+def test_slices_of_kept_numbers_round_as_a_layers_own() -> None:
+    """At the width of a ViT-S products of strided rows round otherwise; the rest is given rows as a layer lays them out."""
+    torch.manual_seed(0)
+    args = {"img_size": 32, "embed_dim": 384, "num_heads": 6, "depth": 3}
+    model = vtzoo.inject(timm.create_model("vit_tiny_patch16_224", num_classes=5, **args), "lst")
+    found = beside.find(model, (3, 32, 32), 0.5)
+    assert found is not None
+    assert len(found.hosts) == 4

@@ -13,6 +13,7 @@ Both are given those of the function's knobs that they name.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -42,6 +43,27 @@ class Shapes:
 
 
 def given(value: Tensor | None) -> Tensor:
-    """An output that the loss's NEEDS promises."""
+    """An output that the loss's NEEDS promises, in float32 at least."""
     assert value is not None
-    return value
+    return wide(value)
+
+
+def taught(value: Tensor | None) -> Tensor:
+    """The same of a teacher, which learns nothing itself."""
+    return given(value).detach()
+
+
+def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """Given and taught maps side by side, from early to late."""
+    assert student.maps
+    return [(given(s), taught(t)) for s, t in zip(student.maps, teacher.maps, strict=True)]
+
+
+def wide(value: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def exact(value: Tensor) -> torch.autocast:
+    """Products are taken as they are written here, whatever precision the networks have."""
+    return torch.autocast(value.device.type, enabled=False)

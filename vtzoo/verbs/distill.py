@@ -1,121 +1,190 @@
-"""Teach a small network what any ref knows: a backbone, a delta, a merge or a folded model."""
+"""Teach a small network what any refs know: backbones, deltas, merges or folded models, of one task or of many."""
 
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from timm.models import is_model
 from torch import Tensor, nn
 
 from vtzoo import data as D
-from vtzoo import knobs, parallel, registry, talk
-from vtzoo.anatomy import head_names
-from vtzoo.artifact import described, open_ref, store_model
-from vtzoo.backbone import build_card, card_of, create, sized, taking, timm_card
+from vtzoo import knobs, parallel, talk
+from vtzoo.artifact import open_ref, store_model
+from vtzoo.crops import Crops
 from vtzoo.devices import accelerator
-from vtzoo.errors import Mismatch, NotFound, ShapeMismatch, UsageError
-from vtzoo.fingerprint import base_state
+from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.faculty import School, lessons_of
 from vtzoo.fit import Plan, checkpoint_path, fit
-from vtzoo.losses._outputs import Outputs
+from vtzoo.grading import cost, graded, lines
+from vtzoo.lessons import Course, prepared
+from vtzoo.losses._outputs import Outputs, Shapes
+from vtzoo.objective import Objective, Term, needs_of, read
+from vtzoo.outputs import check_parts
+from vtzoo.pupil import Pupil
 from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
-from vtzoo.score import brief, logits_of, measure
-from vtzoo.spec import BackboneCard, plain
-from vtzoo.targets import Answers, Teaching, digest_of, facts, outputs, prepared, ready, statistics
+from vtzoo.score import logits_of
+from vtzoo.spec import Task
+from vtzoo.student import SLIM, Giver, Student, build_student
+from vtzoo.targets import Lesson, compared, together
 from vtzoo.zoo import Zoo
 
-HELD_OUT = 0.02
-DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64}
+DEFAULTS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.05, "epochs": 20, "batch_size": 64, "augment": "crop"}
 UNUSED = frozenset(
     {
-        "augment", "cache", "class_weights", "crop_area", "cutmix", "drop_path", "eval_limit", "eval_on", "fold", "folds", "framing", "head_lr",
-        "label_smoothing", "layer_decay", "mixup", "parallel", "preset", "sampling", "shots", "train_on", "views",
+        "class_weights", "cutmix", "drop_path", "eval_limit", "eval_on", "fold", "folds", "framing", "head_lr",
+        "label_smoothing", "layer_decay", "parallel", "preset", "sampling", "shots", "train_on", "views",
     }
 )  # fmt: skip
-"""Training knobs without a meaning here: both sides see the same plain crops of all images, as many as `--views`, and the loss has its own
+"""Training knobs without a meaning here: both sides see the same crops of all images, as many as `--views`, and the loss has its own
 knobs."""
+ALONE = "hard[weight=0]"
+"""The true labels and nothing else: what the same student learns without a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """Everything resolved, nothing computed yet; `start` says what the student's weights are: pretrained or random."""
+    """Everything resolved, nothing computed yet."""
 
     zoo: Zoo
     name: str
-    teaching: Teaching
-    student: nn.Module
-    card: BackboneCard
-    start: str
+    student: Student
+    student_text: str
+    giver: Giver | None
+    lessons: Sequence[Lesson]
     recipe: Recipe
-    loss: Callable[..., Tensor]
-    spec: dict[str, Any]
+    terms: Sequence[Term]
+    views: int
+    data: Mapping[str, str]
+    skip_bad: bool
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those that the student gets a classifier for."""
+        shape = self.student.card.preprocess
+        return [Task(name=n.name, classes=n.classes, preprocess=shape) for n in self.lessons if n.classes]
+
+    @property
+    def facts(self) -> list[Any]:
+        """What decides the student's weights beside the loss."""
+        lessons = [n.facts for n in self.lessons]
+        return [lessons, self.views, facts_of(self.recipe), self.student.card.json(), self.student.start]
 
 
 def distill(
-    *, teachers: Sequence[str], student: str, data: str, loss: str = "kd", name: str, task: str | None = None, zoo: Zoo | None = None,
-    recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4, teacher_size: int | None = None,
+    *, teachers: Sequence[str], student: str, data: str | Mapping[str, str], loss: str = "kd", name: str, task: str | None = None,
+    zoo: Zoo | None = None, recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4,
+    teacher_size: int | None = None, baseline: bool = False, check: int = 0, init: str | None = None, init_from: str | None = None,
 ) -> Distilled:  # fmt: skip
-    """Train a student on its teachers' answers and keep it in the zoo as a plain model.
+    """Train a student on its teachers' answers and keep it in the zoo as a plain model, with a classifier for each task.
 
     Args:
-        teachers: refs; several are averaged (logits) or set side by side (features).
+        teachers: refs; several of one task are averaged (logits) or compared with in turn (features, maps). A merge teaches all its tasks.
         student: a backbone's or model's name or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or
-            a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]".
-        data: images; any folder tree for a loss that needs no labels.
-        loss: "kd[temperature=4]", "hard", "feature".
+            a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]". Or
+            "slim[macs=0.5]": a smaller network made of the first teacher, or of `init_from`.
+        data: images, of several tasks as {task: images}; any folder tree for a loss that needs no labels.
+        loss: "kd[temperature=4]", or a sum: "kd+0.5*feature".
         name: what to call the student.
         task: whose head teaches; unless given, the one whose classes are the data's (none for a loss without logits).
-        zoo: where to keep it; target files are kept in its cache.
-        recipe: training knobs; see `vtzoo.recipe.Recipe`. `image_size` is the student's.
+        zoo: where to keep it; what teachers answered is kept in its cache.
+        recipe: `vtzoo.recipe.Recipe`; `image_size` is the student's, `augment`, `crop_area` and `mixup` say what both sides see.
         resume: go on from this name's checkpoint.
         skip_bad: leave out broken images.
-        views: crops of each image that the teacher answers.
+        views: crops of each image, shown in turn; 0, with cache=off alone, shows new ones in each epoch.
         teacher_size: side in pixels at which bare convolutional teachers look; their own unless given.
+        baseline: also train the same student for as long on the labels alone, to compare.
+        check: ask the teachers again for so many of the kept answers, and compare.
+        init: how the student gets its first weights from another network, "weight-selection", "net2net"; see `vtzoo.inits`.
+        init_from: which; the first teacher unless given.
 
     Returns:
-        `metrics` of student and teacher on the validation split, where labels are the task's; `report` with sizes and agreement.
+        `metrics` of student, teachers and baseline on each task's test (else validation) images; `report`: what is kept, and what it costs.
 
     Raises:
         Mismatch: the loss needs logits and a teacher has no head, or the data's classes are others.
         Network: the student's own weights must be fetched and can't be.
+        Corrupt: kept answers are not the teachers'.
         Conflict: the name exists.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("models", name)
-    if views < 1 or (teacher_size is not None and teacher_size < 8):
-        raise UsageError(
-            f"views={views}, teacher_size={teacher_size}: there is nothing to see", "views from 1, sizes from 8 pixels"
-        )
-    needs, function, spec = _loss(loss)
     settings = _recipe(recipe or {})
-    opened = [open_ref(t, zoo) for t in teachers]
-    images = D.open_data(data, split="train", skip_bad=skip_bad, labelled="logits" in needs)
-    live, images = ready(opened, task, images, teacher_size, labelled="logits" in needs)
-    torch.manual_seed(settings.seed)
-    model, card, start = _student(student, zoo, len(images.classes) if "logits" in needs else 0, settings.image_size)
-    teaching = Teaching(
-        teachers=live, digests=[digest_of(a) for a in opened], images=images.limit(settings.limit, settings.seed), student=card.preprocess,
-        needs=needs, views=views, min_scale=0.35, seed=settings.seed, precision=settings.precision, workers=settings.workers,
+    terms, given = read(loss), {"": data} if isinstance(data, str) else dict(data)
+    _check_asked(settings, terms, views, teacher_size, check)
+    school = School(
+        teachers=[open_ref(t, zoo) for t in teachers], crops=_crops(settings), needs=needs_of(terms), recipe=settings, pixels=teacher_size,
+        skip_bad=skip_bad,
     )  # fmt: skip
-    job = _Job(zoo=zoo, name=name, teaching=teaching, student=model, card=card, start=start, recipe=settings, loss=function, spec=spec)  # fmt: skip
-    history = _fit(job, resume=resume)
-    return _keep(job, history, _measured(job, data, skip_bad=skip_bad) if "logits" in needs else {})
+    if baseline and not school.labelled:
+        raise UsageError(
+            "without labels the student can't learn alone", "leave --baseline out, or use a loss on logits"
+        )
+    way = _way(student, init, init_from)
+    lessons = lessons_of(school, given, task)
+    giver = _giver(zoo, way, init_from, lessons) if way else None
+    job = _job(zoo, name, school, lessons, given, student, giver, terms, views)
+    return _taught(job, resume=resume, baseline=baseline, check=check)
 
 
-def _loss(text: str) -> tuple[Sequence[str], Callable[..., Tensor], dict[str, Any]]:
-    """What a loss needs, its function with all knobs set, and the same as facts."""
-    part = knobs.one(text)
-    module = registry.load("losses", part.name)
-    function = getattr(module, part.name.replace("-", "_"))
-    chosen = knobs.decode(function, part.knobs, part.name)
-    assert isinstance(chosen, dict)
-    return module.NEEDS, partial(function, **chosen), {"function": part.name, **chosen}
+def _way(student: str, init: str | None, ref: str | None) -> str | None:
+    """How the student gets its first weights from another network, if it does."""
+    slim = student.partition("[")[0] == SLIM
+    if slim and init:
+        raise UsageError("a slimmed student has its first weights already", "leave --init out")
+    if ref and not init and not slim:
+        raise UsageError("--init-from says whose weights, and not how", "add --init weight-selection (see vtzoo inits)")
+    return student if slim else init
+
+
+def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Giver:
+    """Who gives the student its first weights: a head with them, where one task alone is learned and it has that."""
+    artifact = open_ref(ref, zoo) if ref else lessons[0].teachers[0].artifact
+    names = [t.name for t in artifact.tasks if t.name == lessons[0].name and t.classes == lessons[0].classes]
+    return Giver(way, artifact, names[0] if len(lessons) == 1 and names else "" if artifact.tasks else None)
+
+
+def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None) -> Student:
+    """A fresh student, the same for the same seed."""
+    torch.manual_seed(recipe.seed)
+    if giver and giver.way == text:
+        return giver.slim([n.images for n in lessons], recipe.image_size)
+    made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
+    return giver.give(made) if giver else made
+
+
+def _job(
+    zoo: Zoo, name: str, school: School, lessons: Sequence[Lesson], data: Mapping[str, str], student: str, giver: Giver | None,
+    terms: Sequence[Term], views: int,
+) -> _Job:  # fmt: skip
+    """The student built, and all that is asked of it."""
+    recipe = school.recipe
+    return _Job(
+        zoo=zoo, name=name, student=_built(zoo, student, lessons, recipe, giver), student_text=student, giver=giver, lessons=lessons,
+        recipe=recipe, terms=terms, views=school.crops.distinct(views), data=dict(zip([n.name for n in lessons], data.values(), strict=True)),
+        skip_bad=school.skip_bad,
+    )  # fmt: skip
+
+
+def _online(recipe: Recipe, terms: Sequence[Term]) -> bool:
+    """Whether teachers answer in every step: nothing shall be kept, or maps are compared, which are too large to be."""
+    return recipe.cache == "off" or "maps" in needs_of(terms)
+
+
+def _check_asked(recipe: Recipe, terms: Sequence[Term], views: int, teacher_size: int | None, check: int) -> None:
+    """Refuse numbers that leave nothing to see, or to check."""
+    if check and _online(recipe, terms):
+        why = "with cache=off" if recipe.cache == "off" else "with a loss on maps"
+        raise UsageError(f"{why} no answers are kept that could be checked", "leave --check-cache out")
+    if views < (0 if recipe.cache == "off" else 1) or (teacher_size is not None and teacher_size < 8):
+        raise UsageError(
+            f"views={views}, teacher_size={teacher_size}: there is nothing to see",
+            "views from 1 (or 0 with --set cache=off), sizes from 8 pixels",
+        )
 
 
 def _recipe(user: Mapping[str, Any]) -> Recipe:
@@ -132,169 +201,172 @@ def _recipe(user: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> tuple[nn.Module, BackboneCard, str]:
-    """Build it at its input size; its weights are "pretrained" or "random"."""
-    part = knobs.one(text) if "[" in text else knobs.Part(text, {})
-    args: dict[str, Any] = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
-    card, known = _card(part.name, zoo)
-    pretrained = args.pop("pretrained", known)
-    if not isinstance(pretrained, bool):
-        raise UsageError(f"pretrained={pretrained!r} is neither true nor false", f"{part.name}[pretrained=false]")
-    if fixed := sorted({"num_classes", "in_chans"} & set(args)):
-        raise UsageError(
-            f"a student's {' and '.join(fixed)} can't be chosen: its teacher and the images decide", "leave it out"
-        )
-    side = args.get("img_size", pixels)
-    if side is not None and (not isinstance(side, int) or pixels not in (None, side)):
-        raise UsageError(f"the student's img_size is {side}, --image-size {pixels}", "give one of them, one number of pixels")  # fmt: skip
-    card, sizing = sized(card, side)
-    args = {**card.model_args, **sizing, **args}
-    start = "pretrained" if pretrained else "random"
-    talk.say(f"student {part.name} starts from {start} weights")
-    if not pretrained:
-        model = taking(card, side, lambda: create(card.arch, pretrained=False, num_classes=classes, **args))
-        shape = replace(card.preprocess, crop_pct=1.0, crop_mode="center")
-        made = BackboneCard(name=card.arch, arch=card.arch, model_args=args, preprocess=shape, head=head_names(model))
-        return model.requires_grad_(), made, start
-    model = taking(card, side, lambda: _pretrained(card, args, zoo, classes))
-    return model.requires_grad_(), replace(card, model_args=args), start
+def _crops(recipe: Recipe) -> Crops:
+    if recipe.augment == "strong":
+        raise UsageError("augment=strong shows each side something else", "use augment=crop, flip or none")
+    return Crops(augment=recipe.augment, area=recipe.crop_area or Crops().area, mixup=recipe.mixup)
 
 
-def _pretrained(card: BackboneCard, args: dict[str, Any], zoo: Zoo, classes: int) -> nn.Module:
-    """Build with weights; refuses arguments that would leave some of them out or some of the network random."""
-    refusal = ShapeMismatch(
-        f"the weights of {card.name} do not fit {plain(args)}", "leave arguments out, or add pretrained=false to them"
-    )
-    try:
-        model = build_card(card, zoo=zoo, num_classes=classes, **args)
-    except RuntimeError as error:
-        raise refusal from error
-    if args != card.model_args:  # timm loads what has a name on both sides, and only logs the rest
-        own = create(card.arch, pretrained=False, num_classes=0, **card.model_args)
-        if set(base_state(model)) != set(base_state(own)):
-            raise refusal
-    return model
-
-
-def _card(name: str, zoo: Zoo) -> tuple[BackboneCard, bool]:
-    """A student's card, and whether its name stands for weights: a bare architecture that is no entry's name doesn't."""
-    sections = {e.section for e in zoo.entries() if e.name == name}
-    if "models" in sections:
-        model = open_ref(name, zoo)
-        assert model.files is not None
-        card, _ = described(model.files)
-        return replace(card, name=name, source=f"object:sha256:{model.digest}"), True
-    if is_model(name) and "." not in name and "backbones" not in sections:
-        return timm_card(name), False
-    try:
-        return card_of(name, zoo), True
-    except NotFound:
-        if sections:
-            raise  # it says what the entry is instead
-        return timm_card(name), False
-
-
-@dataclass(kw_only=True)
-class _Lessons:
-    """What the student sees and how it is judged: epoch e reads view e mod V; a fiftieth of the images is held out.
-
-    `mean` and `std` of the teachers' features; `projector` brings the student's to their width (None without features).
-    """
-
-    job: _Job
-    answers: Answers
-    train: list[int]
-    held: list[int]
-    mean: Tensor
-    std: Tensor
-    projector: nn.Linear | None
-
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-        recipe, shuffled = self.job.recipe, list(self.train)
-        random.Random(f"{recipe.seed}/{epoch}").shuffle(shuffled)
-        for i in range(start * recipe.batch_size, len(shuffled), recipe.batch_size):
-            view = epoch % self.job.teaching.views
-            yield self.answers.rows(view, shuffled[i : i + recipe.batch_size], self.job.card.preprocess)
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        x, labels, features, logits = batch
-        ours = outputs(model, x, self.job.teaching.needs)
-        if self.projector is not None and ours.features is not None:
-            ours = Outputs(ours.logits, self.projector(ours.features))
-        standard = (features.float() - self.mean.to(x.device)) / self.std.to(x.device) if features.numel() else None
-        return self.job.loss(ours, Outputs(logits if logits.numel() else None, standard), labels)
-
-    @torch.inference_mode()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        was, model = model.training, model.eval()
-        batch = self.answers.rows(0, self.held, self.job.card.preprocess)
-        device = next(model.parameters()).device
-        value = self.loss(model, tuple(t.to(device) for t in batch)).item()
-        model.train(was)
-        return {"val_loss": value}
-
-
-def _lessons(job: _Job) -> _Lessons:
-    size = len(job.teaching.images)
-    if size < 2:
-        raise UsageError("one image is too few: some are held out", "give more images, or a larger limit")
-    files = prepared(job.teaching, job.zoo.root / ".vtzoo" / "cache" / "targets")
-    order = list(range(size))
-    random.Random(job.recipe.seed).shuffle(order)
-    count = max(1, int(size * HELD_OUT))
-    mean, std, projector = torch.zeros(1), torch.ones(1), None
-    if "features" in job.teaching.needs:
-        mean, std = statistics(files[0])
-        projector = nn.Linear(int(getattr(job.student, "num_features", 0)), len(mean))
-    train, held = order[count:], order[:count]
-    return _Lessons(job=job, answers=Answers(files), train=train, held=held, mean=mean, std=std, projector=projector)
-
-
-def _fit(job: _Job, *, resume: bool) -> list[dict[str, Any]]:
-    lessons = _lessons(job)
-    what = [job.teaching.key(0), job.teaching.views, facts_of(job.recipe), job.spec, job.card.json(), job.start]
+def _taught(job: _Job, *, resume: bool, baseline: bool, check: int) -> Distilled:
+    """Prepare, train, measure, keep."""
+    pupil = _pupil(job, job.student)
+    online = _online(job.recipe, job.terms)
+    if online and job.recipe.cache != "off":
+        talk.say("this loss compares maps, which are not kept: the teachers answer in every step")
+    folder = None if online else job.zoo.root / ".vtzoo" / "cache" / "targets"
+    shape = job.student.card.preprocess
+    course, objective = prepared(job.lessons, pupil, job.terms, shape, job.recipe, job.views, folder)
+    checks = [compared(answers, job.views, check) for answers in course.kept] if check else []
     checkpoint = checkpoint_path(job.zoo.root, job.name, "student")
+    history = _fit(job, course, objective, pupil, checkpoint, resume=resume)
+    alone = _alone(job, course, resume=resume) if baseline else None
+    metrics = _measured(job, pupil, alone)
+    made = _keep(job, pupil, history, metrics, checks)
+    for kind in ("student", "alone"):
+        checkpoint_path(job.zoo.root, job.name, kind).unlink(missing_ok=True)
+    return made
+
+
+def _pupil(job: _Job, student: Student) -> Pupil:
+    """The student with its classifiers, seen to show what the loss looks at.
+
+    Raises:
+        Mismatch: it doesn't.
+    """
+    pupil = Pupil(student.model, [len(n.classes) for n in job.lessons if n.classes])
+    needs = needs_of(job.terms)
+    if "token" in needs:
+        train: Any = getattr(pupil.trunk, "set_distilled_training", None)
+        if train is None:
+            raise Mismatch(
+                f"{student.card.name} has no distillation token, and this loss teaches one",
+                "use a student such as deit_tiny_distilled_patch16_224, or --loss hard",
+            )
+        train(enable=True)
+    if pupil.places or needs - {"logits"}:
+        with pupil.at(0) if pupil.places else nullcontext():
+            check_parts(pupil.trunk, student.card.preprocess.input_size, student.card.name)
+    return pupil
+
+
+def _fit(
+    job: _Job, course: Course, objective: Objective, pupil: Pupil, checkpoint: Path, *, resume: bool
+) -> list[dict[str, Any]]:
+    """Train one student by one objective."""
+    what = [*job.facts, [t.facts for t in objective.terms]]
     plan = Plan(
-        model=job.student, loss=lessons.loss, batches=lessons.batches, steps=-(-len(lessons.train) // job.recipe.batch_size),
-        recipe=job.recipe, validate=lessons.validate, extra=lessons.projector, checkpoint=checkpoint,
-        key=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
+        model=pupil, loss=lambda model, batch: course.loss(_as_pupil(model), objective, batch), batches=course.batches, steps=course.steps,
+        recipe=job.recipe, validate=lambda model: course.validate(model, objective), extra=objective if len(objective.bridges) + len(objective.standards) else None,
+        checkpoint=checkpoint, key=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
     )  # fmt: skip
     return fit(plan, resume=resume)
 
 
-def _keep(job: _Job, history: list[dict[str, Any]], metrics: dict[str, Any]) -> Distilled:
-    task = job.teaching.teachers[0].task if "logits" in job.teaching.needs else None
+def _as_pupil(model: nn.Module) -> Pupil:
+    assert isinstance(model, Pupil)
+    return model
+
+
+def _alone(job: _Job, course: Course, *, resume: bool) -> Pupil:
+    """The same student after as many steps on the labels alone."""
+    talk.say(f"{job.name}: the same student without a teacher")
+    again = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver)
+    pupil, terms = Pupil(again.model, [len(n.classes) for n in job.lessons]), read(ALONE)
+    objective = Objective(terms, Shapes(), {}, {})
+    checkpoint = checkpoint_path(job.zoo.root, job.name, "alone")
+    _fit(job, course, objective, pupil, checkpoint, resume=resume and checkpoint.is_file())
+    return pupil
+
+
+def _measured(job: _Job, pupil: Pupil, alone: Pupil | None) -> dict[str, Any]:
+    """Student, teachers and the student without a teacher on each task's test images; nothing where there are none with labels."""
+    found: dict[str, Any] = {}
+    for number, lesson in enumerate(n for n in job.lessons if n.classes):
+        images, split = _held(job, lesson)
+        if images is None:
+            continue
+        theirs, labels = _teachers(lesson, images)
+        own, taught = graded(_logits(pupil, number, images, job), theirs, labels)
+        found[lesson.name] = {"split": split, **own}
+        found[f"{lesson.name} (teacher)"] = taught
+        if alone is not None:
+            found[f"{lesson.name} (no teacher)"] = graded(_logits(alone, number, images, job), theirs, labels)[0]
+    return found
+
+
+def _held(job: _Job, lesson: Lesson) -> tuple[D.Images | None, str]:
+    """The images on which a task is measured."""
+    splits: tuple[D.Split, ...] = ("test", "val")
+    for split in splits:
+        with suppress(Mismatch, NotFound, UsageError):
+            return D.open_data(job.data[lesson.name], split=split, skip_bad=job.skip_bad).aligned(lesson.classes), split
+    return None, ""
+
+
+def _logits(pupil: Pupil, number: int, images: D.Images, job: _Job) -> Tensor:
+    with pupil.at(number) as trunk:
+        return logits_of(
+            trunk, D.loader(images, D.transforms(job.student.card.preprocess, train=False), batch_size=64)
+        )[0]
+
+
+def _teachers(lesson: Lesson, images: D.Images) -> tuple[Tensor, Tensor]:
+    """Logits of a task's teachers together, and labels."""
+    answers: list[Outputs] = []
+    labels = torch.empty(0)
+    for teacher in lesson.teachers:
+        plain = D.transforms(teacher.preprocess, train=False)
+        logits, labels = logits_of(teacher.live.model, D.loader(images, plain, batch_size=64))
+        answers.append(Outputs(logits))
+    logits = together(answers)[0].logits
+    assert logits is not None
+    return logits, labels
+
+
+def _keep(
+    job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any], checks: list[dict[str, Any]]
+) -> Distilled:
+    """Put the student in the zoo."""
+    tasks, card = job.tasks, job.student.card
+    licenses = sorted({t.card.license for n in job.lessons for t in n.teachers if t.card.license})
+    report: dict[str, Any] = _report(job, pupil, history, metrics) | ({"check": checks} if checks else {})
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
-    student = {"from": job.card.name, "start": job.start}
-    lineage = {"verb": "distill", "loss": job.spec, "recipe": used, "student": student, **facts(job.teaching)}
-    params = sum(p.numel() for p in job.student.parameters())
-    report: dict[str, Any] = {
-        "start": job.start, "params": params, "teacher_params": sum(p.numel() for t in job.teaching.teachers for p in t.model.parameters()),
-        "epochs": len(history), "loss": history[-1]["loss"] if history else None,
-        "held_out_loss": history[-1].get("val_loss") if history else None,
+    lineage = {
+        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": {"from": card.name, "start": job.student.start},
+        "teachers": list(dict.fromkeys(t.digest for n in job.lessons for t in n.teachers)), "licenses": licenses, "views": job.views,
+        "lessons": [_lineage(n) for n in job.lessons],
     }  # fmt: skip
-    shown = {k: v["top1"] for k, v in metrics.items()}
+    held = report["held_out_loss"]
+    shown = {t.name: {k: metrics[t.name][k] for k in ("top1", "retention")} for t in tasks if t.name in metrics}
+    kept = shown[tasks[0].name] if len(tasks) == 1 and shown else shown
+    several = len(tasks) > 1
     digest = store_model(
-        job.zoo, job.name, job.student.eval(), job.card, kind="student", classes=task.classes if task else (),
-        facts={
-            "tasks": [task.name] if task else [], "metrics": shown or {"held_out_loss": round(report["held_out_loss"] or 0.0, 4)}, "lineage": lineage,
-        },
+        job.zoo, job.name, pupil.trunk.eval(), card, kind="student", tasks=tasks, heads=pupil.classifiers([t.name for t in tasks]) if several else None,
+        facts={"metrics": kept or {"held_out_loss": round(held or 0.0, 4)}, "lineage": lineage},
     )  # fmt: skip
-    checkpoint_path(job.zoo.root, job.name, "student").unlink(missing_ok=True)
-    talk.say(f"{job.name}: {params:,} parameters, teacher {report['teacher_params']:,}")
+    talk.say(f"{job.name}: {report['params']:,} parameters, teachers {report['teacher_params']:,}")
+    if licenses:
+        talk.say(f"its teachers' licences: {', '.join(licenses)}")
     return Distilled(ref=job.name, path=str(job.zoo.object(digest)), metrics=metrics, report=report)
 
 
-def _measured(job: _Job, data: str, *, skip_bad: bool) -> dict[str, Any]:
-    """Student and first teacher on the validation split, and how often they agree; nothing where there is none."""
-    teacher = job.teaching.teachers[0]
-    if teacher.task is None:
-        return {}
-    try:
-        val = D.open_data(data, split="val", skip_bad=skip_bad).aligned(teacher.task.classes)
-    except (Mismatch, NotFound, UsageError):
-        return {}
-    ours, labels = logits_of(job.student, D.loader(val, D.transforms(job.card.preprocess, train=False), batch_size=64))
-    theirs, _ = logits_of(teacher.model, D.loader(val, D.transforms(teacher.preprocess, train=False), batch_size=64))
-    agree = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
-    return {"student": {**brief(measure(ours, labels)), "agreement": agree}, "teacher": brief(measure(theirs, labels))}
+def _lineage(lesson: Lesson) -> dict[str, Any]:
+    """What a student's lineage keeps of a lesson."""
+    return {
+        "task": lesson.name, "data": f"sha256:{lesson.images.digest}", "images": len(lesson.images),
+        "teachers": [t.digest for t in lesson.teachers], "teacher_tasks": [t.task.name if t.task else "" for t in lesson.teachers],
+    }  # fmt: skip
+
+
+def _report(job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a student cost, and what it keeps."""
+    teachers = {t.digest: t for n in job.lessons for t in n.teachers}
+    own = cost(pupil, job.student.card.preprocess.input_size)
+    theirs = [cost(t.live.model, t.preprocess.input_size) for t in teachers.values()]
+    found: dict[str, Any] = {
+        "start": job.student.start, **own, "teacher_params": sum(c["params"] for c in theirs), "teacher_macs": sum(c["macs"] for c in theirs),
+        "images": sum(len(n.images) for n in job.lessons), "views": job.views, "epochs": len(history),
+        "loss": history[-1]["loss"] if history else None, "held_out_loss": history[-1].get("val_loss") if history else None,
+    }  # fmt: skip
+    tasks = [t.name for t in job.tasks if t.name in metrics]
+    return found | ({"tasks": lines(metrics, tasks)} if tasks else {})

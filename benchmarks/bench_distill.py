@@ -1,0 +1,148 @@
+"""A ViT-S tuned on four tasks, its experts and their merge, distilled into one small student with four heads.
+
+    python benchmarks/bench_distill.py IMAGES --weights vit_small_patch14_dinov2.safetensors --zoo DIR [--limit 1000] [--epochs 40] [--views 10]
+
+IMAGES has a folder for each task. Teachers: a LoRA of the ViT-S (DINOv2, 112 px) for each task, and their merge. Students, from random weights, at
+112 px: MobileNetV4-small, and a ViT of a quarter of the teacher's parameters. Beside each the same student after as many steps on the labels
+alone, on the same views. Retention is top-1 over the teachers'; all on each task's test images, after the last epoch. Then the time of 20 epochs with teachers'
+answers on disk, made in the first of them, and with teachers that answer in every step; nothing else may run meanwhile. What is trained already is
+not trained again: start it as often as you like. Adds its rows to results/distill.json.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from _results import keep
+
+from vtzoo import talk
+from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.distill import distill
+from vtzoo.verbs.merge import merge_refs
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
+
+TASKS = {"clothing": "clothing", "emoji": "emoji", "omniglot": "omniglot-alphabets", "sign-digits": "sign-digits"}
+ARCH, MERGE = "vit_small_patch14_dinov2.lvd142m", "tsv"
+STUDENTS = {
+    "mobilenetv4_conv_small": "mobilenetv4_conv_small",
+    "vit-quarter": "vit_tiny_patch16_224[patch_size=14,class_token=false,global_pool=avg]",
+}
+HEAD = (
+    "student", "teachers", "seed", "task", "images", "teachers' top-1, %", "student's", "without a teacher", "retention, %", "agreement, %", "KL, nats", "ECE",
+)  # fmt: skip
+COSTS = ("network", "parameters", "multiply-adds", "file, MB")
+TIMES = ("answers", "first epoch's work and 20 epochs, s", "to asking in every step")
+SEEDS = {"mobilenetv4_conv_small": (0, 1, 2), "vit-quarter": (0,)}
+SHARED: dict[str, Any] = {"image_size": 112, "precision": "bf16"}
+
+
+def teachers(zoo: Zoo, asked: argparse.Namespace) -> dict[str, list[str]]:
+    """The experts and their merge, made where they are missing."""
+    known = {entry.name for entry in zoo.entries()}
+    if "vit_small" not in known:
+        add_backbone(name="vit_small", arch=ARCH, weights=asked.weights, zoo=zoo)
+    experts = [f"{task}/lora" for task in TASKS]
+    recipe = {**SHARED, "epochs": 10, "limit": asked.limit, "batch_size": 32, "eval_on": "test"}
+    for (task, folder), name in zip(TASKS.items(), experts, strict=True):
+        if name not in known:
+            train(
+                backbone="vit_small",
+                data=str(asked.images / folder),
+                method="lora[rank=8]",
+                name=name,
+                zoo=zoo,
+                recipe={**recipe, "lr": 5e-4, "head_lr": 1e-2},
+            )
+            talk.say(f"made {task}")
+    if "merge" not in known:
+        merge_refs(refs=experts, method=asked.merge, name="merge", zoo=zoo)
+    return {"experts": experts, "merge": ["merge"]}
+
+
+def taught(zoo: Zoo, who: list[str], student: str, name: str, asked: argparse.Namespace, **more: Any) -> Any:
+    """One student."""
+    recipe = {**SHARED, "epochs": asked.epochs, "limit": asked.limit, **more.pop("recipe", {})}
+    data = {task: str(asked.images / folder) for task, folder in TASKS.items()}
+    given: dict[str, Any] = {"loss": asked.loss, "views": asked.views, **more}
+    return distill(teachers=who, student=student, data=data, name=name, zoo=zoo, recipe=recipe, **given)
+
+
+def report(zoo: Zoo, asked: argparse.Namespace) -> None:
+    """Every student beside its teachers and itself without them."""
+    lines: list[tuple[str, ...]] = []
+    raw: dict[str, Any] = {}
+    costs: dict[str, tuple[str, ...]] = {}
+    for kind, student in STUDENTS.items():
+        for seed in SEEDS[kind]:
+            for whose, who in teachers(zoo, asked).items():
+                name = f"{kind}/{whose}-{seed}"
+                made = taught(
+                    zoo, who, student, f"{name}-{time.time_ns()}", asked, baseline=True, recipe={"seed": seed}
+                )
+                raw[name] = {
+                    "metrics": {k: {n: v for n, v in m.items() if n != "confusion"} for k, m in made.metrics.items()},
+                    "report": made.report,
+                }
+                lines += [told(kind, whose, seed, line) for line in made.report["tasks"]]
+                size = Path(made.path).stat().st_size
+                costs[kind] = (kind, f"{made.report['params']:,}", f"{made.report['macs']:,}", f"{size / 1e6:.1f}")
+                print(*lines[-4:], sep="\n", flush=True)
+    keep(__doc__ or "", f"four tasks, {asked.limit} images each, {asked.epochs} epochs, {asked.loss}", HEAD, lines, raw)
+    keep(__doc__ or "", "what the students cost", COSTS, list(costs.values()), {})
+
+
+def told(kind: str, whose: str, seed: int, line: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table."""
+    return (
+        kind, whose, str(seed), line["task"], str(line["images"]), f"{100 * line['teacher']:.1f}", f"{100 * line['top1']:.1f}", f"{100 * line['no_teacher']:.1f}",
+        f"{100 * line['retention']:.1f}", f"{100 * line['agreement']:.1f}", f"{line['kl']:.3f}", f"{line['ece']:.3f}",
+    )  # fmt: skip
+
+
+def timed(zoo: Zoo, asked: argparse.Namespace) -> None:
+    """Seconds of 20 epochs with answers on disk and without, of the first student; the teachers' answers of these views are new."""
+    who, found = teachers(zoo, asked)["experts"], dict[str, float]()
+    for cache in ("auto", "off"):
+        recipe = {"epochs": 20, "cache": cache, "crop_area": 0.4 + time.time_ns() % 1000 / 1e6}
+        start = time.perf_counter()
+        taught(zoo, who, STUDENTS["mobilenetv4_conv_small"], f"timed/{cache}-{time.time_ns()}", asked, recipe=recipe)
+        found[cache] = time.perf_counter() - start
+    rows = [
+        ("on disk", f"{found['auto']:.0f}", f"{found['off'] / found['auto']:.1f} times as fast"),
+        ("in every step", f"{found['off']:.0f}", ""),
+    ]
+    keep(
+        __doc__ or "",
+        f"20 epochs of {asked.views} views, {asked.limit} images of each of four tasks",
+        TIMES,
+        rows,
+        found,
+    )
+    print(rows, flush=True)
+
+
+def main() -> None:
+    """Make teachers, students, and tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--views", type=int, default=10)
+    parser.add_argument("--loss", default="kd")
+    parser.add_argument("--merge", default=MERGE)
+    parser.add_argument("--only", choices=("report", "times"))
+    asked = parser.parse_args()
+    talk.install(lambda text: print(text, flush=True), lambda items, _label, _total: items)
+    zoo = Zoo.init(asked.zoo, exist_ok=True)
+    if asked.only != "times":
+        report(zoo, asked)
+    if asked.only != "report":
+        timed(zoo, asked)
+
+
+if __name__ == "__main__":
+    main()
