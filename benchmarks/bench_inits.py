@@ -1,7 +1,7 @@
 """First weights from another network: how far Net2Net changes the function, and what weight selection is worth.
 
     python benchmarks/bench_inits.py                                                    Net2Net: the largest change of outputs
-    python benchmarks/bench_inits.py --weights FILE [--arch vit_small_patch14_dinov2] --pixels 56 [--epochs 10] [--limit 500] DATA …
+    python benchmarks/bench_inits.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--epochs 10] [--limit 500] DATA …
     python benchmarks/bench_inits.py --backbone vit_embedded_64 [--epochs 20] DATA …
 
 Net2Net: networks of timm's sizes, every parameter moved, in float64 and float32; the largest difference of outputs on four random images over
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=1e-3)
     asked = parser.parse_args()
+    asked.pixels = asked.pixels or (56 if asked.weights else None)
     train(asked) if asked.data else grow()
 
 

@@ -42,8 +42,8 @@ def started(
         source: plain; of what is grafted on it nothing is taken over.
         spec: "weight-selection[layers=uniform]", "net2net", "fna", "resize".
         name: the source's, for what is said.
-        labels: of the student's classes; without any, heads of one size are taken to have the same classes.
-        source_labels: of the source's.
+        labels: of the student's classes; without any on either side, heads of one size are taken to have the same classes.
+        source_labels: of the source's. A head with another number of classes than labels stays fresh, or gives nothing.
 
     Raises:
         ShapeMismatch: the networks are no family, or can't be what the way promises; the student keeps its weights.
@@ -75,24 +75,16 @@ def started(
 def planned(
     student: nn.Module, source: nn.Module, labels: Sequence[str] = (), source_labels: Sequence[str] = ()
 ) -> Plan:
-    """What is known of both networks; each runs one image.
-
-    Raises:
-        ShapeMismatch: labels of more or fewer classes than a head has.
-    """
+    """What is known of both networks; each runs one image."""
     many, few = (int(getattr(m, "num_classes", 0) or 0) for m in (student, source))
     known: dict[Any, int] = {label: row for row, label in enumerate(source_labels)}
     same = not labels and not source_labels and many == few
-    classes = tuple(range(many)) if same else tuple(known.get(label) for label in labels) or (None,) * many
-    for said, count, whose in ((labels, many, "student"), (source_labels, few, "source")):
-        if said and len(said) != count:
-            raise ShapeMismatch(
-                f"the {whose} has {count} classes, and {len(said)} labels are given", "name each once, in its order"
-            )
+    classes = tuple(range(many)) if same else tuple(known.get(label) for label in labels)
+    fitting = len(classes) == many and (same or len(source_labels) == few)
     return Plan(
         source=sketched(source),
         target=sketched(student),
-        classes=classes,
+        classes=classes if fitting else (None,) * many,
         silent=partial(silent, student),
     )
 
