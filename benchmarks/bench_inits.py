@@ -2,9 +2,10 @@
 
     python benchmarks/bench_inits.py                                                    Net2Net: the largest change of outputs
     python benchmarks/bench_inits.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--epochs 10] [--limit 500] DATA …
+    python benchmarks/bench_inits.py --backbone vit_embedded_64 [--epochs 20] DATA …
 
 Net2Net: networks of timm's sizes, every parameter moved, in float64 and float32; the largest difference of outputs on four random images over
-the largest output. Training: a student of half the source's width and heads, a quarter of its size, all of it trained with one recipe
+the largest output. Training: a student of half the source's width, a quarter of its size, all of it trained with one recipe
 from random weights and from selected ones; top-1 on the test images of each DATA (train|val|test/CLASS/*). Adds its rows to results/inits.json.
 """
 
@@ -37,7 +38,7 @@ from vtzoo.verbs.add import add_backbone
 from vtzoo.zoo import Zoo
 
 SEEDS = 3
-WAYS = ("", "weight-selection", "weight-selection[layers=uniform]")
+WAYS = ("", "weight-selection")
 GROWN: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "ViT, 12 to 14 blocks": ("vit_tiny_patch16_224", {}, {"depth": 14}),
     "ViT, hidden width 768 to 1152": ("vit_tiny_patch16_224", {}, {"mlp_ratio": 6.0}),
@@ -106,7 +107,8 @@ def student(
 ) -> nn.Module:
     """A network of half the source's width, from random weights or from the source's."""
     torch.manual_seed(seed)
-    width, heads = source.embed_dim // 2, source.blocks[0].attn.num_heads // 2  # type: ignore[union-attr,index]
+    width, heads = source.embed_dim // 2, source.blocks[0].attn.num_heads  # type: ignore[union-attr,index]
+    heads = heads // 2 if heads % 2 == 0 else heads  # an odd number stays, each half as wide
     model = timm.create_model(arch, num_classes=len(labels), **args, embed_dim=width, num_heads=heads)
     return started(model, source, way, labels=labels) if way else model
 
@@ -134,10 +136,11 @@ def train(asked: argparse.Namespace) -> None:
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo.init(Path(folder) / "zoo")
-        add_backbone(name="measured", arch=asked.arch, weights=asked.weights, zoo=zoo)
-        card, args = sized(resolved_card("measured", zoo), asked.pixels)
-        source = build_card(card, zoo=zoo, **args)
-        make = partial(student, asked.arch, args, source)
+        if asked.weights:
+            add_backbone(name="measured", arch=asked.arch, weights=asked.weights, zoo=zoo)
+        card, args = sized(resolved_card("measured" if asked.weights else asked.backbone, zoo), asked.pixels)
+        source, args = build_card(card, zoo=zoo, **args), {**card.model_args, **args}
+        make = partial(student, card.arch, args, source)
         for data in asked.data:
             for way in WAYS:
                 start, found = time.perf_counter(), list[float]()
@@ -149,7 +152,7 @@ def train(asked: argparse.Namespace) -> None:
                 shown = " ".join(f"{v:.3f}" for v in found)
                 rows.append((task, way or "random", f"{statistics.fmean(found):.3f}", shown))
                 print(" | ".join(rows[-1]), f"({seconds:.0f} s each)", flush=True)
-                title = f"a student of half the width of {asked.arch}, {asked.pixels} px, {asked.limit} images, {asked.epochs} epochs"
+                title = f"a student of half the width of {asked.arch if asked.weights else asked.backbone}, {card.preprocess.input_size[1]} px, {asked.limit} images, {asked.epochs} epochs"
                 keep(__doc__ or "", title, ("task", "first weights", "test top-1, mean", "by seed"), rows, raw)
 
 
@@ -159,11 +162,13 @@ def main() -> None:
     parser.add_argument("data", nargs="*")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--arch", default="vit_small_patch14_dinov2")
-    parser.add_argument("--pixels", type=int, default=56)
+    parser.add_argument("--backbone", default="vit_embedded_64", help="where no weights are given")
+    parser.add_argument("--pixels", type=int)
     parser.add_argument("--limit", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=1e-3)
     asked = parser.parse_args()
+    asked.pixels = asked.pixels or (56 if asked.weights else None)
     train(asked) if asked.data else grow()
 
 

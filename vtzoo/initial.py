@@ -42,8 +42,8 @@ def started(
         source: plain; of what is grafted on it nothing is taken over.
         spec: "weight-selection[layers=uniform]", "net2net", "fna", "resize".
         name: the source's, for what is said.
-        labels: of the student's classes; without any, heads of one size are taken to have the same classes.
-        source_labels: of the source's.
+        labels: of the student's classes; without any on either side, heads of one size are taken to have the same classes.
+        source_labels: of the source's. A head with another number of classes than labels stays fresh, or gives nothing.
 
     Raises:
         ShapeMismatch: the networks are no family, or can't be what the way promises; the student keeps its weights.
@@ -80,7 +80,7 @@ def planned(
     known: dict[Any, int] = {label: row for row, label in enumerate(source_labels)}
     same = not labels and not source_labels and many == few
     classes = tuple(range(many)) if same else tuple(known.get(label) for label in labels)
-    fitting = len(classes) == many and all(row is None or row < few for row in classes)
+    fitting = len(classes) == many and (same or len(source_labels) == few)
     return Plan(
         source=sketched(source),
         target=sketched(student),

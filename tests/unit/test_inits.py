@@ -221,6 +221,19 @@ def test_heads_of_other_classes_stay_fresh() -> None:
     assert said == ["30 of 32 tensors from pets, 2 fresh: head.weight, head.bias"]
 
 
+@pytest.mark.parametrize(
+    "labels", [("ab", "abcde"), ("abcdefg", "abcde"), ("abcde", "a"), ("abcde", ""), ("", "abcde")], ids="-".join
+)
+def test_a_head_of_another_number_of_classes_than_labels_stays_fresh(labels: tuple[str, str]) -> None:
+    """Nobody knows which rows are whose; the network is taken over all the same."""
+    student, source = families.build("vit", seed=5), families.build("vit")
+    own = bits(student)
+    for spec in ("resize", "net2net"):
+        taken = state_of(started(student, source, spec, labels=tuple(labels[0]), source_labels=tuple(labels[1])))
+        assert torch.equal(taken["head.weight"], own["head.weight"])
+        assert torch.equal(taken["norm.weight"], state_of(source)["norm.weight"])
+
+
 def test_a_backbone_without_a_head_gives_to_one_with_a_head() -> None:
     """Features are compared where there are no classes in common."""
     source, student = families.build("vit", classes=0), families.build("vit", seed=5, **VIT)
@@ -235,11 +248,23 @@ def test_registers_and_layer_scales_that_the_source_lacks_are_fresh() -> None:
     source = families.build("vit-gap")
     student = families.build("vit", seed=5, init_values=0.1)
     own = bits(student)
-    taken = state_of(started(student, source, "resize", labels=("a",), source_labels=()))
+    taken = state_of(started(student, source, "resize", labels=tuple("abcde"), source_labels=()))
     for name in ("cls_token", "blocks.0.ls1.gamma"):
         assert torch.equal(taken[name], own[name])
     assert not taken["pos_embed"][:, 0].any()
     assert torch.equal(taken["pos_embed"][:, 1:], state_of(source)["pos_embed"])
+
+
+def test_a_class_token_that_the_student_lacks_is_left_out() -> None:
+    """Its place goes with it; those of the patches stay, and are resampled where the grid is another."""
+    source = families.build("vit")
+    for size in ((24, 32), (48, 64)):
+        taken = state_of(started(families.build("vit-gap", seed=5, img_size=size), source, "resize"))["pos_embed"]
+        grid = families.build("vit-gap", seed=7, img_size=(24, 32))
+        with torch.no_grad():
+            grid.get_parameter("pos_embed").copy_(state_of(source)["pos_embed"][:, 1:])
+        wanted = started(families.build("vit-gap", seed=5, img_size=size), grid, "resize")
+        assert torch.equal(taken, state_of(wanted)["pos_embed"])
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_gated_units_are_two() -> None:
         ("deit3", "blocks.1", {"ls1.gamma", "ls2.gamma"}),
         ("beit", "blocks.1", {"gamma_1", "gamma_2"}),
         ("swinv2", "layers.0.blocks.1", {"norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"}),
+        ("swin", "layers.0.blocks.1", {"attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias"}),
         ("convnext", "stages.2.blocks.1", {"gamma"}),
         ("resnet", "layer1.1", {"bn2.weight", "bn2.bias"}),
         ("efficientnet", "blocks.2.1", {"bn3.weight", "bn3.bias"}),

@@ -36,13 +36,12 @@ class Plan:
     silent: Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 
 
-def kin(plan: Plan, choose: Choice, *, same: bool = False) -> dict[str, str]:
-    """The source's block for each of the target's, by name; the nearest with the same layers, and none where a stage's last new blocks have no like.
+def kin(plan: Plan, choose: Choice) -> dict[str, str]:
+    """The source's block for each of the target's, by name; the nearest with the same layers to the one that is wanted; a block without any is missing.
 
     Args:
         plan: of both networks.
         choose: which block is wanted.
-        same: take no other than the wanted.
 
     Raises:
         ShapeMismatch: the networks have other stages, or other layers in their blocks.
@@ -52,7 +51,7 @@ def kin(plan: Plan, choose: Choice, *, same: bool = False) -> dict[str, str]:
         if not {layers(plan.target, b) for b in row} & {layers(plan.source, b) for b in others}:
             raise unlike(plan, others[-1], row[-1])
         wanted = choose(len(others), len(row))
-        pairs = {b: _nearest(plan, b, others, i, same=same) for b, i in zip(row, wanted, strict=True)}
+        pairs = {b: _nearest(plan, b, others, i) for b, i in zip(row, wanted, strict=True)}
         found |= {b: other for b, other in pairs.items() if other}
     return found
 
@@ -81,9 +80,9 @@ def names(plan: Plan, blocks: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield name, other
 
 
-def _nearest(plan: Plan, block: str, others: Sequence[str], wanted: int, *, same: bool) -> str:
+def _nearest(plan: Plan, block: str, others: Sequence[str], wanted: int) -> str:
     kind = layers(plan.target, block)
-    fitting = [i for i, other in enumerate(others) if layers(plan.source, other) == kind and not (same and i != wanted)]  # fmt: skip
+    fitting = [i for i, other in enumerate(others) if layers(plan.source, other) == kind]  # fmt: skip
     return others[min(fitting, key=lambda i: abs(i - wanted))] if fitting else ""
 
 

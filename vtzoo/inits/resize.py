@@ -31,7 +31,7 @@ def resize(source: Mapping[str, Tensor], target: Mapping[str, Tensor], plan: Pla
     Raises:
         ShapeMismatch: another width or depth, or another family.
     """
-    return remapped(source, target, plan, names(plan, kin(plan, _equal, same=True)), kept)
+    return remapped(source, target, plan, names(plan, kin(plan, _equal)), kept)
 
 
 def _equal(there: int, here: int) -> list[int]:
