@@ -271,7 +271,11 @@ def test_teachers_see_mixed_images_mixed(place: Path) -> None:
 
 def test_a_student_without_a_teacher_stands_beside_it(place: Path) -> None:
     """--baseline trains the same student on labels alone, and reports it; a loss without labels has none."""
-    made, _ = distilled(place, "alone/a", ["both"], data=_both(place), recipe={"epochs": 1}, baseline=True)
+    made, _ = distilled(
+        place, "alone/a", ["both"], data=_both(place), recipe={"epochs": 1}, baseline=True, latency=True
+    )
+    assert made.report["latency_ms"] > 0
+    assert made.report["teacher_latency_ms"] > 0
     assert set(made.metrics) >= {"pets", "pets (teacher)", "pets (no teacher)", "cars (no teacher)"}
     assert all("no_teacher" in line for line in made.report["tasks"])
     with pytest.raises(UsageError, match="without labels"):
