@@ -11,6 +11,7 @@ from tests.contract.cases import BASIC, FAMILIES, METHODS, SUPPORT, WORKS, case,
 from vtzoo.live import attach
 from vtzoo.onnx.convert import OPSET, convert
 from vtzoo.onnx.describe import Description, written
+from vtzoo.onnx.half import halved
 from vtzoo.onnx.run import Runtime, session
 from vtzoo.onnx.seal import seal
 from vtzoo.onnx.verify import differences, judge
@@ -39,11 +40,19 @@ def test_other_operator_sets_give_the_same(family: str, opset: int) -> None:
     _same(families.build(family, dtype=torch.float32), family, opset)
 
 
-def _same(model: torch.nn.Module, family: str, opset: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_nearly_the_same(family: str) -> None:
+    """float16 inside, on every bare family."""
+    _same(families.build(family, dtype=torch.float32), family, OPSET, half=True)
+
+
+def _same(model: torch.nn.Module, family: str, opset: int, *, half: bool = False) -> None:
     size = (3, *families.FAMILIES[family].size)
     shape = Preprocess(input_size=size)
     graph = convert(model, size, opset=opset)
     assert [o.version for o in graph.opset_import if o.domain == ""] == [opset]
-    runtime = Runtime(session(seal(graph, written(Description(task=None, preprocess=shape)))), shape, embedded=False)
+    content = seal(halved(graph) if half else graph, written(Description(task=None, preprocess=shape)))
+    runtime = Runtime(session(content), shape, embedded=False)
     batches = [families.batch(family, n, dtype=torch.float32) for n in (1, 2, 5)]
-    judge(differences(model, runtime, batches), "float32", 1e-4, "")
+    judge(differences(model, runtime, batches), "float16" if half else "float32", 1e-3 if half else 1e-4, "")
