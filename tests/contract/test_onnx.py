@@ -8,6 +8,7 @@ import torch
 
 from tests import families
 from tests.contract.cases import BASIC, FAMILIES, METHODS, SUPPORT, WORKS, case, marked
+from vtzoo.errors import NotExportable
 from vtzoo.live import attach
 from vtzoo.onnx.convert import OPSET, convert
 from vtzoo.onnx.describe import Description, written
@@ -18,9 +19,11 @@ from vtzoo.onnx.verify import differences, judge
 from vtzoo.spec import Preprocess
 
 QUICK = {("lora", "beit"), ("vpt-deep", "vit"), ("adapter", "convnext")}
+SOLVING = ("boft", "oft")
+"""What solves equations in its forward pass, for which ONNX has no operator; folded these are plain weights."""
 PAIRS = sorted(
     {(m, f) for m in BASIC for f in FAMILIES if SUPPORT[m].get(f) in WORKS}
-    | {(m, "vit" if SUPPORT[m].get("vit") in WORKS else "resnet") for m in METHODS}
+    | {(m, "vit" if SUPPORT[m].get("vit") in WORKS else "resnet") for m in METHODS if m not in SOLVING}
     | QUICK
 )
 
@@ -30,6 +33,15 @@ def test_onnx_gives_the_same(spec: str, family: str) -> None:
     """Batch sizes 1, 2 and 5 of random images, in float32."""
     model = attach(families.build(family), case(spec, family).delta).float()
     _same(model, family, OPSET)
+
+
+@pytest.mark.parametrize("spec", SOLVING)
+def test_what_onnx_has_no_operator_for_is_refused(spec: str) -> None:
+    """Attached, in two lines with the exporter's reason; of the same delta folded nothing is refused."""
+    delta = case(spec, "vit").delta
+    with pytest.raises(NotExportable, match="linalg_solve"):
+        convert(attach(families.build("vit"), delta).float(), (3, *families.FAMILIES["vit"].size))
+    assert SUPPORT[spec]["vit"] == "folds"
 
 
 @pytest.mark.slow
