@@ -50,6 +50,8 @@ def test_one_student_learns_all_tasks(place: Path, teachers: list[str]) -> None:
     assert [line["task"] for line in made.report["tasks"]] == ["pets", "cars"]
     assert [n["teacher_tasks"] for n in lineage["lessons"]] == [["pets"], ["cars"]]
     assert zoo.resolve(name).facts["tasks"] == ["pets", "cars"]
+    files = zoo.resolve(name).facts["files"].values()
+    assert made.report["size_bytes"] == sum(zoo.object(digest).stat().st_size for digest in files)
     with pytest.raises(NotFound, match="2 tasks"):
         go_live(open_ref(name, zoo))
     with pytest.raises(NotFound, match="no task 'pest'"):

@@ -328,6 +328,7 @@ def _keep(
             heads=heads,
             facts={"metrics": kept, "lineage": lineage},
         )
+    report["size_bytes"] = job.zoo.resolve(job.name, "models").facts["size_bytes"]
     talk.say(f"{job.name}: {report['params']:,} parameters, teachers {report['teacher_params']:,}")
     if licenses:
         talk.say(f"its teachers' licences: {', '.join(licenses)}")
