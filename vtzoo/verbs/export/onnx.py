@@ -166,8 +166,8 @@ def _sized(artifact: Artifact, task: str | None, wish: Wish, *, plain: bool) -> 
 def _other(live: Live) -> tuple[int, int, int]:
     """Another image size, of sides that differ, [channels, height, width]: two patches higher and one wider."""
     channels, height, width = live.preprocess.input_size
-    embedding: Any = getattr(live.model, "patch_embed", None)
-    rows, columns = embedding.feat_ratio(as_scalar=False) if hasattr(embedding, "feat_ratio") else (32, 32)
+    ratio = getattr(getattr(live.model, "patch_embed", None), "feat_ratio", None)
+    rows, columns = ratio(as_scalar=False) if ratio else (32, 32)
     return channels, height + 2 * rows, width + columns
 
 
