@@ -1,9 +1,12 @@
 """Write a model for another runtime or file format."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from vtzoo.errors import UsageError
 
 from . import _results
 from ._options import Keep, Ref, Task
@@ -53,10 +56,41 @@ def onnx(
             "outputs' cosine may stand below 1 (0.001 and 0.01).",
         ),
     ] = None,
+    multi_task: Annotated[
+        bool, typer.Option("--multi-task", help="One file for all tasks, each image's task given as task_id.")
+    ] = False,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="REF", help="With --multi-task: further deltas of the same backbone; may be repeated."
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="With --multi-task: tell size and time of a file for each task, too.")
+    ] = False,
     name: Keep = None,
 ) -> None:
     """Write ONNX with a free batch size, checked with onnxruntime before the file appears."""
     session = Session.of(ctx)
+    if multi_task or more or compare:
+        alone = {
+            "--task": task,
+            "--dynamic-size": dynamic_size,
+            "--half": half,
+            "--int8": int8,
+            "--data": data,
+            "--calibrate": calibrate,
+        }
+        _only_many([n for n, v in alone.items() if v], multi_task=multi_task)
+        zoo = session.zoo(ref, *(more or ()))
+        from vtzoo.verbs.export.tasks import export_tasks
+
+        result = export_tasks(
+            refs=[ref, *(more or ())], out=out, opset=opset, tolerance=tolerance, embed_preprocess=embed_preprocess, compare=compare,
+            zoo=zoo, name=name,
+        )  # fmt: skip
+        session.show(result, _results.exported)
+        return
     zoo = session.zoo(ref)
     from vtzoo.verbs.export.onnx import export_onnx
 
@@ -65,6 +99,14 @@ def onnx(
         half=half, int8=int8, data=data, calibrate=calibrate, zoo=zoo, name=name,
     )  # fmt: skip
     session.show(result, _results.exported)
+
+
+def _only_many(alone: Sequence[str], *, multi_task: bool) -> None:
+    """Refuse options of which some are of one task, others of many."""
+    if not multi_task:
+        raise UsageError("--with and --compare are of a file of many tasks", "add --multi-task")
+    if alone:
+        raise UsageError(f"{' and '.join(alone)} and --multi-task don't go together", "leave one of them out")
 
 
 def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None) -> None:
@@ -101,6 +143,7 @@ COMMANDS = (
         (
             "vtzoo export onnx fashion/lora fashion.onnx",
             "vtzoo export onnx fashion/lora fashion.onnx --embed-preprocess --int8 static --data photos/",
+            "vtzoo export onnx fashion/lora many.onnx --multi-task --with emoji/vpt --with clipart/adapter",
         ),
     ),
     ("timm", timm, ("vtzoo export timm fashion/folded fashion-timm/",)),
