@@ -117,9 +117,10 @@ class _Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, features, …] -> [n, most classes, …]."""
+        rows: Rows = self.__dict__["rows"]
         every: list[Any] = list(self.heads)
-        present = [h for m in self.rows.present for h in every[m]]
-        counts = [n for m in self.rows.present for n in self.rows.counts[m]]
+        present = [h for m in rows.present for h in every[m]]
+        counts = [n for m in rows.present for n in rows.counts[m]]
         made = [head(part) for head, part in zip(present, x.split(counts), strict=True)]
         return torch.cat([self._filled(y) for y in made])
 
@@ -130,14 +131,16 @@ class _Heads(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """How a module is called: its first input, further ones and output, each by how many of its rows an image has; None is no image's own."""
+    """How a module is called: its first input, further ones and output, each by how many of its rows an image has; None is no image's own.
 
-    x: int | None
+    `shape` is the output's for two images.
+    """
+
+    x: int
     args: tuple[int | None, ...]
     kwargs: Mapping[str, int | None]
-    y: int | None
+    y: int
     shape: tuple[int, ...]
-    calls: int = 1
 
 
 class _Mixing(Graft):
@@ -210,7 +213,7 @@ def _watch(model: nn.Module, heads: Iterable[str]) -> tuple[dict[str, _Seen], di
     given: dict[str, Tensor] = {}
     two, three = _calls(model, 2, given, heads), _calls(model, 3, {}, ())
     found = {n: _compared(two[n], three[n]) for n in two if n in three}
-    return {n: s for n, s in found.items() if s is not None and s.x and s.y and s.calls == 1}, given
+    return {n: s for n, s in found.items() if s is not None}, given
 
 
 def _calls(model: nn.Module, images: int, given: dict[str, Tensor], heads: Iterable[str]) -> dict[str, list[Any]]:
@@ -323,7 +326,8 @@ def _differing(lead: nn.Module, model: nn.Module) -> list[str]:
         if name in heads:
             continue
         other = model.get_submodule(name)
-        for mine, its in ((module._parameters, other._parameters), (module._buffers, other._buffers)):
+        pairs: Any = ((module._parameters, other._parameters), (module._buffers, other._buffers))
+        for mine, its in pairs:
             for key, value in mine.items():
                 own = its[key]
                 if value is not None and own is not None and torch.equal(value, own):
