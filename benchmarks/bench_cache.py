@@ -1,6 +1,6 @@
 """Training whose frozen layers run once for each view of an image, beside a plain loop that runs them in every step.
 
-    python benchmarks/bench_cache.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--limit 1000] [--methods 4] DATA
+    python benchmarks/bench_cache.py --weights FILE [--arch vit_small_patch14_dinov2] [--pixels 56] [--limit 1000] [--method SPEC] DATA
 
 The same images, views (plain and mirrored), order, first weights, memory format, optimiser and schedule on both sides; both validate after
 each epoch, from the first step to the last validation, features included, which ours computes anew for each row. Beside that the
@@ -120,14 +120,14 @@ def main() -> None:
     parser.add_argument("--arch", default="vit_small_patch14_dinov2")
     parser.add_argument("--pixels", type=int, default=56)
     parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--methods", type=int, default=len(METHODS), help="the first so many")
+    parser.add_argument("--method", choices=[m for m, _ in METHODS], help="this one alone")
     asked = parser.parse_args()
     rows: list[tuple[str, ...]] = []
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo.init(Path(folder) / "zoo")
         add_backbone(name="measured", arch=asked.arch, weights=asked.weights, zoo=zoo)
-        for method, epochs in METHODS[: asked.methods]:
+        for method, epochs in [m for m in METHODS if asked.method in (None, m[0])]:
             rate = 1e-2 if method == "linear" else 1e-3
             recipe = Recipe(
                 epochs=epochs, lr=rate, head_lr=rate, weight_decay=1e-4, limit=asked.limit,
@@ -149,6 +149,7 @@ def main() -> None:
             )
             print(" | ".join(rows[-1]), flush=True)
             title = f"{asked.arch}, {asked.pixels} px, {asked.limit} images of {Path(asked.data).name}"
+            title += f", {asked.method}" if asked.method else ""
             keep(__doc__ or "", title, HEAD, rows, raw)
 
 

@@ -1,6 +1,6 @@
 """A ViT-S tuned on four tasks, its experts and their merge, distilled into one small student with four heads.
 
-    python benchmarks/bench_distill.py IMAGES --weights vit_small_patch14_dinov2.safetensors --zoo DIR [--limit 1000] [--epochs 40] [--views 10]
+    python benchmarks/bench_distill.py IMAGES --weights vit_small_patch14_dinov2.safetensors --zoo DIR [--limit 500] [--epochs 30] [--views 10]
 
 IMAGES has a folder for each task. Teachers: a LoRA of the ViT-S (DINOv2, 112 px) for each task, and their merge. Students, from random weights, at
 112 px: MobileNetV4-small, and a ViT of a quarter of the teacher's parameters. Beside each the same student after as many steps on the labels
@@ -10,13 +10,16 @@ not trained again: start it as often as you like. Adds its rows to results/disti
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from _results import keep
 
 from vtzoo import talk
+from vtzoo.score import brief
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.distill import distill
 from vtzoo.verbs.merge import merge_refs
@@ -24,7 +27,7 @@ from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
 TASKS = {"clothing": "clothing", "emoji": "emoji", "omniglot": "omniglot-alphabets", "sign-digits": "sign-digits"}
-ARCH, MERGE = "vit_small_patch14_dinov2.lvd142m", "tsv"
+ARCH, MERGE = "vit_small_patch14_dinov2.lvd142m", "regmean"
 STUDENTS = {
     "mobilenetv4_conv_small": "mobilenetv4_conv_small",
     "vit-quarter": "vit_tiny_patch16_224[patch_size=14,class_token=false,global_pool=avg]",
@@ -32,7 +35,17 @@ STUDENTS = {
 HEAD = (
     "student", "teachers", "seed", "task", "images", "teachers' top-1, %", "student's", "without a teacher", "retention, %", "agreement, %", "KL, nats", "ECE",
 )  # fmt: skip
-COSTS = ("network", "parameters", "multiply-adds", "file, MB")
+COSTS = ("network", "parameters", "million multiply-adds", "file, MB", "one image in onnxruntime, one thread, ms")
+MEANS = (
+    "student",
+    "teachers",
+    "seeds",
+    "teachers' top-1, %",
+    "student's",
+    "without a teacher",
+    "retention, %",
+    "agreement, %",
+)
 TIMES = ("answers", "first epoch's work and 20 epochs, s", "to asking in every step")
 SEEDS = {"mobilenetv4_conv_small": (0, 1, 2), "vit-quarter": (0,)}
 SHARED: dict[str, Any] = {"image_size": 112, "precision": "bf16"}
@@ -44,7 +57,7 @@ def teachers(zoo: Zoo, asked: argparse.Namespace) -> dict[str, list[str]]:
     if "vit_small" not in known:
         add_backbone(name="vit_small", arch=ARCH, weights=asked.weights, zoo=zoo)
     experts = [f"{task}/lora" for task in TASKS]
-    recipe = {**SHARED, "epochs": 10, "limit": asked.limit, "batch_size": 32, "eval_on": "test"}
+    recipe = {**SHARED, "epochs": 10, "limit": asked.teacher_limit, "batch_size": 32, "eval_on": "test"}
     for (task, folder), name in zip(TASKS.items(), experts, strict=True):
         if name not in known:
             train(
@@ -53,11 +66,12 @@ def teachers(zoo: Zoo, asked: argparse.Namespace) -> dict[str, list[str]]:
                 method="lora[rank=8]",
                 name=name,
                 zoo=zoo,
-                recipe={**recipe, "lr": 5e-4, "head_lr": 1e-2},
+                recipe={**recipe},
             )
             talk.say(f"made {task}")
     if "merge" not in known:
-        merge_refs(refs=experts, method=asked.merge, name="merge", zoo=zoo)
+        images = [str(asked.images / folder) for folder in TASKS.values()]
+        merge_refs(refs=experts, method=asked.merge, name="merge", data=images, zoo=zoo)
     return {"experts": experts, "merge": ["merge"]}
 
 
@@ -69,6 +83,18 @@ def taught(zoo: Zoo, who: list[str], student: str, name: str, asked: argparse.Na
     return distill(teachers=who, student=student, data=data, name=name, zoo=zoo, recipe=recipe, **given)
 
 
+def made(zoo: Zoo, who: list[str], student: str, name: str, asked: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """What came out of one student; of one that was made before, what came out then."""
+    kept = zoo.root / "reports" / f"{name.replace('/', '-')}.json"
+    if not kept.is_file():
+        kept.parent.mkdir(exist_ok=True)
+        found = taught(zoo, who, student, name, asked, latency=True, **more)
+        kept.write_text(
+            json.dumps({"metrics": {k: brief(m) for k, m in found.metrics.items()}, "report": found.report})
+        )
+    return json.loads(kept.read_text())
+
+
 def report(zoo: Zoo, asked: argparse.Namespace) -> None:
     """Every student beside its teachers and itself without them."""
     lines: list[tuple[str, ...]] = []
@@ -76,27 +102,47 @@ def report(zoo: Zoo, asked: argparse.Namespace) -> None:
     costs: dict[str, tuple[str, ...]] = {}
     for kind, student in STUDENTS.items():
         for seed in SEEDS[kind]:
+            alone: dict[str, float] = {}
             for whose, who in teachers(zoo, asked).items():
                 name = f"{kind}/{whose}-{seed}"
-                made = taught(
-                    zoo, who, student, f"{name}-{time.time_ns()}", asked, baseline=True, recipe={"seed": seed}
-                )
-                raw[name] = {
-                    "metrics": {k: {n: v for n, v in m.items() if n != "confusion"} for k, m in made.metrics.items()},
-                    "report": made.report,
-                }
-                lines += [told(kind, whose, seed, line) for line in made.report["tasks"]]
-                size = Path(made.path).stat().st_size
-                costs[kind] = (kind, f"{made.report['params']:,}", f"{made.report['macs']:,}", f"{size / 1e6:.1f}")
+                raw[name] = made(zoo, who, student, name, asked, baseline=not alone, recipe={"seed": seed})
+                rows = raw[name]["report"]["tasks"]
+                alone |= {row["task"]: row["no_teacher"] for row in rows if "no_teacher" in row}
+                lines += [told(kind, whose, seed, row, alone[row["task"]]) for row in rows]
+                costs[kind] = cost(kind, raw[name]["report"])
                 print(*lines[-4:], sep="\n", flush=True)
     keep(__doc__ or "", f"four tasks, {asked.limit} images each, {asked.epochs} epochs, {asked.loss}", HEAD, lines, raw)
+    keep(__doc__ or "", "mean over the four tasks", MEANS, means(lines), {})
     keep(__doc__ or "", "what the students cost", COSTS, list(costs.values()), {})
 
 
-def told(kind: str, whose: str, seed: int, line: dict[str, Any]) -> tuple[str, ...]:
+def cost(kind: str, found: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table of costs."""
+    return (
+        kind, f"{found['params']:,}", f"{found['macs'] / 1e6:,.0f}", f"{found['size_bytes'] / 1e6:.1f}", f"{found['latency_ms']:.1f}",
+    )  # fmt: skip
+
+
+def means(lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Of each student and teachers the mean over tasks, and over seeds with their range."""
+    rows: list[tuple[str, ...]] = []
+    for key in dict.fromkeys(line[:2] for line in lines):
+        own = [line for line in lines if line[:2] == key]
+        seeds = list(dict.fromkeys(line[2] for line in own))
+        columns = [[mean(float(line[c]) for line in own if line[2] == seed) for seed in seeds] for c in (5, 6, 7, 8, 9)]
+        rows.append((*key, str(len(seeds)), *(spread(c) for c in columns)))
+    return rows
+
+
+def spread(values: list[float]) -> str:
+    """A mean, and the least and the largest."""
+    return f"{mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
+
+
+def told(kind: str, whose: str, seed: int, line: dict[str, Any], alone: float) -> tuple[str, ...]:
     """A row of the table."""
     return (
-        kind, whose, str(seed), line["task"], str(line["images"]), f"{100 * line['teacher']:.1f}", f"{100 * line['top1']:.1f}", f"{100 * line['no_teacher']:.1f}",
+        kind, whose, str(seed), line["task"], str(line["images"]), f"{100 * line['teacher']:.1f}", f"{100 * line['top1']:.1f}", f"{100 * alone:.1f}",
         f"{100 * line['retention']:.1f}", f"{100 * line['agreement']:.1f}", f"{line['kl']:.3f}", f"{line['ece']:.3f}",
     )  # fmt: skip
 
@@ -129,11 +175,12 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--zoo", type=Path, required=True)
-    parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--views", type=int, default=10)
     parser.add_argument("--loss", default="kd")
     parser.add_argument("--merge", default=MERGE)
+    parser.add_argument("--teacher-limit", type=int, default=1000)
     parser.add_argument("--only", choices=("report", "times"))
     asked = parser.parse_args()
     talk.install(lambda text: print(text, flush=True), lambda items, _label, _total: items)

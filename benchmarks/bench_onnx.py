@@ -40,7 +40,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "int8 static": {"int8": "static"},
 }
 METHODS = ("linear", "lora", "ssf", "bitfit", "vpt-deep", "adapter", "lst", "conv-adapter")
-FEW = ("lora", "adapter")
+SOME, FEW = ("lora", "ssf", "vpt-deep", "adapter"), ("lora", "adapter")
 EMBEDDED = ("vit_embedded_64", "tf_efficientnet_lite0")
 RANDOM = (
     "swinv2_tiny_window8_256",
@@ -50,7 +50,7 @@ RANDOM = (
     "mobilenetv3_small_050",
     "hiera_tiny_224",
 )
-PIXELS = {"vit_small_patch14_dinov2": 224, "tf_efficientnet_lite0": 128, "tf_efficientnet_lite2": 128}
+PIXELS = {"vit_small_patch14_dinov2": 112, "tf_efficientnet_lite0": 128, "tf_efficientnet_lite2": 128}
 IMAGES = 300
 RECIPE = {"epochs": 2, "limit": 200, "eval_limit": 20, "batch_size": 20}
 ONCE = {"epochs": 1, "limit": 20, "eval_limit": 20, "batch_size": 10}
@@ -76,7 +76,7 @@ def networks(asked: argparse.Namespace) -> Iterator[Network]:
     if asked.quick:
         return
     for path in sorted(asked.weights.glob("*.safetensors")) if asked.weights else ():
-        yield Network(path.stem, str(asked.images / "clothing"), METHODS, path)
+        yield Network(path.stem, str(asked.images / "clothing"), SOME, path)
     for name in RANDOM:
         yield Network(name, "vtzoo:fashion", FEW, random=True)
 

@@ -6,6 +6,7 @@ import typer
 
 from . import (
     add,
+    bench,
     demo,
     distill,
     doctor,
@@ -38,7 +39,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."

@@ -83,6 +83,11 @@ def exported(facts: dict[str, Any]) -> list[Block]:
     return [*report(facts["report"]), Line(f"wrote {facts['path']}")]
 
 
+def benched(facts: dict[str, Any]) -> list[Block]:
+    """What the network is, then its times."""
+    return report(facts["report"])
+
+
 def added(facts: dict[str, Any]) -> list[Block]:
     """The new entry."""
     return [Line(f"added {facts['ref']}"), *_where(facts)]

@@ -70,6 +70,8 @@ InitFrom = Annotated[
     str | None, typer.Option("--init-from", metavar="REF", help="From which; the first teacher unless given.")
 ]
 
+Latency = Annotated[bool, typer.Option("--latency", help="Time student and teachers in onnxruntime, too.")]
+
 
 def run(
     ctx: typer.Context,
@@ -96,6 +98,7 @@ def run(
     check_cache: Check = 0,
     init: Init = None,
     init_from: InitFrom = None,
+    latency: Latency = False,
 ) -> None:
     """Teach a small network what any entries know."""
     session = Session.of(ctx)
@@ -118,7 +121,7 @@ def run(
     result = distill(
         teachers=teachers, student=student, data=_data(data), loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
         resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, baseline=baseline, check=check_cache,
-        init=init, init_from=init_from,
+        init=init, init_from=init_from, latency=latency,
     )  # fmt: skip
     session.show(result, _results.distilled)
 

@@ -73,6 +73,13 @@ class Exported(Result):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Timed(Result):
+    """How long a model takes here; the report has a row for each form and batch size."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sensed(Result):
     """How much telling a task's classes apart depends on each layer of a backbone."""
 

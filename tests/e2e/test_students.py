@@ -50,6 +50,8 @@ def test_one_student_learns_all_tasks(place: Path, teachers: list[str]) -> None:
     assert [line["task"] for line in made.report["tasks"]] == ["pets", "cars"]
     assert [n["teacher_tasks"] for n in lineage["lessons"]] == [["pets"], ["cars"]]
     assert zoo.resolve(name).facts["tasks"] == ["pets", "cars"]
+    files = zoo.resolve(name).facts["files"].values()
+    assert made.report["size_bytes"] == sum(zoo.object(digest).stat().st_size for digest in files)
     with pytest.raises(NotFound, match="2 tasks"):
         go_live(open_ref(name, zoo))
     with pytest.raises(NotFound, match="no task 'pest'"):
@@ -271,7 +273,11 @@ def test_teachers_see_mixed_images_mixed(place: Path) -> None:
 
 def test_a_student_without_a_teacher_stands_beside_it(place: Path) -> None:
     """--baseline trains the same student on labels alone, and reports it; a loss without labels has none."""
-    made, _ = distilled(place, "alone/a", ["both"], data=_both(place), recipe={"epochs": 1}, baseline=True)
+    made, _ = distilled(
+        place, "alone/a", ["both"], data=_both(place), recipe={"epochs": 1}, baseline=True, latency=True
+    )
+    assert made.report["latency_ms"] > 0
+    assert made.report["teacher_latency_ms"] > 0
     assert set(made.metrics) >= {"pets", "pets (teacher)", "pets (no teacher)", "cars (no teacher)"}
     assert all("no_teacher" in line for line in made.report["tasks"])
     with pytest.raises(UsageError, match="without labels"):

@@ -18,5 +18,6 @@ def halved(model: "ModelProto") -> "ModelProto":
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     made = convert_float_to_float16(model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *BLOCKED])
+    del made.graph.value_info[:]  # it leaves some types as they were
     ONNXModel(made).topological_sort()  # its casts stand at the end
     return made

@@ -3,7 +3,7 @@
     y = ((x / 255) - mean) / std, and channels first
 
 The three operations are those of torchvision's `to_tensor` and `normalize` in their order, so the network's input is the same to the
-bit. Resizing and cropping stay outside: ONNX's Resize rounds otherwise than PIL's, whose filters work on whole numbers.
+bit. Resizing and cropping stay outside: ONNX's Resize gives other pixels than PIL's filters, which work on whole numbers.
 """
 
 from typing import TYPE_CHECKING

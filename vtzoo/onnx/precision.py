@@ -38,10 +38,15 @@ class Deciding:
     few: Iterable[Tensor]
     allowed: float
 
-    def apart(self, model: "ModelProto", images: Iterable[Tensor]) -> float:
-        """How far a model stands from the network."""
-        runtime = Runtime(session(model.SerializeToString()), self.preprocess, embedded=False)
-        return verify.distance(verify.differences(self.network, runtime, images))
+    def over(self, images: Iterable[Tensor]) -> fallback.Apart:
+        """How far a model stands from the network over images, of which the network is asked once."""
+        wanted = verify.answers(self.network, images)
+
+        def apart(model: "ModelProto") -> float:
+            runtime = Runtime(session(model.SerializeToString()), self.preprocess, embedded=False)
+            return verify.distance(verify.compared(wanted, runtime, images))
+
+        return apart
 
 
 def dynamic(model: "ModelProto", deciding: Deciding) -> tuple["ModelProto", dict[str, Any]]:
@@ -75,12 +80,7 @@ def static(model: "ModelProto", seen: Iterable[Tensor], deciding: Deciding) -> t
 def _with(
     ready: "ModelProto", names: Sequence[str], make: fallback.Make, deciding: Deciding
 ) -> tuple["ModelProto", dict[str, Any]]:
-    def apart(model: "ModelProto") -> float:
-        return deciding.apart(model, deciding.images)
-
-    def few(model: "ModelProto") -> float:
-        return deciding.apart(model, deciding.few)
-
+    apart, few = deciding.over(deciding.images), deciding.over(deciding.few)
     made, left = fallback.quantised(names, make, apart, few, MARGIN * deciding.allowed)
     told = {"quantised": f"{len(names) - len(left)} of {len(names)} layers"}
     return made, told | ({"in_float": _labels(ready, left)} if left else {})

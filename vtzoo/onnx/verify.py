@@ -44,10 +44,22 @@ class Difference:
 @torch.inference_mode()
 def differences(network: Run, shipped: Run, batches: Iterable[Tensor]) -> list[Difference]:
     """Run both on each batch [n, 3, h, w]."""
-    return [
-        Difference((x.shape[2], x.shape[3]), network(x).double(), shipped(x).double().reshape(len(x), -1))
-        for x in batches
-    ]
+    return [_difference(network(x).double(), shipped, x) for x in batches]
+
+
+@torch.inference_mode()
+def answers(network: Run, batches: Iterable[Tensor]) -> list[Tensor]:
+    """What the network says of each batch, to be compared with more than once."""
+    return [network(x).double() for x in batches]
+
+
+def compared(wanted: Iterable[Tensor], shipped: Run, batches: Iterable[Tensor]) -> list[Difference]:
+    """Run a file on the batches that the answers are of."""
+    return [_difference(y, shipped, x) for y, x in zip(wanted, batches, strict=True)]
+
+
+def _difference(wanted: Tensor, shipped: Run, x: Tensor) -> Difference:
+    return Difference((x.shape[2], x.shape[3]), wanted, shipped(x).double().reshape(len(x), -1))
 
 
 def random_pictures(preprocess: Preprocess, size: tuple[int, int, int] | None = None) -> list[Tensor]:

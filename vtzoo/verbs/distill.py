@@ -78,6 +78,7 @@ def distill(
     *, teachers: Sequence[str], student: str, data: str | Mapping[str, str], loss: str = "kd", name: str, task: str | None = None,
     zoo: Zoo | None = None, recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4,
     teacher_size: int | None = None, baseline: bool = False, check: int = 0, init: str | None = None, init_from: str | None = None,
+    latency: bool = False,
 ) -> Distilled:  # fmt: skip
     """Train a student on its teachers' answers and keep it in the zoo as a plain model, with a classifier for each task.
 
@@ -100,6 +101,7 @@ def distill(
         check: ask the teachers again for so many of the kept answers, and compare.
         init: how the student gets its first weights from another network, "weight-selection", "net2net"; see `vtzoo.inits`.
         init_from: which; the first teacher unless given.
+        latency: also time student and teachers in onnxruntime, one image at a time in one thread.
 
     Returns:
         `metrics` of student, teachers and baseline on each task's test (else validation) images; `report`: what is kept, and what it costs.
@@ -129,7 +131,7 @@ def distill(
     lessons = lessons_of(school, given, task)
     giver = _giver(zoo, way, init_from, lessons) if way else None
     job = _job(zoo, name, school, lessons, given, student, giver, terms, views)
-    return _taught(job, resume=resume, baseline=baseline, check=check)
+    return _taught(job, resume=resume, baseline=baseline, check=check, latency=latency)
 
 
 def _way(student: str, init: str | None, ref: str | None) -> str | None:
@@ -210,7 +212,7 @@ def _crops(recipe: Recipe) -> Crops:
     return Crops(augment=recipe.augment, area=recipe.crop_area or Crops().area, mixup=recipe.mixup)
 
 
-def _taught(job: _Job, *, resume: bool, baseline: bool, check: int) -> Distilled:
+def _taught(job: _Job, *, resume: bool, baseline: bool, check: int, latency: bool) -> Distilled:
     """Prepare, train, measure, keep."""
     pupil = _pupil(job, job.student)
     online = _online(job.recipe, job.terms)
@@ -224,7 +226,8 @@ def _taught(job: _Job, *, resume: bool, baseline: bool, check: int) -> Distilled
     try:
         pupils = {"": pupil} | ({NO_TEACHER: _alone(job, course, resume=resume)} if baseline else {})
         metrics = measured(Exam(lessons=job.lessons, data=job.data, preprocess=shape, skip_bad=job.skip_bad), pupils)
-        made = _keep(job, pupil, history, metrics, checks)
+        more = ({"check": checks} if checks else {}) | (_latencies(job, pupil) if latency else {})
+        made = _keep(job, pupil, history, metrics, more)
     except BaseException:
         talk.say(
             f"{job.name} is trained: once the fault is mended, the same command with --resume measures and keeps it"
@@ -296,13 +299,13 @@ def _alone(job: _Job, course: Course, *, resume: bool) -> Pupil:
 
 
 def _keep(
-    job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any], checks: list[dict[str, Any]]
+    job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any], more: dict[str, Any]
 ) -> Distilled:
     """Put the student in the zoo."""
     tasks, several = job.tasks, len(job.tasks) > 1
     licenses = sorted({x for n in job.lessons for t in n.teachers for x in t.card.license.split(AND) if x})
     card = replace(job.student.card, license=AND.join(sorted({*licenses, *_own_license(job)})))
-    report: dict[str, Any] = _report(job, pupil, history, metrics) | ({"check": checks} if checks else {})
+    report: dict[str, Any] = _report(job, pupil, history, metrics) | more
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
     lineage = {
         "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": {"from": card.name, "start": job.student.start},
@@ -325,6 +328,7 @@ def _keep(
             heads=heads,
             facts={"metrics": kept, "lineage": lineage},
         )
+    report["size_bytes"] = job.zoo.resolve(job.name, "models").facts["size_bytes"]
     talk.say(f"{job.name}: {report['params']:,} parameters, teachers {report['teacher_params']:,}")
     if licenses:
         talk.say(f"its teachers' licences: {', '.join(licenses)}")
@@ -342,6 +346,20 @@ def _lineage(lesson: Lesson) -> dict[str, Any]:
         "task": lesson.name, "data": f"sha256:{lesson.images.digest}", "images": len(lesson.images),
         "teachers": [d for t in lesson.teachers for d in t.digests], "teacher_tasks": [t.task.name if t.task else "" for t in lesson.teachers],
     }  # fmt: skip
+
+
+def _latencies(job: _Job, pupil: Pupil) -> dict[str, Any]:
+    """Milliseconds of one image in onnxruntime: the student's with one classifier, and all teachers' together."""
+    from vtzoo.speed import in_onnx, pinned, timed
+
+    shape, teachers = job.student.card.preprocess, {t.known: t for n in job.lessons for t in n.teachers}
+    with pinned(1), pupil.at(0) as trunk:
+        own = timed({"student": in_onnx(trunk, shape)}, shape.input_size, (1,))
+        theirs = [
+            timed({"teacher": in_onnx(t.live.model, t.preprocess)}, t.preprocess.input_size, (1,))
+            for t in teachers.values()
+        ]
+    return {"latency_ms": own[0]["ms"], "teacher_latency_ms": round(sum(t[0]["ms"] for t in theirs), 3)}
 
 
 def _report(job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Time any ref on this machine: in torch as it is, folded, and in onnxruntime, by batch size."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from vtzoo import talk
+from vtzoo.artifact import Artifact, Live, go_live, open_ref
+from vtzoo.errors import NotExportable, NotFoldable, UsageError, VtzooError
+from vtzoo.probing import work
+from vtzoo.results import Timed
+from vtzoo.speed import in_onnx, pinned, timed
+from vtzoo.zoo import Zoo
+
+FORMS = ("torch", "folded", "onnx")
+
+
+def bench(
+    *, ref: str, task: str | None = None, batches: Sequence[int] = (1, 8), threads: int = 1, forms: Sequence[str] = (), zoo: Zoo | None = None,
+) -> Timed:  # fmt: skip
+    """Measure latency and throughput.
+
+    Args:
+        ref: anything that runs: a delta, merge, model, student, backbone or exported file.
+        task: whose head, where there are several.
+        batches: images at once.
+        threads: of torch and onnxruntime; 0 leaves them as many as torch takes.
+        forms: torch (a delta attached), folded (a delta in plain weights), onnx (onnxruntime, of plain weights where it folds); all that there are
+            unless given.
+        zoo: where to look.
+
+    Returns:
+        `report`: parameters, multiply-adds, threads, and for each form and batch size the median time of a call and images a second.
+
+    Raises:
+        UsageError: no such form, or batches of none.
+        NotFoldable: "folded" was asked for, and it has no such form.
+        NotExportable: "onnx" was asked for, and the exporter can't.
+    """
+    if unknown := [f for f in forms if f not in FORMS]:
+        raise UsageError(f"no form is called '{unknown[0]}'", f"choose of {', '.join(FORMS)}")
+    if not batches or min(batches) < 1 or threads < 0:
+        raise UsageError(
+            f"batches {list(batches)} in {threads} threads take no time", "for example --batch 1 --batch 8"
+        )
+    zoo = zoo or Zoo.find()
+    artifact = open_ref(ref, zoo, exports=True)
+    with pinned(threads) as used:
+        live = go_live(artifact, task)
+        size, report = live.preprocess.input_size, dict[str, Any]()
+        made: dict[str, nn.Module] = {"onnx": live.model}
+        if artifact.exported is None:
+            report["params"], report["macs"] = work(live.model, size)
+            made = _forms(artifact, live, task, forms)
+        rows = timed(made, size, batches)
+    return Timed(ref=artifact.ref, path=str(artifact.path or ""), report={**report, "threads": used, "times": rows})
+
+
+def _forms(artifact: Artifact, live: Live, task: str | None, asked: Sequence[str]) -> dict[str, nn.Module]:
+    """The forms that were asked for; without a wish all that there are, and why not the others."""
+    wanted, plain = asked or FORMS, live.model
+    made: dict[str, nn.Module] = {"torch": live.model} if "torch" in wanted else {}
+    if artifact.delta is not None and wanted != ("torch",):
+        try:
+            plain = go_live(artifact, task, plain=True).model
+            made |= {"folded": plain} if "folded" in wanted else {}
+        except NotFoldable as error:
+            _refuse_or_say(error, strict="folded" in asked)
+    if "onnx" in wanted:
+        try:
+            made["onnx"] = in_onnx(plain, live.preprocess)
+        except (NotExportable, UsageError) as error:
+            _refuse_or_say(error, strict="onnx" in asked)
+    return made
+
+
+def _refuse_or_say(error: VtzooError, *, strict: bool) -> None:
+    if strict:
+        raise error
+    talk.say(error.message)
