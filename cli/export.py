@@ -14,6 +14,46 @@ from ._session import Session
 
 File = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")]
+Opset = Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 23 (default: 18).")]
+DynamicSize = Annotated[bool, typer.Option("--dynamic-size", help="Take images of other heights and widths, too.")]
+Embed = Annotated[
+    bool,
+    typer.Option("--embed-preprocess", help="Take uint8 pictures [n, h, w, 3] and normalise them in the graph."),
+]
+Half = Annotated[bool, typer.Option("--half", help="float16 inside.")]
+Int8 = Annotated[
+    Literal["dynamic", "static"] | None,
+    typer.Option("--int8", help="int8 inside; ranges found as images come (dynamic), or on --data (static)."),
+]
+Images = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help="Images to verify with, and to find ranges on; labels don't matter."),
+]
+Calibrate = Annotated[
+    int | None, typer.Option("--calibrate", metavar="N", help="How many images find ranges (default: 100).")
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        min=0,
+        help="Largest difference allowed, relative to the largest output (default: 0.001); of --half and --int8 how far the "
+        "outputs' cosine may stand below 1 (0.001 and 0.01).",
+    ),
+]
+MultiTask = Annotated[
+    bool, typer.Option("--multi-task", help="One file for all tasks, each image's task given as task_id.")
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with", metavar="REF", help="With --multi-task: further deltas of the same backbone; may be repeated."
+    ),
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="With --multi-task: tell size and time of a file for each task, too.")
+]
 
 
 def onnx(
@@ -22,52 +62,17 @@ def onnx(
     ref: Ref,
     out: File,
     task: Task = None,
-    opset: Annotated[
-        int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 23 (default: 18).")
-    ] = None,
-    dynamic_size: Annotated[
-        bool, typer.Option("--dynamic-size", help="Take images of other heights and widths, too.")
-    ] = False,
-    embed_preprocess: Annotated[
-        bool,
-        typer.Option("--embed-preprocess", help="Take uint8 pictures [n, h, w, 3] and normalise them in the graph."),
-    ] = False,
-    half: Annotated[bool, typer.Option("--half", help="float16 inside.")] = False,
-    int8: Annotated[
-        Literal["dynamic", "static"] | None,
-        typer.Option("--int8", help="int8 inside; ranges found as images come (dynamic), or on --data (static)."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="DATA", help="Images to verify with, and to find ranges on; labels don't matter."
-        ),
-    ] = None,
-    calibrate: Annotated[
-        int | None, typer.Option("--calibrate", metavar="N", help="How many images find ranges (default: 100).")
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            metavar="X",
-            min=0,
-            help="Largest difference allowed, relative to the largest output (default: 0.001); of --half and --int8 how far the "
-            "outputs' cosine may stand below 1 (0.001 and 0.01).",
-        ),
-    ] = None,
-    multi_task: Annotated[
-        bool, typer.Option("--multi-task", help="One file for all tasks, each image's task given as task_id.")
-    ] = False,
-    more: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--with", metavar="REF", help="With --multi-task: further deltas of the same backbone; may be repeated."
-        ),
-    ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="With --multi-task: tell size and time of a file for each task, too.")
-    ] = False,
+    opset: Opset = None,
+    dynamic_size: DynamicSize = False,
+    embed_preprocess: Embed = False,
+    half: Half = False,
+    int8: Int8 = None,
+    data: Images = None,
+    calibrate: Calibrate = None,
+    tolerance: Tolerance = None,
+    multi_task: MultiTask = False,
+    more: With = None,
+    compare: Compare = False,
     name: Keep = None,
 ) -> None:
     """Write ONNX with a free batch size, checked with onnxruntime before the file appears."""

@@ -32,7 +32,7 @@ Heads = Mapping[str, nn.Module]
 class Member:
     """A network with a delta on it, and its tasks' heads: of each task its modules by name.
 
-    `model` is used up: it gives its own copies of the backbone's tensors away for the lead's.
+    `model` is used up: it takes the lead's tensors in place of its own (`share`), and heads of all tasks.
     """
 
     model: nn.Module
@@ -281,7 +281,7 @@ def _mix(lead: nn.Module, models: Sequence[nn.Module], seen: Mapping[str, _Seen]
 
 def _ways(lead: nn.Module, model: nn.Module, seen: Mapping[str, _Seen]) -> tuple[list[str], dict[str, list[Graft]]]:
     """The modules that a model's rows have apart, outermost only, and its grafts elsewhere by their host."""
-    apart = {_around(n, lead, seen) for n in _differing(lead, model)}
+    apart = {_around(n, lead, seen) for n in share(lead, model)}
     beside: dict[str, list[Graft]] = {}
     for name, host in hosts(model):
         acting = [g for g in grafts(host) if g.calls or g.edits]
@@ -319,7 +319,7 @@ def _alike(model: nn.Module, seen: Mapping[str, _Seen], apart: Iterable[str]) ->
     return all(found[n][0][2] == seen[n].shape for n in names if not n.startswith(heads))
 
 
-def _differing(lead: nn.Module, model: nn.Module) -> list[str]:
+def share(lead: nn.Module, model: nn.Module) -> list[str]:
     """Give a model the lead's tensors in place of equal ones of its own; the modules that have others are named."""
     heads, found = head_names(lead), list[str]()
     for name, module in lead.named_modules():

@@ -18,7 +18,7 @@ from vtzoo.errors import Conflict, Mismatch, NotExportable, NotFoldable, UsageEr
 from vtzoo.files import atomic_write
 from vtzoo.live import set_head
 from vtzoo.masks import is_masked
-from vtzoo.mixing import Member, Mixed
+from vtzoo.mixing import Member, Mixed, share
 from vtzoo.onnx import mixtures
 from vtzoo.onnx.convert import OPSET, check_opset
 from vtzoo.onnx.describe import PAD, Description, written
@@ -82,10 +82,7 @@ def export_tasks(
     """
     zoo, out = zoo or Zoo.find(), Path(out)
     opset, allowed = OPSET if opset is None else opset, TOLERANCES["float32"] if tolerance is None else tolerance
-    check_opset(opset)
-    require()
-    if out.exists():
-        raise Conflict(f"{out} exists already", "choose another file name, or remove it")
+    _ready(out, opset)
     if name:
         zoo.check_free("models", name)
     parts = [_opened(ref, zoo) for ref in refs]
@@ -97,16 +94,9 @@ def export_tasks(
     if embed_preprocess:
         embed(graph, shape)
     content = seal(graph, written(_description(parts, net, shape, embedded=embed_preprocess)))
-    runtime = Runtime(session(content), shape, embedded=embed_preprocess)
-    found = mixtures.together(runtime, batches, net.wanted)
-    mixtures.judge(found, tasks, allowed, "try another --opset, or pass a larger --tolerance knowingly")
-    last = batches[-1]
-    (time,) = latencies(runtime.bare(last.images, last.tasks))
     report = {
-        "precision": "float32", "opset": opset, "tolerance": allowed, "tasks": mixtures.rows(found, tasks, _ways(parts, net)),
-        "max_abs": max(d.max_abs for d in found), "max_rel": max(d.max_rel for d in found), "size_bytes": len(content),
-        "batch": len(last.tasks), "onnxruntime_ms": time, "threads": torch.get_num_threads(),
-        **(_singles(parts, last, opset, embed_preprocess, zoo) if compare else {}),
+        "precision": "float32", "opset": opset, **_verified(parts, net, content, batches, allowed, embedded=embed_preprocess),
+        **(_singles(parts, batches[-1], opset, embed_preprocess, zoo) if compare else {}),
     }  # fmt: skip
     with atomic_write(out) as file:
         file.write(content)
@@ -115,6 +105,14 @@ def export_tasks(
             keep(zoo, name, content, net.card.arch, [t.name for t in tasks], parents, report)
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or parts[0].artifact.ref, path=str(out), report=report)
+
+
+def _ready(out: Path, opset: int) -> None:
+    """Refuse what can't be before anything is loaded."""
+    check_opset(opset)
+    require()
+    if out.exists():
+        raise Conflict(f"{out} exists already", "choose another file name, or remove it")
 
 
 def _opened(ref: str, zoo: Zoo) -> Part:
@@ -168,7 +166,9 @@ def _apart(one: Preprocess, other: Preprocess) -> str:
 def _network(parts: Sequence[Part], batches: Sequence[Mixture], zoo: Zoo) -> Net:
     """Build every task's own network, keep what it gives, and put all together."""
     members, wanted = list[Member](), list[Tensor]()
-    card, whole = BackboneCard(name="", arch=""), ""
+    first, whole = parts[0].artifact.delta, ""
+    lead = build_card(first.backbone, zoo=zoo, num_classes=2) if first is not None and len(parts) > 1 else None
+    card = BackboneCard(name="", arch="")
     for part in parts:
         model, heads = None, list[dict[str, nn.Module]]()
         for live in _each(part):
@@ -176,10 +176,10 @@ def _network(parts: Sequence[Part], batches: Sequence[Mixture], zoo: Zoo) -> Net
             wanted.append(mixtures.alone(live.model, batches, len(wanted)))
             heads.append({n: live.model.get_submodule(n) for n in head_names(live.model)})
         assert model is not None
+        if lead is not None:
+            share(lead, model)  # at once, so that the backbone is not held for each
         members.append(Member(model, heads))
-    if len(parts) > 1:
-        lead = build_card(card, zoo=zoo, num_classes=2)
-    else:
+    if lead is None:
         lead, whole = _trunk(parts[0], members[0].model)
         members = [Member(lead, members[0].heads)]
     return Net(Mixed(lead, members, PAD), card, wanted, whole)
@@ -209,16 +209,39 @@ def _trunk(part: Part, attached: nn.Module) -> tuple[nn.Module, str]:
         return attached, "shared, attached"
 
 
+def _verified(
+    parts: Sequence[Part], net: Net, content: bytes, batches: Sequence[Mixture], allowed: float, *, embedded: bool
+) -> dict[str, Any]:
+    """Run the file on mixed batches, refuse it or report."""
+    tasks = [t for p in parts for t in p.tasks]
+    runtime = Runtime(session(content), tasks[0].preprocess, embedded=embedded)
+    found = mixtures.together(runtime, batches, net.wanted)
+    mixtures.judge(found, tasks, allowed, "try another --opset, or pass a larger --tolerance knowingly")
+    last = batches[-1]
+    (time,) = latencies(runtime.bare(last.images, last.tasks))
+    return {
+        "tolerance": allowed, "tasks": mixtures.rows(found, tasks, _ways(parts, net)), "max_abs": max(d.max_abs for d in found),
+        "max_rel": max(d.max_rel for d in found), "size_bytes": len(content), "batch": len(last.tasks), "onnxruntime_ms": time,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
 def _ways(parts: Sequence[Part], net: Net) -> list[dict[str, Any]]:
     """Of each task its ref, its method, and what of the network it has to itself."""
     said = net.mixed.apart or [()]
     return [
         {
             "ref": p.artifact.ref, "method": p.artifact.delta.method if p.artifact.delta else "",
-            "apart": net.whole or ("the whole network" if "" in own else f"{len(own)} modules"),
+            "apart": net.whole or _own(own),
         }
         for p, own in zip(parts, said, strict=True) for _ in p.tasks
     ]  # fmt: skip
+
+
+def _own(modules: Sequence[str]) -> str:
+    if "" in modules:
+        return "the whole network"
+    return f"{len(modules)} module{'s' * (len(modules) > 1)}" if modules else "nothing"
 
 
 def _description(parts: Sequence[Part], net: Net, shape: Preprocess, *, embedded: bool) -> Description:
