@@ -1,9 +1,12 @@
 """Write a model for another runtime or file format."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from vtzoo.errors import UsageError
 
 from . import _results
 from ._options import Keep, Ref, Task
@@ -11,6 +14,46 @@ from ._session import Session
 
 File = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")]
+Opset = Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 23 (default: 18).")]
+DynamicSize = Annotated[bool, typer.Option("--dynamic-size", help="Take images of other heights and widths, too.")]
+Embed = Annotated[
+    bool,
+    typer.Option("--embed-preprocess", help="Take uint8 pictures [n, h, w, 3] and normalise them in the graph."),
+]
+Half = Annotated[bool, typer.Option("--half", help="float16 inside.")]
+Int8 = Annotated[
+    Literal["dynamic", "static"] | None,
+    typer.Option("--int8", help="int8 inside; ranges found as images come (dynamic), or on --data (static)."),
+]
+Images = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help="Images to verify with, and to find ranges on; labels don't matter."),
+]
+Calibrate = Annotated[
+    int | None, typer.Option("--calibrate", metavar="N", help="How many images find ranges (default: 100).")
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        min=0,
+        help="Largest difference allowed, relative to the largest output (default: 0.001); of --half and --int8 how far the "
+        "outputs' cosine may stand below 1 (0.001 and 0.01).",
+    ),
+]
+MultiTask = Annotated[
+    bool, typer.Option("--multi-task", help="One file for all tasks, each image's task given as task_id.")
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with", metavar="REF", help="With --multi-task: further deltas of the same backbone; may be repeated."
+    ),
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="With --multi-task: tell size and time of a file for each task, too.")
+]
 
 
 def onnx(
@@ -19,44 +62,40 @@ def onnx(
     ref: Ref,
     out: File,
     task: Task = None,
-    opset: Annotated[
-        int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 23 (default: 18).")
-    ] = None,
-    dynamic_size: Annotated[
-        bool, typer.Option("--dynamic-size", help="Take images of other heights and widths, too.")
-    ] = False,
-    embed_preprocess: Annotated[
-        bool,
-        typer.Option("--embed-preprocess", help="Take uint8 pictures [n, h, w, 3] and normalise them in the graph."),
-    ] = False,
-    half: Annotated[bool, typer.Option("--half", help="float16 inside.")] = False,
-    int8: Annotated[
-        Literal["dynamic", "static"] | None,
-        typer.Option("--int8", help="int8 inside; ranges found as images come (dynamic), or on --data (static)."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="DATA", help="Images to verify with, and to find ranges on; labels don't matter."
-        ),
-    ] = None,
-    calibrate: Annotated[
-        int | None, typer.Option("--calibrate", metavar="N", help="How many images find ranges (default: 100).")
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            metavar="X",
-            min=0,
-            help="Largest difference allowed, relative to the largest output (default: 0.001); of --half and --int8 how far the "
-            "outputs' cosine may stand below 1 (0.001 and 0.01).",
-        ),
-    ] = None,
+    opset: Opset = None,
+    dynamic_size: DynamicSize = False,
+    embed_preprocess: Embed = False,
+    half: Half = False,
+    int8: Int8 = None,
+    data: Images = None,
+    calibrate: Calibrate = None,
+    tolerance: Tolerance = None,
+    multi_task: MultiTask = False,
+    more: With = None,
+    compare: Compare = False,
     name: Keep = None,
 ) -> None:
     """Write ONNX with a free batch size, checked with onnxruntime before the file appears."""
     session = Session.of(ctx)
+    if multi_task or more or compare:
+        alone = {
+            "--task": task,
+            "--dynamic-size": dynamic_size,
+            "--half": half,
+            "--int8": int8,
+            "--data": data,
+            "--calibrate": calibrate,
+        }
+        _only_many([n for n, v in alone.items() if v], multi_task=multi_task)
+        zoo = session.zoo(ref, *(more or ()))
+        from vtzoo.verbs.export.tasks import export_tasks
+
+        result = export_tasks(
+            refs=[ref, *(more or ())], out=out, opset=opset, tolerance=tolerance, embed_preprocess=embed_preprocess, compare=compare,
+            zoo=zoo, name=name,
+        )  # fmt: skip
+        session.show(result, _results.exported)
+        return
     zoo = session.zoo(ref)
     from vtzoo.verbs.export.onnx import export_onnx
 
@@ -65,6 +104,14 @@ def onnx(
         half=half, int8=int8, data=data, calibrate=calibrate, zoo=zoo, name=name,
     )  # fmt: skip
     session.show(result, _results.exported)
+
+
+def _only_many(alone: Sequence[str], *, multi_task: bool) -> None:
+    """Refuse options of which some are of one task, others of many."""
+    if not multi_task:
+        raise UsageError("--with and --compare are of a file of many tasks", "add --multi-task")
+    if alone:
+        raise UsageError(f"{' and '.join(alone)} and --multi-task don't go together", "leave one of them out")
 
 
 def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None) -> None:
@@ -101,6 +148,7 @@ COMMANDS = (
         (
             "vtzoo export onnx fashion/lora fashion.onnx",
             "vtzoo export onnx fashion/lora fashion.onnx --embed-preprocess --int8 static --data photos/",
+            "vtzoo export onnx fashion/lora many.onnx --multi-task --with emoji/vpt --with clipart/adapter",
         ),
     ),
     ("timm", timm, ("vtzoo export timm fashion/folded fashion-timm/",)),

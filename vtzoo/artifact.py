@@ -200,11 +200,7 @@ def _live_backbone(card: BackboneCard, zoo: Zoo, model_args: Mapping[str, Any]) 
 
 
 def _live_export(path: Path, task: str | None) -> Live:
-    model, said = open_onnx(path)
-    if task and (said.task is None or said.task.name != task):
-        raise NotFound(
-            f"{path} has no task '{task}'", f"leave --task out: its task is '{said.task.name if said.task else ''}'"
-        )
+    model, said = open_onnx(path, task)
     card = BackboneCard(
         name=said.facts.get("backbone", ""), arch="", preprocess=said.preprocess, license=said.facts.get("license", "")
     )

@@ -11,7 +11,7 @@ convolutions, norms), the parameter's name becomes a property returning the stor
 `read`. The stored parameter, its name and its bits stay.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from types import MappingProxyType
@@ -232,10 +232,7 @@ class _Host:
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         children = [g for g in grafts(self) if g.calls]  # type: ignore[arg-type] - always mixed into an nn.Module
-        inputs: list[Tensor] = []
-        for child in reversed(children):
-            inputs.append(x)
-            x = _like(x, child.enter(x))
+        x, inputs = entered(children, x)
         run = super().forward  # type: ignore[misc] - the host's own
         if "_owned" in self.__dict__:
             run = partial(self.__dict__["_owned"], run)
@@ -247,15 +244,28 @@ class _Host:
             inputs.pop()
             _Watch.note(first)
             run = partial(_with_product, self, first)
-        y = run(x, *args, **kwargs)
-        for child in children:
-            _Watch.note(child)
-            y = _like(y, child.leave(inputs.pop(), y))
-        return y
+        return left(children, inputs, run(x, *args, **kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         base, reads, calls, frozen = self._vtzoo_made_from  # type: ignore[attr-defined] - set by _host_class
         return _rebuild, (base, reads, calls, frozen), self.__dict__
+
+
+def entered(children: Sequence[Graft], x: Any) -> tuple[Any, list[Any]]:
+    """What a host is given behind its grafts, the last of them first, and what each of them was given."""
+    inputs: list[Any] = []
+    for child in reversed(children):
+        inputs.append(x)
+        x = _like(x, child.enter(x))
+    return x, inputs
+
+
+def left(children: Sequence[Graft], inputs: list[Any], y: Any) -> Any:
+    """What its grafts make of a host's output, given what `entered` noted, which is used up."""
+    for child in children:
+        _Watch.note(child)
+        y = _like(y, child.leave(inputs.pop(), y))
+    return y
 
 
 def _leanly(host: Any, children: list[Graft]) -> bool:

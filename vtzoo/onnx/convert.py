@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSETS, OPSET = range(17, 24), 18
+HINT = "choose another method or backbone, or fold or distil it"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 MOST_BYTES = 2**31 - 2**26
 """What protobuf holds in one message, less some room for the graph."""
@@ -57,15 +58,37 @@ def convert(
     Raises:
         NotExportable: the exporter's own reason.
     """
-    bytes_ = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    if bytes_ > MOST_BYTES:
-        raise NotExportable(f"ONNX keeps 2 GB in one file, this network has {bytes_ / 1e9:.1f} GB", "distil it first")
     free = torch.export.Dim
     shapes: dict[int, Any] = {0: free("batch")} | ({2: free.DYNAMIC, 3: free.DYNAMIC} if dynamic_size else {})
-    with quiet(), _plain_attention(network), _explained(dynamic_size=dynamic_size):
+    hint = "leave --dynamic-size out" if dynamic_size else HINT
+    return translated(network, (torch.zeros(2, *size),), (shapes,), [INPUT], output, opset, hint)
+
+
+def translated(
+    network: nn.Module, args: tuple[Any, ...], shapes: tuple[Any, ...], inputs: Sequence[str], output: str,
+    opset: int = OPSET, hint: str = HINT,
+) -> "ModelProto":  # fmt: skip
+    """Translate a network of several inputs, the first of which are the images.
+
+    Args:
+        network: is put into evaluation mode.
+        args: an example of its input.
+        shapes: which of their axes are free, as `torch.export` wants it told.
+        inputs: their names, one a tensor.
+        output: the output's name.
+        opset: ONNX operator set.
+        hint: what to do where it can't be translated.
+
+    Raises:
+        NotExportable: it is too large, or the exporter's own reason.
+    """
+    bytes_ = sum({t.data_ptr(): t.numel() * t.element_size() for t in network.state_dict().values()}.values())
+    if bytes_ > MOST_BYTES:
+        raise NotExportable(f"ONNX keeps 2 GB in one file, this network has {bytes_ / 1e9:.1f} GB", "distil it first")
+    with quiet(), _plain_attention(network), _explained(hint):
         program = torch.onnx.export(
-            network.eval(), (torch.zeros(2, *size),), dynamo=True, external_data=False, opset_version=max(opset, older.NEW),
-            input_names=[INPUT], output_names=[output], dynamic_shapes=(shapes,), verbose=False,
+            network.eval(), args, dynamo=True, external_data=False, opset_version=max(opset, older.NEW),
+            input_names=inputs, output_names=[output], dynamic_shapes=shapes, verbose=False,
         )  # fmt: skip
         assert program is not None  # the old exporter's answer
     model = program.model_proto
@@ -117,14 +140,13 @@ def _plain_attention(network: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _explained(*, dynamic_size: bool) -> Generator[None, None, None]:
+def _explained(hint: str) -> Generator[None, None, None]:
     """The exporter's refusals as ours; what is none of them keeps its traceback."""
     from torch.onnx.errors import OnnxExporterError
 
     try:
         yield
     except OnnxExporterError as error:
-        hint = "leave --dynamic-size out" if dynamic_size else "choose another method or backbone, or fold or distil it"
         raise NotExportable(f"torch's exporter can't translate this network: {first_line(error)}", hint) from error
 
 

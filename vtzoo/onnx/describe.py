@@ -2,6 +2,8 @@
 
 vtzoo.input     name, layout, dtype, size [height, width], and `steps`: from a picture to the input, one after the other
 vtzoo.classes   the labels in the order of the outputs
+vtzoo.tasks     of a file of many tasks in place of classes, one after the other: number (what `task_id` holds), name, classes, multilabel,
+                and where it comes from; vtzoo.padding is the logit of a class that a task doesn't have
 vtzoo.task vtzoo.multilabel vtzoo.precision vtzoo.ref vtzoo.digest vtzoo.method vtzoo.folded vtzoo.parents
 vtzoo.backbone vtzoo.fingerprint vtzoo.license vtzoo.versions
 Image.*         ONNX's own words for images (docs/MetadataProps.md of ONNX)
@@ -18,7 +20,9 @@ from vtzoo.spec import Preprocess, Task
 
 SCHEMA = "1"
 NEEDED = ("vtzoo.input", "vtzoo.classes")
-INPUT = "image"
+PAD = -1e30
+"""The logit of a class that a task doesn't have: never the largest, and 0 after softmax and sigmoid."""
+INPUT, TASK_ID = "image", "task_id"
 _RANGES = {(0.0, 1.0): "Normalized_0_1", (0.5, 0.5): "Normalized_1_1"}
 """ONNX's names for what a mean and a standard deviation, the same for all channels, make of pixels in [0, 1]."""
 
@@ -32,6 +36,7 @@ class Description:
         preprocess: how a picture becomes its input.
         embedded: whether the graph itself normalises: the input is then uint8 [n, h, w, 3], else float32 [n, 3, h, w].
         dynamic_size: whether it takes other heights and widths, too.
+        tasks: those of a file of many, by number, with what is said of each; `task` is None then.
         facts: further keys, without `vtzoo.` before them.
     """
 
@@ -39,6 +44,7 @@ class Description:
     preprocess: Preprocess
     embedded: bool = False
     dynamic_size: bool = False
+    tasks: tuple[tuple[Task, Mapping[str, Any]], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -55,9 +61,19 @@ def written(description: Description) -> dict[str, str]:
             "mean": list(shape.mean), "std": list(shape.std), "interpolation": shape.interpolation, "crop_pct": shape.crop_pct,
             "crop_mode": shape.crop_mode, "steps": steps(shape, embedded=description.embedded),
         },
-        **description.facts,
+        **_tasks(description), **description.facts,
     }  # fmt: skip
     return {f"vtzoo.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in said.items()} | _image(description)
+
+
+def _tasks(description: Description) -> dict[str, Any]:
+    if not description.tasks:
+        return {}
+    rows = [
+        {"number": i, "name": t.name, "classes": list(t.classes), "multilabel": t.multilabel, **said}
+        for i, (t, said) in enumerate(description.tasks)
+    ]
+    return {"tasks": rows, "padding": PAD}
 
 
 def _layout(description: Description) -> dict[str, Any]:
@@ -117,10 +133,16 @@ def read(metadata: Mapping[str, str], where: str) -> Description:
         classes = tuple(str(c) for c in json.loads(metadata["vtzoo.classes"]))
         several = bool(json.loads(metadata.get("vtzoo.multilabel", "false")))
         embedded = (shown["layout"], shown["dtype"]) == ("NHWC", "uint8")
+        tasks = tuple((_task(t, shape), t) for t in json.loads(metadata.get("vtzoo.tasks", "[]")))
     except (ValueError, KeyError, TypeError) as error:
         raise Mismatch(f"{where} has metadata that can't be read: {type(error).__name__} {error}", hint) from error
     name = metadata.get("vtzoo.task") or "task"
     task = Task(name=name, classes=classes, preprocess=shape, multilabel=several) if classes else None
     facts = {k.removeprefix("vtzoo."): v for k, v in metadata.items()}
     dynamic = bool(shown.get("dynamic_size"))
-    return Description(task=task, preprocess=shape, embedded=embedded, dynamic_size=dynamic, facts=facts)
+    return Description(task=task, preprocess=shape, embedded=embedded, dynamic_size=dynamic, tasks=tasks, facts=facts)
+
+
+def _task(said: Mapping[str, Any], shape: Preprocess) -> Task:
+    classes = tuple(str(c) for c in said["classes"])
+    return Task(name=str(said["name"]), classes=classes, preprocess=shape, multilabel=bool(said["multilabel"]))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vtzoo.errors import Corrupt, Mismatch, UsageError
+from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.files import reading
-from vtzoo.onnx.describe import Description, read
-from vtzoo.spec import Preprocess
+from vtzoo.onnx.describe import INPUT, TASK_ID, Description, read
+from vtzoo.spec import Preprocess, chosen
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,22 +41,30 @@ class Runtime(nn.Module):
     """A session that is called as the network it was made from: normalised float32 [n, 3, h, w] in, float32 [n, outputs] out.
 
     Where the file takes pictures, they are made again of the normalised values: these were whole numbers from 0 to 255, so
-    rounding gives back the very ones.
+    rounding gives back the very ones. A file of many tasks is called for one of them, by number, and gives that one's classes.
     """
 
-    def __init__(self, session: "onnxruntime.InferenceSession", preprocess: Preprocess, *, embedded: bool) -> None:
+    def __init__(
+        self, session: "onnxruntime.InferenceSession", preprocess: Preprocess, *, embedded: bool, task: int = 0, classes: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.task, self.classes, self.several = task, classes, len(session.get_inputs()) > 1
         self.session, self.embedded, self.name = session, embedded, session.get_inputs()[0].name
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, or features of a backbone without a head."""
-        return torch.from_numpy(self.bare(x)()).float()
+        return torch.from_numpy(self.bare(x)()).float()[:, : self.classes]
 
-    def bare(self, x: Tensor) -> Callable[[], Any]:
-        """The session's own run on these images, ready to be called: what its time is measured by."""
+    def bare(self, x: Tensor, tasks: Tensor | None = None) -> Callable[[], Any]:
+        """The session's own run on these images, ready to be called: what its time is measured by.
+
+        `tasks` [n] gives each image's own, where there are many.
+        """
         given = _pictures(x, self.mean, self.std) if self.embedded else x.float().contiguous()
         feed = {self.name: given.numpy()}
+        if self.several:
+            feed[TASK_ID] = (torch.full((len(x),), self.task) if tasks is None else tasks).numpy()
         return lambda: self.session.run(None, feed)[0]
 
 
@@ -97,11 +106,11 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split(" : ", 3)[-1].split())[:200]
 
 
-def open_onnx(path: Path) -> tuple[Runtime, Description]:
-    """Open an exported file as something that runs, with what it says of itself.
+def open_onnx(path: Path, task: str | None = None) -> tuple[Runtime, Description]:
+    """Open an exported file as something that runs, with what it says of itself; of many tasks for one, which becomes `task`.
 
     Raises:
-        NotFound: there is no such file.
+        NotFound: there is no such file, or no such task in it, or several and none named.
         Corrupt: it can't be read or run.
         Mismatch: it says nothing of its classes and input.
     """
@@ -109,12 +118,29 @@ def open_onnx(path: Path) -> tuple[Runtime, Description]:
         pass
     made = session(path, str(path))
     description = read(made.get_modelmeta().custom_metadata_map, str(path))
+    _check_ports(made, description, path)
+    if not description.tasks:
+        one, number = description.task, 0
+    else:
+        tasks = [t for t, _ in description.tasks]
+        one = chosen(tasks, task, str(path))
+        number = tasks.index(one)
+    if task and (one is None or one.name != task):
+        raise NotFound(f"{path} has no task '{task}'", f"leave --task out: its task is '{one.name if one else ''}'")
+    classes = len(one.classes) if one and description.tasks else None
+    runtime = Runtime(made, description.preprocess, embedded=description.embedded, task=number, classes=classes)
+    return runtime, replace(description, task=one)
+
+
+def _check_ports(made: "onnxruntime.InferenceSession", description: Description, path: Path) -> None:
+    wanted = {INPUT: "tensor(uint8)" if description.embedded else "tensor(float)"}
+    wanted |= {TASK_ID: "tensor(int64)"} if description.tasks else {}
     ports = made.get_inputs()
-    wanted = "tensor(uint8)" if description.embedded else "tensor(float)"
-    if len(ports) != 1 or ports[0].type != wanted:
-        found = ", ".join(f"{p.name} {p.type}" for p in ports)
-        raise Mismatch(f"{path} takes {found}, its metadata say {wanted}", "use a file that vtzoo export onnx wrote")
-    return Runtime(made, description.preprocess, embedded=description.embedded), description
+    if [p.type for p in ports] != [*wanted.values()] or [p.name for p in ports[1:]] != [*wanted][1:]:
+        found, said = (
+            ", ".join(f"{n} {t}" for n, t in given) for given in ([(p.name, p.type) for p in ports], wanted.items())
+        )
+        raise Mismatch(f"{path} takes {found}, its metadata say {said}", "use a file that vtzoo export onnx wrote")
 
 
 def latencies(*runs: Callable[[], object]) -> list[float]:

@@ -1,11 +1,13 @@
-"""Where an exported model comes from: names, digests, licence, versions."""
+"""Where an exported model comes from: names, digests, licence, versions; and its entry in the zoo."""
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import vtzoo
-from vtzoo.artifact import Artifact
+from vtzoo.artifact import EXPORT, Artifact
 from vtzoo.spec import BackboneCard
+from vtzoo.zoo import Zoo
 
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
@@ -25,3 +27,17 @@ def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bo
         "folded": folded,
         "versions": {"vtzoo": vtzoo.__version__, **{p: version(p) for p in PACKAGES}},
     }
+
+
+def keep(
+    zoo: Zoo, name: str, content: bytes, arch: str, tasks: Sequence[str], parents: Sequence[str], report: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Keep an exported file in the zoo."""
+    zoo.put(
+        "models", name,
+        {
+            "kind": "export", "files": {EXPORT: zoo.add_object(content)}, "size_bytes": len(content), "arch": arch,
+            "tasks": list(tasks), "metrics": {"max_rel": report["max_rel"]},
+            "lineage": {"verb": "export", "parents": [f"sha256:{p}" for p in parents], "precision": report["precision"]},
+        },
+    )  # fmt: skip

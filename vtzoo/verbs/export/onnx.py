@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtzoo import talk
-from vtzoo.artifact import EXPORT, Artifact, Live, go_live, open_ref
+from vtzoo.artifact import Artifact, Live, go_live, open_ref
 from vtzoo.errors import Conflict, NotExportable, NotFoldable, UsageError
 from vtzoo.files import atomic_write
 from vtzoo.onnx import precision, verify
@@ -21,7 +21,7 @@ from vtzoo.onnx.pixels import embed
 from vtzoo.onnx.run import Runtime, latencies, require, session
 from vtzoo.onnx.seal import seal
 from vtzoo.results import Exported
-from vtzoo.verbs.export._origin import origin
+from vtzoo.verbs.export._origin import keep, origin
 from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def export_onnx(
     with atomic_write(out) as file:
         file.write(content)
         if name:
-            _keep(zoo, name, content, live, artifact.digest, report)
+            keep(zoo, name, content, live.card.arch, [live.task.name] if live.task else [], [artifact.digest], report)
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
 
@@ -222,14 +222,3 @@ def _verified(live: Live, content: bytes, wish: Wish, seen: Seen) -> dict[str, A
         **verify.summary(found, classes=live.task is not None, several=bool(live.task and live.task.multilabel)),
         "size_bytes": len(content), **times, "threads": torch.get_num_threads(), "batches": verify.by_batch(found),
     }  # fmt: skip
-
-
-def _keep(zoo: Zoo, name: str, content: bytes, live: Live, parent: str, report: dict[str, Any]) -> None:
-    zoo.put(
-        "models", name,
-        {
-            "kind": "export", "files": {EXPORT: zoo.add_object(content)}, "size_bytes": len(content), "arch": live.card.arch,
-            "tasks": [live.task.name] if live.task else [], "metrics": {"max_rel": report["max_rel"]},
-            "lineage": {"verb": "export", "parents": [f"sha256:{parent}"], "precision": report["precision"]},
-        },
-    )  # fmt: skip
