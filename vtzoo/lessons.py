@@ -1,8 +1,10 @@
 """What a student is trained on: the images of all tasks in one shuffled row, each with what its task's teachers say of it."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,13 +55,13 @@ class Course:
     kept: Sequence[Answers]
     order: Sequence[Place]
     held: Sequence[Place]
-
     taught: bool = True
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        """Of an epoch."""
-        return max(1, min(-(-len(self.order) // self.recipe.batch_size), len(self._pairs(0))))
+        """Of an epoch: no batch has less than a pair."""
+        counts = Counter(number for number, _ in self.order)
+        return max(1, min(-(-len(self.order) // self.recipe.batch_size), sum(n // 2 for n in counts.values())))
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         """An epoch's batches from a step on, as even as can be."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.faculty import School, lessons_of
 from vtzoo.files import header
 from vtzoo.kept import CHECK, _crc
+from vtzoo.lessons import Course
 from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
+from vtzoo.spec import Preprocess
 from vtzoo.targets import Answers, packed, together, unpacked
 from vtzoo.tensors import write
 from vtzoo.verbs.add import add_backbone
@@ -157,6 +160,32 @@ def test_answers_survive_being_kept(classes: int) -> None:
     alone = unpacked(packed([Outputs(logits), Outputs(logits)]), [1], 2)
     assert [a.features for a in alone] == [None, None]
     assert torch.equal(alone[0].logits, alone[1].logits)
+
+
+@pytest.mark.parametrize(("sizes", "batch"), [((7, 3), 4), ((50, 2), 8), ((5,), 1), ((4, 9, 31), 64), ((13,), 2)])
+def test_an_epoch_shows_every_image_once_and_no_task_one_alone(sizes: tuple[int, ...], batch: int) -> None:
+    """Whatever the sizes of the tasks and the batch: each image once, two of a task at least where it has any, and another order in each epoch."""
+    order = [(number, i) for number, size in enumerate(sizes) for i in range(size)]
+    given: dict[str, Any] = {
+        "needs": frozenset(),
+        "levels": 0,
+        "preprocess": Preprocess(),
+        "views": 1,
+        "kept": (),
+        "held": (),
+    }
+    course = Course(lessons=[None] * len(sizes), recipe=Recipe(batch_size=batch), order=order, **given)
+    seen: list[list[tuple[int, int]]] = []
+    course.batch = lambda _view, places: seen.append(list(places)) or ()
+    epochs = []
+    for epoch in range(2):
+        seen.clear()
+        assert len(list(course.batches(epoch, 0))) == course.steps
+        epochs.append([place for places in seen for place in places])
+        assert sorted(epochs[-1]) == order
+        assert all(n != 1 for places in seen for n in Counter(number for number, _ in places).values())
+        assert max(map(len, seen)) - min(map(len, seen)) <= 2 + len(sizes)
+    assert epochs[0] != epochs[1]
 
 
 @pytest.mark.parametrize("sure", [0.0, 20.0])
