@@ -197,8 +197,8 @@ def prepared(
     """
     order, held = parted(lessons, recipe.seed)
     needs = needs_of(terms)
-    everyone = {t.known: (t, lesson) for lesson in lessons for t in lesson.teachers}
-    levels = levels_of(pupil.trunk, *(t.live.model for t, _ in everyone.values())) if "maps" in needs else LEVELS
+    everyone = {t.known: t for lesson in lessons for t in lesson.teachers}
+    levels = levels_of(pupil.trunk, *(t.live.model for t in everyone.values())) if "maps" in needs else LEVELS
     for lesson in lessons:
         lesson.levels = levels
     kept: list[Answers] = []
@@ -221,7 +221,7 @@ def _objective(course: Course, pupil: Pupil, terms: Sequence[Term]) -> Objective
     theirs: dict[str, Shapes] = {}
     samples: dict[str, list[Tensor]] = {}
     for number, lesson in enumerate(course.lessons):
-        for view, at in _sampled(len(lesson.images), course.views, SAMPLE):
+        for view, at in _sampled(len(lesson.images), course.views, SAMPLE if "features" in looks else 1):
             answers = (course.kept or course.lessons)[number].ask(view, at)
             for teacher, answer in zip(lesson.teachers, answers, strict=True):
                 theirs[teacher.known] = _shapes_of(answer)
@@ -232,11 +232,11 @@ def _objective(course: Course, pupil: Pupil, terms: Sequence[Term]) -> Objective
 
 
 def _sampled(images: int, views: int, most: int) -> Iterator[tuple[int, list[int]]]:
-    """At most so many places, spread over the images, then over the views."""
+    """At most so many places, spread over the images, then over the views; a few at a time, since maps are large."""
     for view in range(max(1, views)):
-        left = most - view * images
-        if left > 0:
-            yield view, sorted(random.Random(view).sample(range(images), min(left, images)))
+        left = min(max(0, most - view * images), images)
+        places = sorted(random.Random(view).sample(range(images), left))
+        yield from ((view, places[start : start + MOST]) for start in range(0, left, MOST))
 
 
 def _shapes_of(answer: Outputs) -> Shapes:
