@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
-from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
+from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold
@@ -146,6 +146,18 @@ def go_live(
         return _live_export(artifact.exported, task)
     assert artifact.files is not None
     return _live_files(artifact.files, artifact.task(task), args)
+
+
+def simplest(
+    artifact: Artifact, task: str | None = None, model_args: Mapping[str, Any] | None = None
+) -> tuple[Live, str]:
+    """A model in plain weights where it has such; else attached, and why."""
+    if artifact.delta is None:
+        return go_live(artifact, task, model_args=model_args), ""
+    try:
+        return go_live(artifact, task, plain=True, model_args=model_args), ""
+    except NotFoldable as error:
+        return go_live(artifact, task, model_args=model_args), error.message
 
 
 def fold_artifact(delta: Delta, zoo: Zoo, task: str | None, factor: float = 1.0) -> Folded:

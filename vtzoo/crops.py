@@ -143,6 +143,6 @@ def labels_of(images: Images, crops: Crops, view: int, places: Sequence[int]) ->
 
 
 def normalised(pixels: Tensor, shape: Preprocess) -> Tensor:
-    """uint8 pixels to a network's input, both [n, 3, h, w]."""
+    """Pixels, whole numbers from 0 to 255, to a network's input, both [n, 3, h, w]."""
     mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (shape.mean, shape.std))
     return (pixels.float() / 255 - mean) / std

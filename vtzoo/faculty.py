@@ -75,7 +75,7 @@ def _lesson(school: School, name: str | None, data: str) -> Lesson:
     if not able:
         known = sorted({t.name for a in school.teachers for t in a.tasks})
         why = f"has the classes of {data} in task '{name}'" if name in known else f"has a task '{name}'"
-        raise NotFound(f"no teacher {why}; they have {', '.join(known)}", did_you_mean(name or "", known) or "write --data TASK=DATA")  # fmt: skip
+        raise NotFound(f"no teacher {why}; they have {', '.join(known) or 'none'}", did_you_mean(name or "", known) or "write --data TASK=DATA")  # fmt: skip
     teachers = [_teacher(a, name, classes, school.pixels) for a in able]
     orders = {t.task.classes for t in teachers if t.task} if school.labelled else set[tuple[str, ...]]()
     if len(orders) > 1:

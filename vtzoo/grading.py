@@ -11,15 +11,13 @@ from torch.nn import functional as F
 
 from vtzoo import data as D
 from vtzoo import talk
+from vtzoo.crops import BATCH
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.losses._outputs import Outputs, given
 from vtzoo.pupil import Pupil
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.spec import Preprocess
 from vtzoo.targets import Lesson, together
-
-MOST = 64
-
 
 TEACHER, NO_TEACHER = "teacher", "no teacher"
 
@@ -78,7 +76,7 @@ def _held(exam: Exam, lesson: Lesson) -> tuple[D.Images | None, str]:
 
 def _logits(pupil: Pupil, number: int, images: D.Images, shape: Preprocess) -> Tensor:
     with pupil.at(number) as trunk:
-        return logits_of(trunk, D.loader(images, D.transforms(shape, train=False), batch_size=MOST))[0]
+        return logits_of(trunk, D.loader(images, D.transforms(shape, train=False), batch_size=BATCH))[0]
 
 
 def _teachers(lesson: Lesson, images: D.Images) -> tuple[Tensor, Tensor]:
@@ -87,7 +85,7 @@ def _teachers(lesson: Lesson, images: D.Images) -> tuple[Tensor, Tensor]:
     labels = torch.empty(0)
     for teacher in lesson.teachers:
         plain = D.transforms(teacher.preprocess, train=False)
-        logits, labels = logits_of(teacher.live.model, D.loader(images, plain, batch_size=MOST))
+        logits, labels = logits_of(teacher.live.model, D.loader(images, plain, batch_size=BATCH))
         answers.append(Outputs(logits))
     return given(together(answers)[0].logits), labels
 

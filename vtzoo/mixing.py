@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vtzoo.anatomy import head_names
+from vtzoo.by_rows import by_rows, class_axis
 from vtzoo.graft import CONTAINERS, Graft, entered, graft, grafts, hosts, left
 from vtzoo.probing import evaluating, input_size
 
@@ -106,13 +106,13 @@ class Mixed(nn.Module):
 
 
 class _Heads(nn.Module):
-    """Every task's classifier on its own rows, filled up to the most classes; channels are on axis 1."""
+    """Every task's classifier on its own rows, filled up to the most classes."""
 
     def __init__(self, heads: Sequence[Sequence[nn.Module]], given: Tensor, rows: Rows, pad: float) -> None:
         super().__init__()
         self.pad = pad
         self.heads = nn.ModuleList(nn.ModuleList(own) for own in heads)
-        self.most = max(head(given).shape[1] for own in heads for head in own)
+        self.most = max(head(given).shape[class_axis(head)] for own in heads for head in own)
         self.__dict__["rows"] = rows
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,12 +121,7 @@ class _Heads(nn.Module):
         every: list[Any] = list(self.heads)
         present = [h for m in rows.present for h in every[m]]
         counts = [n for m in rows.present for n in rows.counts[m]]
-        made = [head(part) for head, part in zip(present, x.split(counts), strict=True)]
-        return torch.cat([self._filled(y) for y in made])
-
-    def _filled(self, y: Tensor) -> Tensor:
-        lacking = self.most - y.shape[1]
-        return F.pad(y, (*(0, 0) * (y.ndim - 2), 0, lacking), value=self.pad) if lacking else y
+        return by_rows(present, x, counts, self.most, self.pad)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def input_size(model: nn.Module, most: int | None = 96) -> tuple[int, int, int]:
@@ -60,6 +58,9 @@ def work(model: nn.Module, size: tuple[int, int, int]) -> tuple[int, int]:
 
     Convolutions and matrix products are counted, attention's among them; norms, activations and additions are not.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     like = next(model.parameters())
     x = torch.zeros(1, *size, device=like.device, dtype=like.dtype)
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vtzoo.anatomy import head_names
 from vtzoo.backbone import soften
+from vtzoo.by_rows import by_rows
 from vtzoo.losses._outputs import Outputs
 from vtzoo.outputs import LEVELS, outputs
 from vtzoo.tensors import fill
@@ -37,20 +36,7 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of fewer classes than the most end with zeros."""
-        if self.only is not None:
-            return self.heads[self.only](x)
-        parts = [head(rows) for head, rows in zip(self.heads, x.split(list(self.counts)), strict=True)]
-        most = max(p.shape[self.axis] for p in parts)
-        return torch.cat([self._widened(p, most) for p in parts])
-
-    @property
-    def axis(self) -> int:
-        """Where the classes are: a convolution's channels, or the last."""
-        return 1 if any(isinstance(m, nn.Conv2d) for m in self.modules()) else -1
-
-    def _widened(self, rows: Tensor, most: int) -> Tensor:
-        behind = rows.ndim - 1 - self.axis % rows.ndim
-        return F.pad(rows, (*(0, 0) * behind, 0, most - rows.shape[self.axis]))
+        return by_rows(list(self.heads), x, self.counts) if self.only is None else self.heads[self.only](x)
 
 
 class Pupil(nn.Module):

@@ -215,9 +215,9 @@ class Answers:
         parts = [self._file("pixels", view, b)["pixels"][torch.tensor(rows)] for b, rows in _by_block(places)]
         return torch.cat(parts)
 
-    def path(self, view: int, index: int) -> Path:
-        """The file of one image's answers."""
-        return place(self.folder, self._facts("answers", view, index // BLOCK))
+    def path(self, view: int, block: int) -> Path:
+        """A file of answers."""
+        return place(self.folder, self._facts("answers", view, block))
 
     def _file(self, kind: str, view: int, block: int) -> dict[str, Tensor]:
         key = kind, view, block
@@ -270,8 +270,8 @@ def compared(answers: Answers, views: int, count: int) -> dict[str, Any]:
     every = [(v, i) for v in range(views) for i in range(len(lesson.images))]
     chosen = draw.sample(every, min(count, len(every)))
     worst, other = 0.0, 0
-    for view in sorted({v for v, _ in chosen}):
-        places = sorted(i for v, i in chosen if v == view)
+    for view, block in sorted({(v, i // BLOCK) for v, i in chosen}):
+        places = sorted(i for v, i in chosen if (v, i // BLOCK) == (view, block))
         for known, anew in zip(answers.ask(view, places), lesson.ask(view, places), strict=True):
             worst = max(worst, _apart(known, anew))
             if known.logits is not None and anew.logits is not None:
@@ -279,7 +279,7 @@ def compared(answers: Answers, views: int, count: int) -> dict[str, Any]:
         if worst > WORST:
             raise Corrupt(
                 f"the teachers of {lesson.name or 'these images'} answer otherwise than what is kept of view {view}, by {worst:.2g}",
-                f"remove {answers.path(view, places[0])} and start again",
+                f"remove {answers.path(view, block)} and start again",
             )
     many = len(chosen) * len(lesson.teachers)
     return {"task": lesson.name, "checked": len(chosen), "largest_difference": worst, "top1_differs": other / many}

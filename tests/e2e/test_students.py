@@ -237,7 +237,6 @@ def test_students_with_one_trunk_and_other_heads_are_two_teachers(place: Path) -
         }
         distilled(place, f"heads/{seed}", ["both"], **given)
     one, two = (zoo.resolve(f"heads/{seed}", "models").facts["files"] for seed in (1, 2))
-    shutil.copytree(place / "zoo" / ".vtzoo", place / "heads-away", dirs_exist_ok=True)
     folder = place / "heads-folder"
     for i, files in enumerate((one, two)):
         (folder / str(i)).mkdir(parents=True)

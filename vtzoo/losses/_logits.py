@@ -13,6 +13,11 @@ def labelled(labels: Tensor) -> bool:
     return not bool((labels < 0).any())
 
 
+def beside(loss: Tensor, logits: Tensor, labels: Tensor, weight: float) -> Tensor:
+    """A loss and, where there are labels, so many times their cross-entropy."""
+    return loss + weight * F.cross_entropy(logits, labels) if labelled(labels) else loss
+
+
 def softened(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(theirs / T) || softmax(ours / T)) of logits [batch, classes]; nats, mean over the batch."""
     p, q = (F.log_softmax(z / temperature, -1) for z in (theirs, ours))

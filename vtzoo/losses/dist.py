@@ -13,9 +13,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from vtzoo.losses._logits import labelled
+from vtzoo.losses._logits import beside
 from vtzoo.losses._outputs import Outputs, given, taught
 
 PAPER = "arXiv:2205.10536"
@@ -48,8 +47,7 @@ def dist(
     ours, theirs = given(student.logits), taught(teacher.logits)
     soft = [(z / temperature).softmax(-1) for z in (ours, theirs)]
     related = beta * _unlike(*soft) + gamma * _unlike(*(p.T for p in soft))
-    loss = temperature**2 * related
-    return loss + ce * F.cross_entropy(ours, labels) if labelled(labels) else loss
+    return beside(temperature**2 * related, ours, labels, ce)
 
 
 def _unlike(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtzoo.losses._logits import labelled
+from vtzoo.losses._logits import beside
 from vtzoo.losses._outputs import Outputs, given, taught
 
 PAPER = "arXiv:2203.08679"
@@ -48,7 +48,7 @@ def dkd(
     terms = zip(_apart(ours / temperature, target), _apart(theirs / temperature, target), strict=True)
     sure, others = (F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in terms)
     loss = temperature**2 * (alpha * sure + beta * others)
-    return loss + ce * F.cross_entropy(ours, labels) if labelled(labels) else loss
+    return beside(loss, ours, labels, ce)
 
 
 def _apart(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtzoo.crops import normalised
 from vtzoo.errors import ExportMismatch
 from vtzoo.onnx.describe import PAD
 from vtzoo.onnx.run import Runtime
@@ -28,12 +29,9 @@ def mixtures(preprocess: Preprocess, tasks: int) -> list[Mixture]:
     order = [torch.tensor([t]) for t in range(tasks)]
     order += [torch.arange(n)[torch.randperm(n, generator=draw)] % tasks for n in BATCHES]
     order += [torch.arange(tasks).repeat(2)[torch.randperm(2 * tasks, generator=draw)]]
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     shape = preprocess.input_size
-    return [
-        Mixture((torch.randint(256, (len(t), *shape), generator=draw) / 255 - mean) / std, t.to(torch.int64))
-        for t in order
-    ]
+    drawn = [torch.randint(256, (len(t), *shape), generator=draw) for t in order]
+    return [Mixture(normalised(x, preprocess), t.to(torch.int64)) for x, t in zip(drawn, order, strict=True)]
 
 
 @torch.inference_mode()

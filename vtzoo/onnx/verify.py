@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtzoo.crops import normalised
 from vtzoo.errors import ExportMismatch
 from vtzoo.spec import Preprocess
 
@@ -64,10 +65,9 @@ def _difference(wanted: Tensor, shipped: Run, x: Tensor) -> Difference:
 
 def random_pictures(preprocess: Preprocess, size: tuple[int, int, int] | None = None) -> list[Tensor]:
     """Pictures of noise, normalised, at every batch size; at a size other than the network's own [channels, height, width], if given."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     shape = size or preprocess.input_size
     drawn = [torch.randint(256, (n, *shape), generator=torch.Generator().manual_seed(n)) for n in BATCHES]
-    return [(x / 255 - mean) / std for x in drawn]
+    return [normalised(pixels, preprocess) for pixels in drawn]
 
 
 def cosines(found: Sequence[Difference]) -> Tensor:

@@ -26,6 +26,7 @@ from vtzoo.pupil import Pupil
 from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
 from vtzoo.spec import Task
+from vtzoo.speed import in_onnx, pinned, timed
 from vtzoo.student import SLIM, Giver, Student, build_student
 from vtzoo.targets import Lesson, compared
 from vtzoo.tensors import fill
@@ -96,7 +97,7 @@ def distill(
         resume: go on from this name's checkpoint.
         skip_bad: leave out broken images.
         views: crops of each image, shown in turn; 0, with cache=off alone, shows new ones in each epoch.
-        teacher_size: side in pixels at which bare convolutional teachers look; their own unless given.
+        teacher_size: side in pixels at which convolutional teachers look; their own unless given.
         baseline: also train the same student for as long on the labels alone, to compare.
         check: ask the teachers again for so many of the kept answers, and compare.
         init: how the student gets its first weights from another network, "weight-selection", "net2net"; see `vtzoo.inits`.
@@ -350,8 +351,6 @@ def _lineage(lesson: Lesson) -> dict[str, Any]:
 
 def _latencies(job: _Job, pupil: Pupil) -> dict[str, Any]:
     """Milliseconds of one image in onnxruntime: the student's with one classifier, and all teachers' together."""
-    from vtzoo.speed import in_onnx, pinned, timed
-
     shape, teachers = job.student.card.preprocess, {t.known: t for n in job.lessons for t in n.teachers}
     with pinned(1), pupil.at(0) as trunk:
         own = timed({"student": in_onnx(trunk, shape)}, shape.input_size, (1,))

@@ -1,15 +1,32 @@
-"""Where an exported model comes from: names, digests, licence, versions; and its entry in the zoo."""
+"""What exports to ONNX share: whether there is place for them, where the model comes from (names, digests, licence, versions), its entry in the zoo."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import vtzoo
 from vtzoo.artifact import EXPORT, Artifact
+from vtzoo.errors import Conflict
+from vtzoo.onnx.convert import check_opset
+from vtzoo.onnx.run import require
 from vtzoo.spec import BackboneCard
 from vtzoo.zoo import Zoo
 
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
+
+
+def ready(out: Path, opset: int) -> None:
+    """Refuse what can't be before anything is loaded.
+
+    Raises:
+        UsageError: no such operator set, or a package is missing.
+        Conflict: the file exists.
+    """
+    check_opset(opset)
+    require()
+    if out.exists():
+        raise Conflict(f"{out} exists already", "choose another file name, or remove it")
 
 
 def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bool) -> dict[str, Any]:

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from vtzoo import talk
-from vtzoo.artifact import Artifact, Live, go_live, open_ref
-from vtzoo.errors import Conflict, NotExportable, NotFoldable, UsageError
+from vtzoo.artifact import Artifact, Live, open_ref, simplest
+from vtzoo.errors import NotExportable, UsageError
 from vtzoo.files import atomic_write
 from vtzoo.onnx import precision, verify
-from vtzoo.onnx.convert import OPSET, check_opset, convert, first_line
+from vtzoo.onnx.convert import OPSET, convert, first_line
 from vtzoo.onnx.describe import Description, written
 from vtzoo.onnx.half import halved
 from vtzoo.onnx.looks import Look, looks
 from vtzoo.onnx.pixels import embed
-from vtzoo.onnx.run import Runtime, latencies, require, session
+from vtzoo.onnx.run import Runtime, latencies, session
 from vtzoo.onnx.seal import seal
 from vtzoo.results import Exported
-from vtzoo.verbs.export._origin import keep, origin
+from vtzoo.verbs.export._origin import keep, origin, ready
 from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -117,41 +117,38 @@ def export_onnx(
 
 def _ready(out: Path, wish: Wish, data: str | None, calibrate: int | None) -> None:
     """Refuse what can't be before anything is loaded."""
-    check_opset(wish.opset)
     if wish.half and wish.int8:
         raise UsageError("a file has float16 inside or int8, not both", "choose --half or --int8")
     if wish.int8 == "static" and not data:
         raise UsageError("static int8 needs images to find ranges on", "add --data DATA, or use --int8 dynamic")
     if calibrate is not None and (wish.int8 != "static" or calibrate < 1):
         raise UsageError(f"nothing is calibrated on {calibrate} images here", "use --int8 static and one image or more")
-    require()
-    if out.exists():
-        raise Conflict(f"{out} exists already", "choose another file name, or remove it")
+    ready(out, wish.opset)
 
 
 def _live(artifact: Artifact, task: str | None, wish: Wish) -> tuple[Live, str]:
-    """The model, folded where it folds; else attached, and why."""
-    if artifact.delta is None:
-        return _sized(artifact, task, wish, plain=False), ""
-    try:
-        return _sized(artifact, task, wish, plain=True), ""
-    except NotFoldable as error:
-        talk.say(f"exporting it attached: {error.message}")
-        return _sized(artifact, task, wish, plain=False), error.message
+    """The model, folded where it folds, else attached, and why; taking other sizes, too, where that is wished.
 
-
-def _sized(artifact: Artifact, task: str | None, wish: Wish, *, plain: bool) -> Live:
-    """The model, which takes other sizes, too, where that is wished: timm's ViTs by an argument, convolutional ones as they are.
+    timm's ViTs do by an argument, convolutional networks as they are.
 
     Raises:
         NotExportable: it takes one size only.
     """
-    if not wish.dynamic_size:
-        return go_live(artifact, task, plain=plain)
     try:
-        live = go_live(artifact, task, plain=plain, model_args={"dynamic_img_size": True})
+        live, attached = simplest(artifact, task, {"dynamic_img_size": True} if wish.dynamic_size else None)
     except UsageError:  # no such argument
-        live = go_live(artifact, task, plain=plain)
+        if not wish.dynamic_size:
+            raise
+        live, attached = simplest(artifact, task)
+    if attached:
+        talk.say(f"exporting it attached: {attached}")
+    if wish.dynamic_size:
+        _check_sizes(live)
+    return live, attached
+
+
+def _check_sizes(live: Live) -> None:
+    """Refuse a network that takes one size only."""
     other = _other(live)
     try:
         with torch.inference_mode():
@@ -160,7 +157,6 @@ def _sized(artifact: Artifact, task: str | None, wish: Wish, *, plain: bool) -> 
         sides = "x".join(map(str, other[1:]))
         said = f"{live.card.name or live.card.arch} takes no images of {sides} pixels: {first_line(error)}"
         raise NotExportable(said, "leave --dynamic-size out") from error
-    return live
 
 
 def _other(live: Live) -> tuple[int, int, int]:

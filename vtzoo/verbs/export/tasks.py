@@ -1,8 +1,7 @@
 """Ship many tasks as one ONNX file, each image's task given beside it; verified with onnxruntime before the file appears."""
 
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,25 @@ from torch import Tensor, nn
 
 from vtzoo import talk
 from vtzoo.anatomy import head_names
-from vtzoo.artifact import Artifact, Live, go_live, open_ref
+from vtzoo.artifact import Artifact, Live, go_live, open_ref, simplest
 from vtzoo.backbone import build_card
-from vtzoo.errors import Conflict, Mismatch, NotExportable, NotFoldable, UsageError, WrongBackbone
+from vtzoo.errors import Mismatch, NotExportable, UsageError, WrongBackbone
 from vtzoo.files import atomic_write
 from vtzoo.live import set_head
 from vtzoo.masks import is_masked
 from vtzoo.mixing import Member, Mixed, share
 from vtzoo.onnx import mixtures
-from vtzoo.onnx.convert import OPSET, check_opset
+from vtzoo.onnx.convert import OPSET, convert
 from vtzoo.onnx.describe import PAD, Description, written
 from vtzoo.onnx.mixtures import Mixture
 from vtzoo.onnx.pixels import embed
-from vtzoo.onnx.run import Runtime, latencies, require, session
+from vtzoo.onnx.run import Runtime, latencies, session
 from vtzoo.onnx.seal import seal
 from vtzoo.onnx.tasks import convert_tasks
 from vtzoo.onnx.verify import TOLERANCES
 from vtzoo.results import Exported
 from vtzoo.spec import BackboneCard, Preprocess, Task
-from vtzoo.verbs.export._origin import keep, origin
-from vtzoo.verbs.export.onnx import export_onnx
+from vtzoo.verbs.export._origin import keep, origin, ready
 from vtzoo.zoo import Zoo
 
 
@@ -65,7 +63,7 @@ def export_tasks(
         opset: ONNX operator set, 17 to 23; 18 unless given.
         tolerance: the largest allowed difference, relative to the task's largest output; 1e-3 unless given.
         embed_preprocess: take uint8 pictures [n, h, w, 3] and normalise in the graph.
-        compare: also export each task by itself, to a temporary folder, and tell what these files take.
+        compare: also translate each task by itself, and tell what these files would take.
         zoo: where to look.
         name: also keep the file in the zoo.
 
@@ -82,7 +80,7 @@ def export_tasks(
     """
     zoo, out = zoo or Zoo.find(), Path(out)
     opset, allowed = OPSET if opset is None else opset, TOLERANCES["float32"] if tolerance is None else tolerance
-    _ready(out, opset)
+    ready(out, opset)
     if name:
         zoo.check_free("models", name)
     parts = [_opened(ref, zoo) for ref in refs]
@@ -96,7 +94,7 @@ def export_tasks(
     content = seal(graph, written(_description(parts, net, shape, embedded=embed_preprocess)))
     report = {
         "precision": "float32", "opset": opset, **_verified(parts, net, content, batches, allowed, embedded=embed_preprocess),
-        **(_singles(parts, batches[-1], opset, embed_preprocess, zoo) if compare else {}),
+        **(_singles(parts, batches[-1], opset, embedded=embed_preprocess) if compare else {}),
     }  # fmt: skip
     with atomic_write(out) as file:
         file.write(content)
@@ -105,14 +103,6 @@ def export_tasks(
             keep(zoo, name, content, net.card.arch, [t.name for t in tasks], parents, report)
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or parts[0].artifact.ref, path=str(out), report=report)
-
-
-def _ready(out: Path, opset: int) -> None:
-    """Refuse what can't be before anything is loaded."""
-    check_opset(opset)
-    require()
-    if out.exists():
-        raise Conflict(f"{out} exists already", "choose another file name, or remove it")
 
 
 def _opened(ref: str, zoo: Zoo) -> Part:
@@ -202,11 +192,10 @@ def _trunk(part: Part, attached: nn.Module) -> tuple[nn.Module, str]:
     """The one network of several tasks, folded where it folds; and which it is."""
     if part.artifact.delta is None:
         return attached, "shared"
-    try:
-        return go_live(part.artifact, part.tasks[0].name, plain=True).model, "shared, folded"
-    except NotFoldable as error:
-        talk.say(f"exporting it attached: {error.message}")
-        return attached, "shared, attached"
+    live, why = simplest(part.artifact, part.tasks[0].name)
+    if why:
+        talk.say(f"exporting it attached: {why}")
+    return (attached, "shared, attached") if why else (live.model, "shared, folded")
 
 
 def _verified(
@@ -254,17 +243,19 @@ def _description(parts: Sequence[Part], net: Net, shape: Preprocess, *, embedded
     return Description(task=None, preprocess=shape, embedded=embedded, tasks=tuple(every), facts=common)
 
 
-def _singles(parts: Sequence[Part], batch: Mixture, opset: int, embedded: bool, zoo: Zoo) -> dict[str, Any]:
+def _singles(parts: Sequence[Part], batch: Mixture, opset: int, *, embedded: bool) -> dict[str, Any]:
     """What a file for each task would take: bytes, and the time that their sessions need for the same images, each for its own."""
-    runs, size, number = [], 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        for part in parts:
-            for task in part.tasks:
-                path = Path(folder) / f"{number}.onnx"
-                export_onnx(ref=part.artifact.ref, out=path, task=task.name, opset=opset, embed_preprocess=embedded, zoo=zoo)  # fmt: skip
-                size += path.stat().st_size
-                own = Runtime(session(path.read_bytes()), task.preprocess, embedded=embedded)
-                runs.append(own.bare(batch.images[batch.tasks == number]))
-                number += 1
+    runs, size = list[Callable[[], Any]](), 0
+    each = [(part, task) for part in parts for task in part.tasks]
+    for number, (part, task) in enumerate(each):
+        live, why = simplest(part.artifact, task.name)
+        graph = convert(live.model, live.preprocess.input_size, opset=opset)
+        if embedded:
+            embed(graph, live.preprocess)
+        facts = origin(part.artifact, live.card, precision="float32", folded=not why)
+        content = seal(graph, written(Description(task=task, preprocess=live.preprocess, embedded=embedded, facts=facts)))  # fmt: skip
+        size += len(content)
+        own = Runtime(session(content), live.preprocess, embedded=embedded)
+        runs.append(own.bare(batch.images[batch.tasks == number]))
     (time,) = latencies(lambda: [run() for run in runs])
     return {"single_files_size_bytes": size, "single_files_onnxruntime_ms": time}
