@@ -10,6 +10,7 @@ from ._session import Session
 
 EXAMPLES = (
     "vtzoo bench fashion/lora --batch 1 --batch 32",
+    "vtzoo bench fashion/lora --form torch --form openvino --form executorch",
     "vtzoo bench ./fashion.onnx --threads 4",
 )
 
@@ -27,14 +28,16 @@ def run(
     ] = None,
     threads: Annotated[
         int,
-        typer.Option("--threads", metavar="N", min=0, help="Of torch and onnxruntime; 0 for as many as torch takes."),
+        typer.Option(
+            "--threads", metavar="N", min=0, help="Of torch and other runtimes; 0 for as many as torch takes."
+        ),
     ] = 1,
     forms: Annotated[
         list[str] | None,
         typer.Option(
             "--form",
-            metavar="torch|folded|onnx",
-            help="What is timed; may be given several times (default: all that there are).",
+            metavar="FORM",
+            help="What is timed: torch, folded, onnx, pt2, openvino or executorch; may be given several times (default: the first three, as far as there are such).",
         ),
     ] = None,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,18 @@ Tolerance = Annotated[
         min=0,
         help="Largest difference allowed, relative to the largest output (default: 0.001); of --half and --int8 how far the "
         "outputs' cosine may stand below 1 (0.001 and 0.01).",
+    ),
+]
+Verify = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="Images to verify with; labels don't matter.")
+]
+Largest = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        min=0,
+        help="Largest difference allowed, relative to the largest output (default: 0.001).",
     ),
 ]
 MultiTask = Annotated[
@@ -114,6 +126,72 @@ def _only_many(alone: Sequence[str], *, multi_task: bool) -> None:
         raise UsageError(f"{' and '.join(alone)} and --multi-task don't go together", "leave one of them out")
 
 
+def _program(ctx: typer.Context, form: str, ref: str, out: Path, name: str | None, **wish: Any) -> None:
+    session = Session.of(ctx)
+    zoo = session.zoo(ref)
+    from vtzoo.verbs.export.program import export_program
+
+    session.show(export_program(form=form, ref=ref, out=out, zoo=zoo, name=name, **wish), _results.exported)
+
+
+def pt2(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    out: File,
+    task: Task = None,
+    dynamic_size: DynamicSize = False,
+    embed_preprocess: Embed = False,
+    data: Verify = None,
+    tolerance: Largest = None,
+    name: Keep = None,
+) -> None:
+    """Write a program that torch alone runs (torch.export), checked before the file appears."""
+    _program(
+        ctx, "pt2", ref, out, name, task=task, dynamic_size=dynamic_size, embed_preprocess=embed_preprocess, data=data, tolerance=tolerance,
+    )  # fmt: skip
+
+
+def openvino(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.xml", help="The file to write; its weights go beside it, in .bin.")
+    ],
+    task: Task = None,
+    dynamic_size: DynamicSize = False,
+    embed_preprocess: Embed = False,
+    half: Annotated[bool, typer.Option("--half", help="float16 weights.")] = False,
+    data: Verify = None,
+    tolerance: Largest = None,
+    name: Keep = None,
+) -> None:
+    """Write OpenVINO's pair of files, checked with OpenVINO before they appear."""
+    _program(
+        ctx, "openvino", ref, out, name, task=task, dynamic_size=dynamic_size, embed_preprocess=embed_preprocess, half=half, data=data,
+        tolerance=tolerance,
+    )  # fmt: skip
+
+
+def executorch(
+    ctx: typer.Context,
+    *,
+    ref: Ref,
+    out: File,
+    task: Task = None,
+    embed_preprocess: Embed = False,
+    max_batch: Annotated[int, typer.Option("--max-batch", metavar="N", min=2, help="The largest batch.")] = 8,
+    data: Verify = None,
+    tolerance: Largest = None,
+    name: Keep = None,
+) -> None:
+    """Write a program for phones and small devices (ExecuTorch on XNNPACK), checked with its runtime before the file appears."""
+    _program(
+        ctx, "executorch", ref, out, name, task=task, embed_preprocess=embed_preprocess, max_batch=max_batch, data=data, tolerance=tolerance
+    )  # fmt: skip
+
+
 def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None) -> None:
     """Write a folded model or a student as a folder that plain timm loads."""
     session = Session.of(ctx)
@@ -151,6 +229,13 @@ COMMANDS = (
             "vtzoo export onnx fashion/lora many.onnx --multi-task --with emoji/vpt --with clipart/adapter",
         ),
     ),
+    (
+        "pt2",
+        pt2,
+        ("vtzoo export pt2 fashion/lora fashion.pt2", "vtzoo export pt2 fashion/lora fashion.pt2 --embed-preprocess"),
+    ),
+    ("openvino", openvino, ("vtzoo export openvino fashion/lora fashion.xml --half",)),
+    ("executorch", executorch, ("vtzoo export executorch fashion/lora fashion.pte --max-batch 4",)),
     ("timm", timm, ("vtzoo export timm fashion/folded fashion-timm/",)),
     ("peft", peft, ("vtzoo export peft fashion/lora fashion-peft/",)),
     ("safetensors", safetensors, ("vtzoo export safetensors fashion/lora fashion.safetensors",)),

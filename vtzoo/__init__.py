@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vtzoo.verbs.evaluate import evaluate
     from vtzoo.verbs.export.onnx import export_onnx
     from vtzoo.verbs.export.peft import export_peft
+    from vtzoo.verbs.export.program import export_program
     from vtzoo.verbs.export.tasks import export_tasks
     from vtzoo.verbs.predict import predict
     from vtzoo.verbs.report import report
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "export_peft",
+    "export_program",
     "export_tasks",
     "extract",
     "fold",
@@ -71,6 +73,7 @@ _HOME = {
     "distill": "vtzoo.verbs.distill",
     "evaluate": "vtzoo.verbs.evaluate",
     "export_onnx": "vtzoo.verbs.export.onnx",
+    "export_program": "vtzoo.verbs.export.program",
     "export_tasks": "vtzoo.verbs.export.tasks",
     "export_peft": "vtzoo.verbs.export.peft",
     "extract": "vtzoo.live",

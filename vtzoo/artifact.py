@@ -15,14 +15,16 @@ from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageErr
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold
+from vtzoo.formats import beside, opened
 from vtzoo.live import attach, head_state
 from vtzoo.onnx.run import open_onnx
-from vtzoo.refs import is_path
+from vtzoo.refs import EXPORTS, is_path
 from vtzoo.spec import BackboneCard, Preprocess, Task, chosen
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
-CONFIG, WEIGHTS, HEADS, EXPORT = "config.json", "model.safetensors", "heads.safetensors", "model.onnx"
+CONFIG, WEIGHTS, HEADS, EXPORT = "config.json", "model.safetensors", "heads.safetensors", "model"
+"""Names of a plain model's files; an exported one's are EXPORT with their suffixes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Artifact:
         ref: its name in the zoo, or the path.
         digest: of the file with its tensors, 64 hex digits, whether or not that is in the zoo; "" for a backbone.
         path: that file; None for a backbone.
+        exported: the files by suffix, first the one that names the rest.
     """
 
     ref: str
@@ -42,7 +45,7 @@ class Artifact:
     delta: Delta | None = None
     card: BackboneCard | None = None
     files: Mapping[str, Path] | None = None
-    exported: Path | None = None
+    exported: Mapping[str, Path] | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -78,7 +81,7 @@ def open_ref(ref: str, zoo: Zoo | None = None, *, exports: bool = False) -> Arti
     Args:
         ref: a name or a path.
         zoo: where to look.
-        exports: whether the caller only runs the model, and so takes an ONNX file, too.
+        exports: whether the caller only runs the model, and so takes an exported file, too.
 
     Raises:
         NotFound: nothing of that name.
@@ -88,7 +91,7 @@ def open_ref(ref: str, zoo: Zoo | None = None, *, exports: bool = False) -> Arti
     zoo = zoo or Zoo.find()
     if is_path(ref):
         path = Path(ref).expanduser()
-        return _export(ref, path, zoo, exports=exports) if path.suffix == ".onnx" else _from_path(path, zoo)
+        return _exported_path(ref, path, zoo, exports=exports) if path.suffix in EXPORTS else _from_path(path, zoo)
     entry = zoo.resolve(ref)
     if entry.section == "backbones":
         return Artifact(ref=entry.name, zoo=zoo, card=BackboneCard.of(entry.name, entry.facts))
@@ -98,16 +101,28 @@ def open_ref(ref: str, zoo: Zoo | None = None, *, exports: bool = False) -> Arti
         return Artifact(ref=entry.name, zoo=zoo, digest=digest, path=path, delta=Delta.open(path))
     files = {name: zoo.object(_hex(digest)) for name, digest in entry.facts["files"].items()}
     if WEIGHTS not in files or CONFIG not in files:
-        return _export(entry.name, files.get(EXPORT), zoo, exports=exports)
+        return _exported(entry.name, {s: files[EXPORT + s] for s in _suffixes(files)}, zoo, exports=exports)
     digest = _hex(entry.facts["files"][WEIGHTS])
     return Artifact(ref=entry.name, zoo=zoo, digest=digest, path=files[WEIGHTS], files=files)
 
 
-def _export(ref: str, path: Path | None, zoo: Zoo, *, exports: bool) -> Artifact:
-    if path is None or not exports:
+def _suffixes(files: Mapping[str, Path]) -> list[str]:
+    """Of an entry's exported files, first that which tells their kind."""
+    found = [name.removeprefix(EXPORT) for name in files if name.startswith(f"{EXPORT}.")]
+    return sorted(found, key=lambda suffix: suffix not in EXPORTS)
+
+
+def _exported_path(ref: str, path: Path, zoo: Zoo, *, exports: bool) -> Artifact:
+    form = EXPORTS[path.suffix]
+    return _exported(ref, {path.suffix: path} if form == "onnx" else beside(path, form), zoo, exports=exports)
+
+
+def _exported(ref: str, files: Mapping[str, Path], zoo: Zoo, *, exports: bool) -> Artifact:
+    if not exports or not files or next(iter(files)) not in EXPORTS:
         hint = "use the model or delta that it was made from"
-        raise UsageError(f"'{ref}' is an export, which only predict and eval take", hint)
-    return Artifact(ref=ref, zoo=zoo, digest=sha256(path), path=path, exported=path)
+        raise UsageError(f"'{ref}' is an export, which only predict, eval and bench take", hint)
+    path = next(iter(files.values()))
+    return Artifact(ref=ref, zoo=zoo, digest=sha256(path), path=path, exported=files)
 
 
 def as_delta(artifact: Artifact) -> Delta:
@@ -211,8 +226,10 @@ def _live_backbone(card: BackboneCard, zoo: Zoo, model_args: Mapping[str, Any]) 
     return Live(model=model, card=card, task=None, preprocess=card.preprocess)
 
 
-def _live_export(path: Path, task: str | None) -> Live:
-    model, said = open_onnx(path, task)
+def _live_export(files: Mapping[str, Path], task: str | None) -> Live:
+    suffix, path = next(iter(files.items()))
+    form = EXPORTS[suffix]
+    model, said = open_onnx(path, task) if form == "onnx" else opened(form, files, task)
     card = BackboneCard(
         name=said.facts.get("backbone", ""), arch="", preprocess=said.preprocess, license=said.facts.get("license", "")
     )

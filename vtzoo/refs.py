@@ -17,6 +17,8 @@ from vtzoo.errors import NotFound, UsageError, did_you_mean
 
 Section = Literal["backbones", "deltas", "models"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
+EXPORTS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino", ".pte": "executorch"}
+"""Kinds of exported files by the suffix of the one that is named."""
 
 _PART_LIMIT, _NAME_LIMIT = 96, 255
 _PART = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -221,7 +223,7 @@ def _missing(ref: str, every: Sequence[Entry], section: Section | None) -> NotFo
     name, pin = _split(ref)
     what = section[:-1] if section else "entry"
     said = f"no {what} is called {shown(ref)}"
-    if ref.startswith("..") or ref.endswith(".onnx"):
+    if ref.startswith("..") or ref.endswith(tuple(EXPORTS)):
         return NotFound(said, f"to name a file, start with './': ./{ref}")
     same = [e for e in every if e.name == name]
     for entry in same:

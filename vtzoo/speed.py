@@ -1,14 +1,18 @@
-"""How fast a network is in each form: torch attached, torch folded, onnxruntime; threads pinned, forms in turns."""
+"""How fast a network is in each form: torch attached, torch folded, other runtimes; threads pinned, forms in turns."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 
+from vtzoo import formats
 from vtzoo.onnx.convert import convert
 from vtzoo.onnx.run import Runtime, latencies, session
+from vtzoo.shipped import Shipped
 from vtzoo.spec import Preprocess
 
 
@@ -35,6 +39,22 @@ def in_onnx(model: nn.Module, shape: Preprocess) -> Runtime:
     return Runtime(session(content), shape, embedded=False)
 
 
+def in_format(form: str, model: nn.Module, shape: Preprocess) -> Shipped:
+    """A network as another runtime runs it: pt2, openvino, executorch.
+
+    Raises:
+        NotExportable: the exporter's own reason.
+        UsageError: its package is not installed.
+    """
+    made = formats.of(form)
+    content = made.write(model, shape, shape.input_size, {}, embedded=False, dynamic_size=False)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a system may hold what is mapped into memory
+        files = {suffix: Path(folder) / f"model{suffix}" for suffix in content}
+        for suffix, data in content.items():
+            files[suffix].write_bytes(data)
+        return Shipped(form, made.load(files)[0], shape, embedded=False)
+
+
 @torch.inference_mode()
 def timed(forms: Mapping[str, nn.Module], size: tuple[int, int, int], batches: Sequence[int]) -> list[dict[str, Any]]:
     """Milliseconds a call (the median; the forms take turns) and images a second, by form and batch size.
@@ -56,4 +76,4 @@ def timed(forms: Mapping[str, nn.Module], size: tuple[int, int, int], batches: S
 
 
 def _call(form: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    return form.bare(x) if isinstance(form, Runtime) else lambda: form(x)
+    return form.bare(x) if isinstance(form, Shipped) else lambda: form(x)

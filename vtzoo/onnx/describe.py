@@ -1,4 +1,4 @@
-"""What an exported file says of itself, in ONNX's metadata: all that a program without vtzoo needs to use it, as JSON by key.
+"""What an exported file says of itself, in its metadata: all that a program without vtzoo needs to use it, as JSON by key.
 
 vtzoo.input     name, layout, dtype, size [height, width], and `steps`: from a picture to the input, one after the other
 vtzoo.classes   the labels in the order of the outputs
@@ -124,7 +124,7 @@ def read(metadata: Mapping[str, str], where: str) -> Description:
     Raises:
         Mismatch: it is not such metadata, and what is missing or wrong.
     """
-    hint = "use a file that vtzoo export onnx wrote"
+    hint = "use a file that vtzoo export wrote"
     if missing := [k for k in NEEDED if not metadata.get(k)]:
         raise Mismatch(f"{where} doesn't say how to use it: its metadata lacks {' and '.join(missing)}", hint)
     try:

@@ -9,11 +9,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.files import reading
 from vtzoo.onnx.describe import INPUT, TASK_ID, Description, read
+from vtzoo.shipped import Shipped
 from vtzoo.spec import Preprocess, chosen
 
 if TYPE_CHECKING:
@@ -37,40 +38,19 @@ def require(*packages: str) -> None:
             raise UsageError(f"ONNX needs {error.name}", "pip install 'vtzoo[onnx]'") from error
 
 
-class Runtime(nn.Module):
-    """A session that is called as the network it was made from: normalised float32 [n, 3, h, w] in, float32 [n, outputs] out.
-
-    Where the file takes pictures, they are made again of the normalised values: these were whole numbers from 0 to 255, so
-    rounding gives back the very ones. A file of many tasks is called for one of them, by number, and gives that one's classes.
-    """
+class Runtime(Shipped):
+    """A session that is called as the network it was made from; see `Shipped`."""
 
     def __init__(
         self, session: "onnxruntime.InferenceSession", preprocess: Preprocess, *, embedded: bool, task: int = 0, classes: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.task, self.classes, self.several = task, classes, len(session.get_inputs()) > 1
-        self.session, self.embedded, self.name = session, embedded, session.get_inputs()[0].name
-        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
+        several, name = len(session.get_inputs()) > 1, session.get_inputs()[0].name
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits, or features of a backbone without a head."""
-        return torch.from_numpy(self.bare(x)()).float()[:, : self.classes]
+        def begin(images: Tensor, tasks: Tensor | None) -> Callable[[], Any]:
+            feed = {name: images.numpy(), **({TASK_ID: tasks.numpy()} if tasks is not None else {})}
+            return lambda: session.run(None, feed)[0]
 
-    def bare(self, x: Tensor, tasks: Tensor | None = None) -> Callable[[], Any]:
-        """The session's own run on these images, ready to be called: what its time is measured by.
-
-        `tasks` [n] gives each image's own, where there are many.
-        """
-        given = _pictures(x, self.mean, self.std) if self.embedded else x.float().contiguous()
-        feed = {self.name: given.numpy()}
-        if self.several:
-            feed[TASK_ID] = (torch.full((len(x),), self.task) if tasks is None else tasks).numpy()
-        return lambda: self.session.run(None, feed)[0]
-
-
-def _pictures(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalised [n, 3, h, w] back to uint8 [n, h, w, 3]."""
-    return ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        super().__init__("onnx", begin, preprocess, embedded=embedded, task=task if several else None, classes=classes)
 
 
 def session(source: bytes | Path, where: str = "") -> "onnxruntime.InferenceSession":

@@ -110,26 +110,24 @@ def by_batch(found: Sequence[Difference]) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def judge(found: Sequence[Difference], precision: str, tolerance: float, hint: str) -> None:
-    """Refuse a file that computes something else.
+def judge(found: Sequence[Difference], precision: str, tolerance: float, hint: str, who: str = "onnxruntime") -> None:
+    """Refuse a file that computes something else; `who` runs it.
 
     Raises:
         ExportMismatch: says by how much, and what was allowed.
     """
     if any(not bool(d.found.isfinite().all()) for d in found):
-        raise ExportMismatch(f"onnxruntime gives NaN or infinity in {precision}", hint)
+        raise ExportMismatch(f"{who} gives NaN or infinity in {precision}", hint)
     if precision != "float32":
         apart = distance(found)
         if not apart <= tolerance:
-            said = f"onnxruntime's outputs in {precision} differ: 1 - cosine is {apart:.1e} (allowed {tolerance:.1e})"
+            said = f"{who}'s outputs in {precision} differ: 1 - cosine is {apart:.1e} (allowed {tolerance:.1e})"
             raise ExportMismatch(said, hint)
         return
     worst = max(found, key=lambda d: d.max_rel)
     if not worst.max_rel <= tolerance:
         where = f"batch size {len(worst.wanted)}, {worst.size[0]}x{worst.size[1]} pixels"
-        said = (
-            f"onnxruntime's outputs differ by {worst.max_rel:.1e} of the largest at {where} (allowed {tolerance:.1e})"
-        )
+        said = f"{who}'s outputs differ by {worst.max_rel:.1e} of the largest at {where} (allowed {tolerance:.1e})"
         raise ExportMismatch(said, hint)
 
 

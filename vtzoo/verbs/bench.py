@@ -1,4 +1,4 @@
-"""Time any ref on this machine: in torch as it is, folded, and in onnxruntime, by batch size."""
+"""Time any ref on this machine: in torch as it is, folded, and in other runtimes, by batch size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from vtzoo.artifact import Artifact, Live, go_live, open_ref
 from vtzoo.errors import NotExportable, NotFoldable, UsageError, VtzooError
 from vtzoo.probing import work
 from vtzoo.results import Timed
-from vtzoo.speed import in_onnx, pinned, timed
+from vtzoo.speed import in_format, in_onnx, pinned, timed
 from vtzoo.zoo import Zoo
 
-FORMS = ("torch", "folded", "onnx")
+USUAL, OTHERS = ("torch", "folded", "onnx"), ("pt2", "openvino", "executorch")
 
 
 def bench(
@@ -25,9 +25,9 @@ def bench(
         ref: anything that runs: a delta, merge, model, student, backbone or exported file.
         task: whose head, where there are several.
         batches: images at once.
-        threads: of torch and onnxruntime; 0 leaves them as many as torch takes.
-        forms: torch (a delta attached), folded (a delta in plain weights), onnx (onnxruntime, of plain weights where it folds); all that there are
-            unless given.
+        threads: of torch and the others; 0 leaves them as many as torch takes.
+        forms: torch (a delta attached), folded (a delta in plain weights), and as other runtimes run it, in plain weights where it folds: onnx, pt2,
+            openvino, executorch. Of the first three all that there are unless given.
         zoo: where to look.
 
     Returns:
@@ -36,10 +36,10 @@ def bench(
     Raises:
         UsageError: no such form, or batches of none.
         NotFoldable: "folded" was asked for, and it has no such form.
-        NotExportable: "onnx" was asked for, and the exporter can't.
+        NotExportable: another runtime was asked for, and its exporter can't.
     """
-    if unknown := [f for f in forms if f not in FORMS]:
-        raise UsageError(f"no form is called '{unknown[0]}'", f"choose of {', '.join(FORMS)}")
+    if unknown := [f for f in forms if f not in USUAL + OTHERS]:
+        raise UsageError(f"no form is called '{unknown[0]}'", f"choose of {', '.join(USUAL + OTHERS)}")
     if not batches or min(batches) < 1 or threads < 0:
         raise UsageError(
             f"batches {list(batches)} in {threads} threads take no time", "for example --batch 1 --batch 8"
@@ -49,7 +49,7 @@ def bench(
     with pinned(threads) as used:
         live = go_live(artifact, task)
         size, report = live.preprocess.input_size, dict[str, Any]()
-        made: dict[str, nn.Module] = {"onnx": live.model}
+        made: dict[str, nn.Module] = {getattr(live.model, "form", ""): live.model}
         if artifact.exported is None:
             report["params"], report["macs"] = work(live.model, size)
             made = _forms(artifact, live, task, forms)
@@ -59,9 +59,9 @@ def bench(
 
 def _forms(artifact: Artifact, live: Live, task: str | None, asked: Sequence[str]) -> dict[str, nn.Module]:
     """The forms that were asked for; without a wish all that there are, and why not the others."""
-    wanted, plain = asked or FORMS, live.model
+    wanted, plain = asked or USUAL, live.model
     made: dict[str, nn.Module] = {"torch": live.model} if "torch" in wanted else {}
-    if artifact.delta is not None and wanted != ("torch",):
+    if artifact.delta is not None and {*wanted} != {"torch"}:
         try:
             plain = go_live(artifact, task, plain=True).model
             made |= {"folded": plain} if "folded" in wanted else {}
@@ -72,7 +72,7 @@ def _forms(artifact: Artifact, live: Live, task: str | None, asked: Sequence[str
             made["onnx"] = in_onnx(plain, live.preprocess)
         except (NotExportable, UsageError) as error:
             _refuse_or_say(error, strict="onnx" in asked)
-    return made
+    return made | {form: in_format(form, plain, live.preprocess) for form in OTHERS if form in wanted}
 
 
 def _refuse_or_say(error: VtzooError, *, strict: bool) -> None:

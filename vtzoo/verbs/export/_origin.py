@@ -1,4 +1,4 @@
-"""What exports to ONNX share: whether there is place for them, where the model comes from (names, digests, licence, versions), its entry in the zoo."""
+"""What exports share: whether there is place for them, where the model comes from (names, digests, licence, versions), its entry in the zoo."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -25,11 +25,22 @@ def ready(out: Path, opset: int) -> None:
     """
     check_opset(opset)
     require()
+    check_free(out)
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        Conflict: it exists.
+    """
     if out.exists():
         raise Conflict(f"{out} exists already", "choose another file name, or remove it")
 
 
-def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bool) -> dict[str, Any]:
+def origin(
+    artifact: Artifact, card: BackboneCard, *, precision: str, folded: bool, packages: Sequence[str] = PACKAGES
+) -> dict[str, Any]:
     """What the metadata say of it: the artifact's own digest, its parents' (of a merge, the deltas'), and the backbone's fingerprint."""
     delta = artifact.delta
     return {
@@ -42,18 +53,19 @@ def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bo
         "license": card.license,
         "precision": precision,
         "folded": folded,
-        "versions": {"vtzoo": vtzoo.__version__, **{p: version(p) for p in PACKAGES}},
+        "versions": {"vtzoo": vtzoo.__version__, **{p: version(p) for p in packages}},
     }
 
 
 def keep(
-    zoo: Zoo, name: str, content: bytes, arch: str, tasks: Sequence[str], parents: Sequence[str], report: Mapping[str, Any]
+    zoo: Zoo, name: str, content: Mapping[str, bytes], arch: str, tasks: Sequence[str], parents: Sequence[str], report: Mapping[str, Any]
 ) -> None:  # fmt: skip
-    """Keep an exported file in the zoo."""
+    """Keep an exported file in the zoo, or those that belong together, by suffix."""
+    files = {EXPORT + suffix: zoo.add_object(data) for suffix, data in content.items()}
     zoo.put(
         "models", name,
         {
-            "kind": "export", "files": {EXPORT: zoo.add_object(content)}, "size_bytes": len(content), "arch": arch,
+            "kind": "export", "files": files, "size_bytes": sum(map(len, content.values())), "arch": arch,
             "tasks": list(tasks), "metrics": {"max_rel": report["max_rel"]},
             "lineage": {"verb": "export", "parents": [f"sha256:{p}" for p in parents], "precision": report["precision"]},
         },

@@ -1,36 +1,30 @@
 """Ship a model as ONNX, verified with onnxruntime before the file appears."""
 
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
 from vtzoo import talk
-from vtzoo.artifact import Artifact, Live, open_ref, simplest
-from vtzoo.errors import NotExportable, UsageError
+from vtzoo.artifact import Live, open_ref
+from vtzoo.errors import UsageError
 from vtzoo.files import atomic_write
 from vtzoo.onnx import precision, verify
-from vtzoo.onnx.convert import OPSET, convert, first_line
-from vtzoo.onnx.describe import Description, written
+from vtzoo.onnx.convert import OPSET, convert
+from vtzoo.onnx.describe import written
 from vtzoo.onnx.half import halved
-from vtzoo.onnx.looks import Look, looks
+from vtzoo.onnx.looks import looks
 from vtzoo.onnx.pixels import embed
-from vtzoo.onnx.run import Runtime, latencies, session
+from vtzoo.onnx.run import Runtime, session
 from vtzoo.onnx.seal import seal
 from vtzoo.results import Exported
 from vtzoo.verbs.export._origin import keep, origin, ready
+from vtzoo.verbs.export._ship import Seen, described, other_size, ready_to_ship, verified
 from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from onnx import ModelProto
 
 Int8 = Literal["dynamic", "static"]
-Seen = tuple[Look, Look] | None
 CALIBRATE, WEIGHED = 100, 8
 """How many images find ranges, and how many of them weigh each layer where not all may be int8."""
 
@@ -98,19 +92,34 @@ def export_onnx(
     if name:
         zoo.check_free("models", name)
     artifact = open_ref(ref, zoo)
-    live, attached = _live(artifact, task, wish)
+    live, attached = ready_to_ship(artifact, task, dynamic_size=wish.dynamic_size)
     seen = looks(data, live.preprocess, calibrate or CALIBRATE) if data else None
     graph, done = _graph(live, wish, seen)
     facts = origin(artifact, live.card, precision=wish.precision, folded=artifact.delta is not None and not attached)
-    content = seal(graph, written(_description(live, wish, facts)))
+    said = described(live, facts, embedded=wish.embedded, dynamic_size=wish.dynamic_size)
+    content = seal(graph, written(said))
+    runtime = Runtime(session(content), live.preprocess, embedded=wish.embedded)
     report = {
         "precision": wish.precision + (f" {int8}" if int8 else ""), "opset": wish.opset, "folded": facts["folded"],
-        **({"attached_because": attached} if attached else {}), **done, **_verified(live, content, wish, seen),
+        **({"attached_because": attached} if attached else {}), **done,
+        **verified(
+            live, runtime, seen, wish.precision, wish.allowed, who="onnxruntime", dynamic_size=wish.dynamic_size,
+            hint="try another --opset, or pass a larger --tolerance knowingly",
+        ),
+        "size_bytes": len(content),
     }  # fmt: skip
     with atomic_write(out) as file:
         file.write(content)
         if name:
-            keep(zoo, name, content, live.card.arch, [live.task.name] if live.task else [], [artifact.digest], report)
+            keep(
+                zoo,
+                name,
+                {".onnx": content},
+                live.card.arch,
+                [live.task.name] if live.task else [],
+                [artifact.digest],
+                report,
+            )
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
 
@@ -126,50 +135,9 @@ def _ready(out: Path, wish: Wish, data: str | None, calibrate: int | None) -> No
     ready(out, wish.opset)
 
 
-def _live(artifact: Artifact, task: str | None, wish: Wish) -> tuple[Live, str]:
-    """The model, folded where it folds, else attached, and why; taking other sizes, too, where that is wished.
-
-    timm's ViTs do by an argument, convolutional networks as they are.
-
-    Raises:
-        NotExportable: it takes one size only.
-    """
-    try:
-        live, attached = simplest(artifact, task, {"dynamic_img_size": True} if wish.dynamic_size else None)
-    except UsageError:  # no such argument
-        if not wish.dynamic_size:
-            raise
-        live, attached = simplest(artifact, task)
-    if attached:
-        talk.say(f"exporting it attached: {attached}")
-    if wish.dynamic_size:
-        _check_sizes(live)
-    return live, attached
-
-
-def _check_sizes(live: Live) -> None:
-    """Refuse a network that takes one size only."""
-    other = _other(live)
-    try:
-        with torch.inference_mode():
-            live.model(torch.zeros(1, *other))
-    except (AssertionError, RuntimeError, ValueError) as error:  # all that timm and torch raise
-        sides = "x".join(map(str, other[1:]))
-        said = f"{live.card.name or live.card.arch} takes no images of {sides} pixels: {first_line(error)}"
-        raise NotExportable(said, "leave --dynamic-size out") from error
-
-
-def _other(live: Live) -> tuple[int, int, int]:
-    """Another image size, of sides that differ, [channels, height, width]: two patches higher and one wider."""
-    channels, height, width = live.preprocess.input_size
-    ratio = getattr(getattr(live.model, "patch_embed", None), "feat_ratio", None)
-    rows, columns = ratio(as_scalar=False) if ratio else (32, 32)
-    return channels, height + 2 * rows, width + columns
-
-
 def _graph(live: Live, wish: Wish, seen: Seen) -> tuple["ModelProto", dict[str, Any]]:
     """Translate, in the numbers that are wished."""
-    size = _other(live) if wish.dynamic_size else live.preprocess.input_size
+    size = other_size(live) if wish.dynamic_size else live.preprocess.input_size
     output = "logits" if live.task else "features"
     graph = convert(live.model, size, opset=wish.opset, output=output, dynamic_size=wish.dynamic_size)
     done: dict[str, Any] = {}
@@ -191,30 +159,3 @@ def _deciding(live: Live, wish: Wish, seen: Seen) -> precision.Deciding:
     noise = verify.random_pictures(live.preprocess)
     images, few = (noise, noise) if seen is None else (seen[0], seen[0].few(WEIGHED))
     return precision.Deciding(live.model, live.preprocess, images, few, wish.allowed)
-
-
-def _description(live: Live, wish: Wish, facts: dict[str, Any]) -> Description:
-    return Description(
-        task=live.task, preprocess=live.preprocess, embedded=wish.embedded, dynamic_size=wish.dynamic_size, facts=facts
-    )
-
-
-def _verified(live: Live, content: bytes, wish: Wish, seen: Seen) -> dict[str, Any]:
-    """Run the file beside the network, refuse it or report."""
-    runtime = Runtime(session(content), live.preprocess, embedded=wish.embedded)
-    batches: Iterable[Tensor] = verify.random_pictures(live.preprocess) if seen is None else seen[1]
-    if wish.dynamic_size:
-        batches = chain(batches, verify.random_pictures(live.preprocess, _other(live)))
-    found = verify.differences(live.model, runtime, batches)
-    hint = "try another --opset, or pass a larger --tolerance knowingly"
-    verify.judge(found, wish.precision, wish.allowed, hint)
-    one = verify.random_pictures(live.preprocess)[0]
-    with torch.inference_mode():
-        ours, torchs = latencies(runtime.bare(one), lambda: live.model(one))
-    times = {"onnxruntime_ms": ours, "torch_ms": torchs}
-    return {
-        "tolerance": wish.allowed,
-        "verified_on": "random pictures" if seen is None else f"{len(seen[1].images)} images of {seen[1].images.where}",
-        **verify.summary(found, classes=live.task is not None, several=bool(live.task and live.task.multilabel)),
-        "size_bytes": len(content), **times, "threads": torch.get_num_threads(), "batches": verify.by_batch(found),
-    }  # fmt: skip
