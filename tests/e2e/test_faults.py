@@ -106,6 +106,12 @@ FAULTS = {
     ("predict", "no ONNX file"): ("predict {in}/text.onnx {in}/whole.png", 4, "can't run"),
     ("predict", "ONNX that says nothing"): ("predict {in}/foreign.onnx {in}/whole.png", 4, "lacks vtzoo.input"),
     ("export onnx", "out of tolerance"): ("export onnx fashion/lora x.onnx --tolerance 0", 4, "differ"),
+    ("export pt2", "another suffix"): ("export pt2 fashion/lora x.onnx", 2, "x.pt2"),
+    ("export openvino", "out of tolerance"): ("export openvino fashion/lora x.xml --tolerance 0", 4, "differ"),
+    ("export openvino", "weights are there"): ("export openvino fashion/lora {in}/taken.xml", 5, "taken.bin"),
+    ("predict", "no PT2 file"): ("predict {in}/text.pt2 {in}/whole.png", 4, "torch can run"),
+    ("predict", "OpenVINO without weights"): ("predict {in}/text.xml {in}/whole.png", 3, "text.bin"),
+    ("predict", "no ExecuTorch file"): ("predict {in}/text.pte {in}/whole.png", 4, "can't run"),
     ("export peft", "no form in PEFT"): ("export peft fashion/adapter out", 4, "adapter"),
     ("export peft", "folder exists"): ("export peft fashion/lora {in}/empty", 5, "empty"),
     ("export peft", "a backbone, not a delta"): ("export peft tiny out", 2, "tiny"),
@@ -195,7 +201,9 @@ def given(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cut.safetensors").write_bytes(delta[:-100])
     (root / "text.safetensors").write_text("hello")
     (root / "text.png").write_text("hello")
-    (root / "text.onnx").write_text("hello")
+    for suffix in ("onnx", "pt2", "xml", "pte"):
+        (root / f"text.{suffix}").write_text("hello")
+    (root / "taken.bin").write_text("hello")
     Image.new("RGB", (32, 32)).save(root / "whole.png")
     ports = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", ports[:1], ports[1:])
@@ -242,6 +250,8 @@ FULL = {
     "fold": "fold fashion/lora --out out",
     "distill": "distill --teacher fashion/lora --student test_vit2 --data vtzoo:fashion --name s --epochs 1 --set limit=40 --views 1",
     "export onnx": "export onnx fashion/lora out.onnx",
+    "export pt2": "export pt2 fashion/lora out.pt2",
+    "export openvino": "export openvino fashion/lora out.xml",
     "export peft": "export peft fashion/lora out",
     "add backbone": "add backbone n --arch test_vit --weights {in}/tiny.safetensors",
     "add delta": "add delta d --backbone tiny --weights {in}/tuned.safetensors",

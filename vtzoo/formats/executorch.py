@@ -8,11 +8,10 @@ What the file says of itself is a method of the program that gives JSON as bytes
 Memory is planned when the file is made, so a batch has a largest size, `vtzoo.max_batch`; larger ones are run in pieces.
 """
 
+import io
 import json
-import os
-import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,6 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
     return begin, metadata
 
 
-@contextmanager
-def _silent() -> Generator[None]:
-    """What the runtime's own code writes to the standard error while it looks at the processor goes nowhere."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def _silent() -> redirect_stderr[io.StringIO]:
+    """What the runtime says of the processor while it starts goes nowhere."""
+    return redirect_stderr(io.StringIO())
