@@ -56,11 +56,20 @@ RESNETS: dict[str, tuple[str, dict[str, Any]]] = {
     "bottleneck": ("resnet50", {"channels": [16, 24, 32, 40], "layers": [2, 1, 3, 2]}),
     "pooled shortcut, deep stem": ("resnet50d", {"channels": [16, 24, 32, 40], "layers": [2, 1, 3, 2]}),
 }
+CONVNEXTS: dict[str, tuple[str, dict[str, Any]]] = {
+    kind: (arch, {"dims": [16, 24, 32, 40], "depths": [2, 1, 3, 2]})
+    for kind, arch in {
+        "plain": "convnext_tiny",
+        "1x1 convolutions": "convnext_atto",
+        "responses normalised": "convnextv2_atto",
+    }.items()
+}
+CNNS = {**RESNETS, **{f"convnext, {kind}": how for kind, how in CONVNEXTS.items()}}
 
 
-def _resnet(kind: str, classes: int = 5) -> Any:
+def _cnn(kind: str, classes: int = 5) -> Any:
     torch.manual_seed(0)
-    arch, args = RESNETS[kind]
+    arch, args = CNNS[kind]
     if kind == "basic":
         args = {**args, "channels": [64, 24, 32, 40]}
     model = timm.create_model(arch, num_classes=classes, **args).eval()
@@ -71,11 +80,11 @@ def _resnet(kind: str, classes: int = 5) -> Any:
     return model.requires_grad_(False), arch, args
 
 
-@pytest.mark.parametrize("kind", RESNETS)
+@pytest.mark.parametrize("kind", CNNS)
 @pytest.mark.parametrize("classes", [5, 0])
-def test_resnets_are_taken_apart_too(kind: str, classes: int) -> None:
+def test_convolutional_networks_are_taken_apart_too(kind: str, classes: int) -> None:
     """Channels in another order are the same function, statistics of norms included; budgets are kept, and timm builds what comes out."""
-    model, arch, args = _resnet(kind, classes)
+    model, arch, args = _cnn(kind, classes)
     batches = [(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3)]
     frame = slimming._frame(model)
     ranks = slimming._ranks(model, frame, batches)
@@ -98,7 +107,7 @@ def test_resnets_are_taken_apart_too(kind: str, classes: int) -> None:
 @torch.no_grad()
 def test_dead_channels_and_blocks_of_a_resnet_go() -> None:
     """What the next convolution doesn't read, and a block that adds nothing, are left out, and the outputs stay."""
-    model, arch, args = _resnet("bottleneck")
+    model, arch, args = _cnn("bottleneck")
     for name, block in model.named_modules():
         if name.count(".") == 1 and name.startswith("layer"):
             for i in (1, 2):
@@ -109,6 +118,19 @@ def test_dead_channels_and_blocks_of_a_resnet_go() -> None:
     batches = [(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3)]
     made, own = slimmed(model, arch, args, Slim(depth=7), batches)
     assert list(own["layers"]) == [2, 1, 2, 2]
+    x = batches[0][0]
+    assert (made(x) - model(x)).abs().max() < 1e-4 * model(x).abs().max()
+
+
+@torch.no_grad()
+def test_a_dead_block_of_a_convnext_goes() -> None:
+    """One that adds nothing is left out, the channels come in another order, and the outputs stay."""
+    model, arch, args = _cnn("convnext, responses normalised")
+    for name in ("weight", "bias"):
+        model.stages[2].blocks[1].mlp.fc2.get_parameter(name).zero_()
+    batches = [(torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3)]
+    made, own = slimmed(model, arch, args, Slim(depth=7), batches)
+    assert list(own["depths"]) == [2, 1, 2, 2]
     x = batches[0][0]
     assert (made(x) - model(x)).abs().max() < 1e-4 * model(x).abs().max()
 
@@ -205,7 +227,7 @@ def test_wishes_that_are_none_are_refused(knobs_: dict[str, str]) -> None:
         knobs.decode(Slim, knobs_, "slim")
 
 
-@pytest.mark.parametrize("arch", ["test_efficientnet", "test_convnext", "test_vit3", "seresnext26d_32x4d"])
+@pytest.mark.parametrize("arch", ["test_efficientnet", "test_efficientnet", "test_vit3", "seresnext26d_32x4d"])
 def test_other_networks_say_so(arch: str) -> None:
     """Only plain vision transformers are taken apart; the refusal names what was given, and another way."""
     with pytest.raises(ShapeMismatch, match="slim takes") as refusal:

@@ -28,12 +28,12 @@ from vtzoo.errors import ShapeMismatch, UsageError
 from vtzoo.initial import started
 from vtzoo.probing import evaluating, input_size, work
 from vtzoo.sensitivity import Batches, scores
-from vtzoo.slimming import _resnet, _vit
+from vtzoo.slimming import _convnext, _resnet, _vit
 from vtzoo.slimming._frame import Frame, Member, Sizes
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-FRAMES = (_vit.frame, _resnet.frame)
+FRAMES = (_vit.frame, _resnet.frame, _convnext.frame)
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Of hidden units and of widths that are no heads, of which one is tried after the other."""
 LEAST = 0.25
@@ -127,7 +127,7 @@ def _frame(model: nn.Module) -> Frame:
     found = next((f for make in FRAMES if (f := make(model)) is not None), None)
     if found is None:
         raise ShapeMismatch(
-            f"slim takes plain vision transformers and ResNets apart, and this {type(model).__name__} is none",
+            f"slim takes plain vision transformers, ResNets and ConvNeXts apart, and this {type(model).__name__} is none",
             "give the student's architecture, and its first weights with --init weight-selection",
         )
     return found
