@@ -116,4 +116,4 @@ def _check_inputs(path: Path, inside: str, content: bytes) -> None:
 
 def _strange(path: Path, inside: str) -> Corrupt:
     what = "holds something else than a program and plain tensors, which could run anything when loaded"
-    return Corrupt(f"{path} {what}: {inside}", "use a file that vtzoo export pt2 wrote, with torch 2.9 or newer")
+    return Corrupt(f"{path} {what}: {inside}", "use a file that vtzoo export pt2 wrote, with a recent torch")
