@@ -8,15 +8,20 @@ from typing import Any
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.files import reading
 from vtzoo.onnx.describe import Description, read
+from vtzoo.refs import EXPORTS
 from vtzoo.shipped import Shipped
+
+KINDS = tuple(kind for kind in EXPORTS.values() if kind != "onnx")
 
 
 def of(form: str) -> Any:
     """A kind's module, its package seen to be installed.
 
     Raises:
-        UsageError: it is not; how to get it.
+        UsageError: it is not, and how to get it; or there is no such kind.
     """
+    if form not in KINDS:
+        raise UsageError(f"no kind of file is called '{form}'", f"choose of {', '.join(KINDS)}")
     made = _module(form)
     try:
         import_module(made.PACKAGES[0])

@@ -8,12 +8,13 @@ from torch import nn
 from vtzoo import talk
 from vtzoo.artifact import Artifact, Live, go_live, open_ref
 from vtzoo.errors import NotExportable, NotFoldable, UsageError, VtzooError
+from vtzoo.formats import KINDS
 from vtzoo.probing import work
 from vtzoo.results import Timed
 from vtzoo.speed import in_format, in_onnx, pinned, timed
 from vtzoo.zoo import Zoo
 
-USUAL, OTHERS = ("torch", "folded", "onnx"), ("pt2", "openvino", "executorch")
+USUAL = ("torch", "folded", "onnx")
 
 
 def bench(
@@ -38,8 +39,8 @@ def bench(
         NotFoldable: "folded" was asked for, and it has no such form.
         NotExportable: another runtime was asked for, and its exporter can't.
     """
-    if unknown := [f for f in forms if f not in USUAL + OTHERS]:
-        raise UsageError(f"no form is called '{unknown[0]}'", f"choose of {', '.join(USUAL + OTHERS)}")
+    if unknown := [f for f in forms if f not in USUAL + KINDS]:
+        raise UsageError(f"no form is called '{unknown[0]}'", f"choose of {', '.join(USUAL + KINDS)}")
     if not batches or min(batches) < 1 or threads < 0:
         raise UsageError(
             f"batches {list(batches)} in {threads} threads take no time", "for example --batch 1 --batch 8"
@@ -72,7 +73,7 @@ def _forms(artifact: Artifact, live: Live, task: str | None, asked: Sequence[str
             made["onnx"] = in_onnx(plain, live.preprocess)
         except (NotExportable, UsageError) as error:
             _refuse_or_say(error, strict="onnx" in asked)
-    return made | {form: in_format(form, plain, live.preprocess) for form in OTHERS if form in wanted}
+    return made | {form: in_format(form, plain, live.preprocess) for form in KINDS if form in wanted}
 
 
 def _refuse_or_say(error: VtzooError, *, strict: bool) -> None:
