@@ -11,6 +11,7 @@ from vtzoo.errors import NotExportable, NotFoldable, UsageError, VtzooError
 from vtzoo.formats import KINDS
 from vtzoo.probing import work
 from vtzoo.results import Timed
+from vtzoo.shipped import Shipped
 from vtzoo.speed import in_format, in_onnx, pinned, timed
 from vtzoo.zoo import Zoo
 
@@ -50,12 +51,20 @@ def bench(
     with pinned(threads) as used:
         live = go_live(artifact, task)
         size, report = live.preprocess.input_size, dict[str, Any]()
-        made: dict[str, nn.Module] = {getattr(live.model, "form", ""): live.model}
-        if artifact.exported is None:
+        made: dict[str, nn.Module] = {}
+        if isinstance(live.model, Shipped):
+            made[live.model.form] = live.model
+            _check_only(live.model.form, forms)
+        else:
             report["params"], report["macs"] = work(live.model, size)
             made = _forms(artifact, live, task, forms)
         rows = timed(made, size, batches)
     return Timed(ref=artifact.ref, path=str(artifact.path or ""), report={**report, "threads": used, "times": rows})
+
+
+def _check_only(form: str, asked: Sequence[str]) -> None:
+    if other := [f for f in asked if f != form]:
+        raise UsageError(f"an exported file is {form}, and can't be timed as {other[0]}", "leave --form out")
 
 
 def _forms(artifact: Artifact, live: Live, task: str | None, asked: Sequence[str]) -> dict[str, nn.Module]:
