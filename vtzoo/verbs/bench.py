@@ -34,7 +34,7 @@ def bench(
         `report`: parameters, multiply-adds, threads, and for each form and batch size the median time of a call and images a second.
 
     Raises:
-        UsageError: no such form, or batches of none.
+        UsageError: no such form, here or at all, or batches of none.
         NotFoldable: "folded" was asked for, and it has no such form.
         NotExportable: "onnx" was asked for, and the exporter can't.
     """
@@ -46,32 +46,49 @@ def bench(
         )
     zoo = zoo or Zoo.find()
     artifact = open_ref(ref, zoo, exports=True)
+    wanted = _wanted(artifact, forms)
     with pinned(threads) as used:
         live = go_live(artifact, task)
         size, report = live.preprocess.input_size, dict[str, Any]()
         made: dict[str, nn.Module] = {"onnx": live.model}
         if artifact.exported is None:
             report["params"], report["macs"] = work(live.model, size)
-            made = _forms(artifact, live, task, forms)
+            made = _forms(artifact, live, task, wanted, strict=bool(forms))
         rows = timed(made, size, batches)
     return Timed(ref=artifact.ref, path=str(artifact.path or ""), report={**report, "threads": used, "times": rows})
 
 
-def _forms(artifact: Artifact, live: Live, task: str | None, asked: Sequence[str]) -> dict[str, nn.Module]:
-    """The forms that were asked for; without a wish all that there are, and why not the others."""
-    wanted, plain = asked or FORMS, live.model
+def _wanted(artifact: Artifact, asked: Sequence[str]) -> Sequence[str]:
+    """The forms that were asked for; without a wish all that there are.
+
+    Raises:
+        UsageError: it has no such form.
+    """
+    there = ("onnx",) if artifact.exported is not None else FORMS if artifact.delta is not None else ("torch", "onnx")
+    if lacking := [f for f in asked if f not in there]:
+        raise UsageError(
+            f"'{artifact.ref}' has no form '{lacking[0]}' to be timed", f"leave --form out, or choose {' or '.join(there)}"
+        )
+    return asked or there
+
+
+def _forms(
+    artifact: Artifact, live: Live, task: str | None, wanted: Sequence[str], *, strict: bool
+) -> dict[str, nn.Module]:
+    """These forms; unless `strict` those of them that can be made, and why not the others."""
+    plain = live.model
     made: dict[str, nn.Module] = {"torch": live.model} if "torch" in wanted else {}
-    if artifact.delta is not None and wanted != ("torch",):
+    if artifact.delta is not None and {"folded", "onnx"} & {*wanted}:
         try:
             plain = go_live(artifact, task, plain=True).model
             made |= {"folded": plain} if "folded" in wanted else {}
         except NotFoldable as error:
-            _refuse_or_say(error, strict="folded" in asked)
+            _refuse_or_say(error, strict=strict and "folded" in wanted)
     if "onnx" in wanted:
         try:
             made["onnx"] = in_onnx(plain, live.preprocess)
         except (NotExportable, UsageError) as error:
-            _refuse_or_say(error, strict="onnx" in asked)
+            _refuse_or_say(error, strict=strict)
     return made
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import vtzoo
 from vtzoo.artifact import EXPORT, Artifact
-from vtzoo.errors import Conflict
+from vtzoo.errors import Conflict, NotFound, UsageError
+from vtzoo.files import check_writable
 from vtzoo.onnx.convert import check_opset
 from vtzoo.onnx.run import require
 from vtzoo.spec import BackboneCard
@@ -20,13 +21,20 @@ def ready(out: Path, opset: int) -> None:
     """Refuse what can't be before anything is loaded.
 
     Raises:
-        UsageError: no such operator set, or a package is missing.
+        UsageError: no such operator set, a package is missing, or a name that nobody would take for such a file.
+        NotFound: the folder does not exist.
         Conflict: the file exists.
+        VtzooError: nothing can be written there.
     """
     check_opset(opset)
     require()
     if out.exists():
         raise Conflict(f"{out} exists already", "choose another file name, or remove it")
+    if out.suffix != ".onnx":
+        raise UsageError(f"{out} does not end in .onnx, by which predict and eval know such files", f"call it {out}.onnx")
+    if not out.parent.is_dir():
+        raise NotFound(f"{out.parent} does not exist", f"make it: mkdir -p {out.parent}")
+    check_writable(out.parent)
 
 
 def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bool) -> dict[str, Any]:
