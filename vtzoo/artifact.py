@@ -45,6 +45,11 @@ class Artifact:
     exported: Path | None = None
 
     @property
+    def name(self) -> str:
+        """What others say of it: a path by its last part."""
+        return Path(self.ref).name if is_path(self.ref) else self.ref
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """Those that it has a head for."""
         if self.delta is not None:

@@ -67,7 +67,8 @@ def _wanted(artifact: Artifact, asked: Sequence[str]) -> Sequence[str]:
     there = ("onnx",) if artifact.exported is not None else FORMS if artifact.delta is not None else ("torch", "onnx")
     if lacking := [f for f in asked if f not in there]:
         raise UsageError(
-            f"'{artifact.ref}' has no form '{lacking[0]}' to be timed", f"leave --form out, or choose {' or '.join(there)}"
+            f"'{artifact.ref}' has no form '{lacking[0]}' to be timed",
+            f"leave --form out, or choose {' or '.join(there)}",
         )
     return asked or there
 
