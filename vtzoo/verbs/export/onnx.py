@@ -16,7 +16,7 @@ from vtzoo.onnx import precision, verify
 from vtzoo.onnx.convert import OPSET, convert, first_line
 from vtzoo.onnx.describe import Description, written
 from vtzoo.onnx.half import halved
-from vtzoo.onnx.looks import Look, looks
+from vtzoo.onnx.looks import CALIBRATE, Look, looks
 from vtzoo.onnx.pixels import embed
 from vtzoo.onnx.run import Runtime, latencies, session
 from vtzoo.onnx.seal import seal
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 Int8 = Literal["dynamic", "static"]
 Seen = tuple[Look, Look] | None
-CALIBRATE, WEIGHED = 100, 8
-"""How many images find ranges, and how many of them weigh each layer where not all may be int8."""
+WEIGHED = 8
+"""How many images weigh each layer where not all may be int8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
