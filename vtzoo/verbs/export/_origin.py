@@ -43,7 +43,7 @@ def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bo
     """What the metadata say of it: the artifact's own digest, its parents' (of a merge, the deltas'), and the backbone's fingerprint."""
     delta = artifact.delta
     return {
-        "ref": artifact.ref,
+        "ref": artifact.name,
         "digest": artifact.digest,
         "method": delta.method if delta else "",
         "parents": list(delta.lineage.get("parents", ())) if delta else [],

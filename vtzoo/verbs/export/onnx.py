@@ -182,6 +182,8 @@ def _graph(live: Live, wish: Wish, seen: Seen) -> tuple["ModelProto", dict[str, 
             if seen is None or wish.int8 == "dynamic"
             else precision.static(graph, seen[0], deciding)
         )
+        if seen is not None and wish.int8 == "static":
+            done["calibrated_on"] = f"{len(seen[0].images)} images of {seen[0].images.where}"
     if wish.embedded:
         embed(graph, live.preprocess)
     return graph, done
