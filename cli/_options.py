@@ -1,5 +1,6 @@
 """Options that several commands share, each declared once; and the training recipe that they add up to."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ import typer
 from vtzoo.errors import Corrupt, NotFound, UsageError
 from vtzoo.presets import PRESETS, preset
 
+_NAMED = re.compile(r"([^=/\\]+)=(.+)")
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="An entry of the zoo: its name, a unique prefix, name@sha256:…, or a file.")
 ]
@@ -64,6 +66,23 @@ def recipe(config: Path | None, sets: Iterable[str] | None, **flags: Any) -> dic
             raise UsageError(f"--set '{item}' is not key=value", "for example --set mixup=0.2")
         knobs[key.strip().replace("-", "_")] = value.strip()
     return {**knobs, **{k: v for k, v in flags.items() if v is not None}}
+
+
+def by_task(given: list[str]) -> str | dict[str, str]:
+    """Images by task; the text alone where no task stands before it.
+
+    Raises:
+        UsageError: several, and one of them without a task, or one task twice.
+    """
+    named = {text: _NAMED.fullmatch(text) for text in given}
+    if len(given) == 1 and (not (found := named[given[0]]) or Path(given[0]).exists()):
+        return given[0]
+    if bare := [text for text, match in named.items() if not match]:
+        raise UsageError(f"--data {bare[0]} says no task", "write --data fashion=DATA --data emoji=DATA")
+    found = {match[1]: match[2] for match in named.values() if match}
+    if len(found) < len(given):
+        raise UsageError("--data gives one task twice", "give each task once, with all of its images")
+    return found
 
 
 def numbers(text: str | None, what: str) -> tuple[float, ...] | None:

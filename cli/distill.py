@@ -1,18 +1,13 @@
 """`vtzoo distill`."""
 
-import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from vtzoo.errors import UsageError
 
 from . import _options as o
 from . import _results
 from ._session import Session
 
-_NAMED = re.compile(r"([^=/\\]+)=(.+)")
 EXAMPLES = (
     "vtzoo distill --teacher fashion/lora --student mobilenetv4_conv_small --data vtzoo:fashion --name fashion/kd",
     "vtzoo distill --teacher all-in-one --student test_efficientnet --data fashion=vtzoo:fashion --data emoji=vtzoo:emoji --name small",
@@ -119,25 +114,8 @@ def run(
     from vtzoo.verbs.distill import distill
 
     result = distill(
-        teachers=teachers, student=student, data=_data(data), loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
+        teachers=teachers, student=student, data=o.by_task(data), loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
         resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, baseline=baseline, check=check_cache,
         init=init, init_from=init_from, latency=latency,
     )  # fmt: skip
     session.show(result, _results.distilled)
-
-
-def _data(given: list[str]) -> str | dict[str, str]:
-    """Images by task; the text alone where no task stands before it.
-
-    Raises:
-        UsageError: several, and one of them without a task, or one task twice.
-    """
-    named = {text: _NAMED.fullmatch(text) for text in given}
-    if len(given) == 1 and (not (found := named[given[0]]) or Path(given[0]).exists()):
-        return given[0]
-    if bare := [text for text, match in named.items() if not match]:
-        raise UsageError(f"--data {bare[0]} says no task", "write --data fashion=DATA --data emoji=DATA")
-    found = {match[1]: match[2] for match in named.values() if match}
-    if len(found) < len(given):
-        raise UsageError("--data gives one task twice", "give each task once, with all of its images")
-    return found

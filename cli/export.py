@@ -9,7 +9,7 @@ import typer
 from vtzoo.errors import UsageError
 
 from . import _results
-from ._options import Keep, Ref, Task
+from ._options import Keep, Ref, Task, by_task
 from ._session import Session
 
 File = Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")]
@@ -26,8 +26,12 @@ Int8 = Annotated[
     typer.Option("--int8", help="int8 inside; ranges found as images come (dynamic), or on --data (static)."),
 ]
 Images = Annotated[
-    str | None,
-    typer.Option("--data", metavar="DATA", help="Images to verify with, and to find ranges on; labels don't matter."),
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="[TASK=]DATA",
+        help="Images to verify with, and to find ranges on; labels don't matter. With --multi-task once for each task, or once for all.",
+    ),
 ]
 Calibrate = Annotated[
     int | None, typer.Option("--calibrate", metavar="N", help="How many images find ranges (default: 100).")
@@ -95,7 +99,6 @@ def onnx(
             "--dynamic-size": dynamic_size,
             "--half": half,
             "--int8": int8,
-            "--data": data,
             "--calibrate": calibrate,
         }
         _only_many([n for n, v in alone.items() if v], multi_task=multi_task)
@@ -104,7 +107,7 @@ def onnx(
 
         result = export_tasks(
             refs=[ref, *(more or ())], out=out, opset=opset, tolerance=tolerance, embed_preprocess=embed_preprocess, compare=compare,
-            zoo=zoo, name=name,
+            data=by_task(data) if data else None, zoo=zoo, name=name,
         )  # fmt: skip
         session.show(result, _results.exported)
         return
@@ -113,7 +116,7 @@ def onnx(
 
     result = export_onnx(
         ref=ref, out=out, opset=opset, tolerance=tolerance, task=task, dynamic_size=dynamic_size, embed_preprocess=embed_preprocess,
-        half=half, int8=int8, data=data, calibrate=calibrate, zoo=zoo, name=name,
+        half=half, int8=int8, data=_one(data), calibrate=calibrate, zoo=zoo, name=name,
     )  # fmt: skip
     session.show(result, _results.exported)
 
@@ -124,6 +127,18 @@ def _only_many(alone: Sequence[str], *, multi_task: bool) -> None:
         raise UsageError("--with and --compare are of a file of many tasks", "add --multi-task")
     if alone:
         raise UsageError(f"{' and '.join(alone)} and --multi-task don't go together", "leave one of them out")
+
+
+def _one(data: list[str] | None) -> str | None:
+    """The images of one task.
+
+    Raises:
+        UsageError: several, or with a task before them.
+    """
+    found = by_task(data) if data else None
+    if isinstance(found, dict):
+        raise UsageError("--data TASK=DATA is for a file of many tasks", "give --data DATA once, or add --multi-task")
+    return found
 
 
 def _program(ctx: typer.Context, form: str, ref: str, out: Path, name: str | None, **wish: Any) -> None:
@@ -227,6 +242,7 @@ COMMANDS = (
             "vtzoo export onnx fashion/lora fashion.onnx",
             "vtzoo export onnx fashion/lora fashion.onnx --embed-preprocess --int8 static --data photos/",
             "vtzoo export onnx fashion/lora many.onnx --multi-task --with emoji/vpt --with clipart/adapter",
+            "vtzoo export onnx both many.onnx --multi-task --data fashion=vtzoo:fashion --data emoji=vtzoo:emoji",
         ),
     ),
     (

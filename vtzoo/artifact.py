@@ -48,6 +48,11 @@ class Artifact:
     exported: Mapping[str, Path] | None = None
 
     @property
+    def name(self) -> str:
+        """What others say of it: a path by its last part."""
+        return Path(self.ref).name if is_path(self.ref) else self.ref
+
+    @property
     def tasks(self) -> tuple[Task, ...]:
         """Those that it has a head for."""
         if self.delta is not None:
@@ -113,8 +118,7 @@ def _suffixes(files: Mapping[str, Path]) -> list[str]:
 
 
 def _exported_path(ref: str, path: Path, zoo: Zoo, *, exports: bool) -> Artifact:
-    form = EXPORTS[path.suffix]
-    return _exported(ref, {path.suffix: path} if form == "onnx" else beside(path, form), zoo, exports=exports)
+    return _exported(ref, beside(path, EXPORTS[path.suffix]), zoo, exports=exports)
 
 
 def _exported(ref: str, files: Mapping[str, Path], zoo: Zoo, *, exports: bool) -> Artifact:

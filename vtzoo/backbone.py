@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -75,14 +76,28 @@ def timm_card(name: str) -> BackboneCard:
     )
 
 
-def build_card(card: BackboneCard, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
+def build_card(
+    card: BackboneCard,
+    *,
+    zoo: Zoo | None = None,
+    pretrained: bool = True,
+    weights: Path | None = None,
+    **model_args: Any,
+) -> nn.Module:
     """Build what a card describes; the card, with its fingerprint, stays on the model.
+
+    Args:
+        card: of it.
+        zoo: where its weights are looked up.
+        pretrained: load them; otherwise random ones.
+        weights: their file, where the card's source isn't to be asked.
+        model_args: timm's, over the card's own; `num_classes` is 0 unless given.
 
     Raises:
         WrongBackbone: the weights are not those of the card's fingerprint.
     """
     overlay: dict[str, Any] = {}
-    path = checked_path(card, zoo) if pretrained else None
+    path = weights or (checked_path(card, zoo) if pretrained else None)
     args = {"num_classes": 0, **card.model_args, **model_args}
     if path is not None:
         stored = dict(TensorFile(path))

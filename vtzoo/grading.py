@@ -13,7 +13,9 @@ from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.crops import BATCH
 from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.live import head_state
 from vtzoo.losses._outputs import Outputs, given
+from vtzoo.probing import work
 from vtzoo.pupil import Pupil
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.spec import Preprocess
@@ -88,6 +90,21 @@ def _teachers(lesson: Lesson, images: D.Images) -> tuple[Tensor, Tensor]:
         logits, labels = logits_of(teacher.live.model, D.loader(images, plain, batch_size=BATCH))
         answers.append(Outputs(logits))
     return given(together(answers)[0].logits), labels
+
+
+def effort(lessons: Sequence[Lesson]) -> tuple[int, int]:
+    """Parameters of all teachers, each network counted once and with the classifiers of all that it teaches; and multiply-adds of an image in each."""
+    params, macs = 0, 0
+    seen = dict[str, set[str]]()
+    for teacher in (t for lesson in lessons for t in lesson.teachers):
+        task, model = teacher.task.name if teacher.task else "", teacher.live.model
+        if teacher.known not in seen:
+            own = work(model, teacher.preprocess.input_size)
+            params, macs = params + own[0], macs + own[1]
+        elif task not in seen[teacher.known]:
+            params += sum(t.numel() for t in head_state(model).values())
+        seen.setdefault(teacher.known, set()).add(task)
+    return params, macs
 
 
 def graded(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,6 +20,7 @@ from vtzoo.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*")  # of a method, merge or loss, or of an entry with arguments
+_EXPONENT = re.compile(r"(?<![\w.])(\d+\.?\d*e|\.\d+e)\+(?=\d+\s*\*)", re.IGNORECASE)  # 1e+3* is a factor, no sum
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def weighted(spec: str) -> list[tuple[float, Part]]:
         UsageError: the text does not follow the grammar, or a factor is not a positive number.
     """
     found: list[tuple[float, Part]] = []
-    for text in _split(spec, "+"):
+    for text in _split(_EXPONENT.sub(r"\1", spec), "+"):
         factor, star, rest = text.partition("*")
         if "[" in factor or not star:
             factor, rest = "1", text
@@ -108,6 +109,18 @@ def one(spec: str) -> Part:
     if len(parts) != 1:
         raise UsageError(f"'{spec}' names {len(parts)} things where one is wanted", f"write {parts[0].name}[…] alone")
     return parts[0]
+
+
+def arguments(text: str) -> Part:
+    """A ref of any kind, with what stands in brackets behind it: "fashion/kd", "./student[drop_rate=0.1]".
+
+    Raises:
+        UsageError: what stands there does not follow the grammar.
+    """
+    name, bracket, rest = text.partition("[")
+    if bracket and not rest.endswith("]"):
+        raise UsageError(f"'{text}' is not NAME[argument=value,…]", "close the bracket, and write nothing behind it")
+    return Part(name, _part(f"ref[{rest}", text).knobs if bracket else {})
 
 
 def decode(schema: type[T] | Callable[..., Any], values: Mapping[str, Any], what: str) -> T | dict[str, Any]:

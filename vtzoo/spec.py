@@ -7,6 +7,9 @@ from typing import Any
 
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 
+AND = " AND "
+"""Between licences that hold together, as SPDX writes it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocess:

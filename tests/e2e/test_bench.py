@@ -37,6 +37,9 @@ def test_a_delta_is_timed_in_all_its_forms(zoo: Zoo, tmp_path: Path) -> None:
     export_onnx(ref=ref, out=tmp_path / "m.onnx", zoo=zoo)
     rows = bench(ref=str(tmp_path / "m.onnx"), batches=(2,), zoo=zoo).report["times"]
     assert [(r["form"], r["batch"]) for r in rows] == [("onnx", 2)]
+    for what, form in ((str(tmp_path / "m.onnx"), "torch"), ("tiny", "folded")):
+        with pytest.raises(UsageError, match=f"has no form '{form}'"):
+            bench(ref=what, forms=(form,), zoo=zoo)
 
 
 def test_what_has_no_such_form_is_left_out_or_refused(zoo: Zoo, said: list[str]) -> None:
@@ -44,6 +47,7 @@ def test_what_has_no_such_form_is_left_out_or_refused(zoo: Zoo, said: list[str])
     ref = _trained(zoo, "adapter")
     rows = bench(ref=ref, batches=(1,), forms=("torch",), zoo=zoo).report["times"]
     assert [r["form"] for r in rows] == ["torch"]
+    assert not any("adapter: no" in line for line in said)  # nobody asked for a fold
     with pytest.raises(NotFoldable):
         bench(ref=ref, forms=("folded",), zoo=zoo)
     assert {r["form"] for r in bench(ref=ref, batches=(1,), zoo=zoo).report["times"]} == {"torch", "onnx"}

@@ -26,8 +26,11 @@ from vtzoo.errors import (
     WrongBackbone,
 )
 from vtzoo.fingerprint import fingerprint
+from vtzoo.onnx.gallery import gallery
+from vtzoo.onnx.mixtures import judge, of, rows
+from vtzoo.onnx.verify import Difference
 from vtzoo.results import Exported
-from vtzoo.spec import BackboneCard, Preprocess
+from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.tasks import export_tasks
 from vtzoo.verbs.merge import merge_refs
@@ -173,6 +176,43 @@ def test_predict_and_eval_of_one_of_its_tasks(place: Path, shipped: Exported) ->
         evaluate(ref=shipped.path, data=str(place / "cars"), task="boats", zoo=zoo)
 
 
+def test_real_images_of_each_task(place: Path, tmp_path: Path) -> None:
+    """Each task's own images, of as many tasks as are given, or the same for all, pass in mixed batches: how many, and how often both say the same."""
+    zoo, refs = Zoo(place / "zoo"), ["pets/a", "fruit/a", "cars/a"]
+    some = {"cars": str(place / "cars"), "pets": str(place / "pets")}
+    report = export_tasks(refs=refs, out=tmp_path / "some.onnx", data=some, zoo=zoo).report
+    assert [t.get("images") for t in report["tasks"]] == [16, None, 24]
+    assert [t.get("top1_agreement") for t in report["tasks"]] == [1.0, None, 1.0]
+    assert report["verified_on"] == "random pictures and 40 images"
+    assert report["max_rel"] == max(t["max_rel"] for t in report["tasks"]) < 1e-4
+    both = export_tasks(refs=refs[:2], out=tmp_path / "one.onnx", data=str(place / "cars"), zoo=zoo).report
+    assert [t["images"] for t in both["tasks"]] == [24, 24]
+
+
+def test_a_gallery_mixes_tasks_and_keeps_each_in_order(place: Path) -> None:
+    """Every image once, in batches of several tasks of which each one's are in its own order; twice the same."""
+    tasks = [Task(name=n, classes=CLASSES[n], preprocess=Preprocess(input_size=(3, SIDE, SIDE))) for n in FOUR]
+    made = gallery({"tools": str(place / "tools"), "pets": str(place / "pets")}, tasks, tasks[0].preprocess)
+    batches = list(made)
+    assert (len(made), sum(len(b.tasks) for b in batches)) == (32, 32)
+    assert all({*b.tasks.tolist()} == {0, 3} for b in batches)
+    for task in (0, 3):
+        assert torch.equal(torch.stack([*of(batches, task)]), torch.stack([*made.of(task)]))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches, made, strict=True))
+
+
+def test_one_wrong_answer_to_a_real_image_is_refused() -> None:
+    """What noise doesn't show is judged on the images, and said by the task's name; the row counts how often both agree."""
+    tasks = [Task(name=n, classes=CLASSES[n]) for n in FOUR]
+    same, other = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    noise, real = {i: Difference((8, 8), same, same) for i in range(4)}, {2: Difference((8, 8), same, other)}
+    table = rows(noise, real, tasks, [{}] * 4)
+    assert (table[2]["images"], table[2]["top1_agreement"], table[2]["max_rel"]) == (2, 0.5, 1.0)
+    assert "images" not in table[0]
+    with pytest.raises(ExportMismatch, match="'fruit' differ"):
+        judge(real, tasks, 1e-3, "")
+
+
 def test_a_merge_is_one_trunk(place: Path) -> None:
     """The heads of a merge behind its one network, folded."""
     made = export_tasks(refs=["both"], out=place / "both.onnx", embed_preprocess=True, zoo=Zoo(place / "zoo"))
@@ -193,6 +233,8 @@ BAD: dict[str, tuple[dict[str, Any], type[VtzooError], str]] = {
     "a backbone": ({"refs": ["pets/a", "tiny"]}, UsageError, "no task's head"),
     "nothing": ({"refs": ["pets/a", "boats/a"]}, NotFound, "boats/a"),
     "an old operator set": ({"refs": ["both"], "opset": 16}, UsageError, "17 to 23"),
+    "images of another task": ({"refs": ["both"], "data": {"boats": "."}}, NotFound, "no task is called 'boats'"),
+    "no such images": ({"refs": ["both"], "data": {"pets": "nowhere/"}}, NotFound, "nowhere"),
     "no difference at all": ({"refs": ["both"], "tolerance": 0.0}, ExportMismatch, "'pets' differ by"),
 }
 

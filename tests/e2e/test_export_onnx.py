@@ -114,6 +114,7 @@ def test_each_form_answers_as_the_delta(shipped: Callable[[str], Exported], form
     assert report["size_bytes"] == Path(made.path).stat().st_size
     assert report["torch_ms"] > 0 < report["onnxruntime_ms"]
     assert report["verified_on"] == "128 images of vtzoo:fashion"
+    assert report.get("calibrated_on") == ("40 images of vtzoo:fashion" if form == "int8 static" else None)
 
 
 @pytest.mark.slow
@@ -290,9 +291,13 @@ def test_a_file_that_is_not_ours_or_not_whole(
     onnx.save(foreign, tmp_path / "foreign.onnx")
     onnx.helper.set_model_props(foreign, {"vtzoo.input": "{", "vtzoo.classes": "[]"})
     onnx.save(foreign, tmp_path / "garbled.onnx")
+    fewer = onnx.load(out)
+    said = {p.key: p.value for p in fewer.metadata_props} | {"vtzoo.classes": '["a", "b"]'}
+    onnx.helper.set_model_props(fewer, said)
+    onnx.save(fewer, tmp_path / "fewer.onnx")
     for name, kind, match in (
         ("cut", Corrupt, "can't run"), ("text", Corrupt, "can't run"), ("foreign", Mismatch, "lacks vtzoo.input and vtzoo.classes"),
-        ("garbled", Mismatch, "can't be read"), ("none", NotFound, "does not exist"),
+        ("garbled", Mismatch, "can't be read"), ("fewer", Mismatch, "gives 10 outputs, its metadata name 2 classes"), ("none", NotFound, "does not exist"),
     ):  # fmt: skip
         with pytest.raises(kind, match=match):
             predict(ref=str(tmp_path / f"{name}.onnx"), images=photo, zoo=zoo)

@@ -21,6 +21,7 @@ from vtzoo.faculty import School, lessons_of
 from vtzoo.files import header
 from vtzoo.kept import CHECK, _crc
 from vtzoo.lessons import Course
+from vtzoo.live import head_state
 from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
 from vtzoo.spec import Preprocess
@@ -30,6 +31,7 @@ from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.safetensors import export_safetensors
 from vtzoo.verbs.export.timm import export_timm
+from vtzoo.verbs.merge import merge_refs
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
@@ -52,6 +54,9 @@ def test_one_student_learns_all_tasks(place: Path, teachers: list[str]) -> None:
     made, lineage = distilled(place, name, teachers, data=_both(place), recipe={"epochs": 2}, loss="kd+0.5*feature")
     assert [line["task"] for line in made.report["tasks"]] == ["pets", "cars"]
     assert [n["teacher_tasks"] for n in lineage["lessons"]] == [["pets"], ["cars"]]
+    lives = [go_live(open_ref(t, zoo), n).model for t, n in zip(teachers * 2, ("pets", "cars"), strict=False)]
+    second = head_state(lives[1]) if len(teachers) == 1 else dict(lives[1].named_parameters())
+    assert made.report["teacher_params"] == sum(p.numel() for p in [*lives[0].parameters(), *second.values()])
     assert zoo.resolve(name).facts["tasks"] == ["pets", "cars"]
     files = zoo.resolve(name).facts["files"].values()
     assert made.report["size_bytes"] == sum(zoo.object(digest).stat().st_size for digest in files)
@@ -337,14 +342,18 @@ def test_a_student_starts_from_its_teachers_weights(place: Path) -> None:
 
 
 def test_a_student_of_many_tasks_starts_from_a_merge(place: Path) -> None:
-    """The trunk is the merge's, the classifiers are fresh; the student without a teacher starts there, too."""
+    """The trunk is the merge's, and so are the classifiers, in whatever order the tasks are given; the student without a teacher starts there, too."""
     zoo = Zoo(place / "zoo")
-    given: dict[str, Any] = {"data": _both(place), "init": "weight-selection", "baseline": True}
+    data = dict(reversed(_both(place).items()))
+    given: dict[str, Any] = {"data": data, "init": "weight-selection", "baseline": True}
     made, _ = distilled(place, "init/both", ["both"], student="test_efficientnet[pretrained=false]", **given)
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         trunk = go_live(open_ref("both", zoo), "", plain=True).model(x)
         assert torch.equal(go_live(open_ref("init/both", zoo), "").model(x), trunk)
+        for task in ("cars", "pets"):
+            theirs = go_live(open_ref("both", zoo), task, plain=True).model(x)
+            assert torch.equal(go_live(open_ref("init/both", zoo), task).model(x), theirs)
     assert made.metrics["pets (no teacher)"]["top1"] == made.metrics["pets"]["top1"]
 
 
@@ -359,12 +368,54 @@ def test_a_student_is_made_of_its_teacher(place: Path) -> None:
     assert go_live(open_ref("slim/half", zoo)).preprocess == teacher.preprocess
     distilled(place, "slim/bare", ["pets/a", "cars/c"], data=_both(place), student="slim[depth=3]", init_from="vit")
     assert len(go_live(open_ref("slim/bare", zoo), "cars").model.blocks) == 3
+    train(backbone="vit", data=str(place / "cars"), method="lora[rank=2]", name="cars/vit", zoo=zoo, recipe={**RECIPE})
+    merge_refs(refs=["pets/vit", "cars/vit"], method="linear", name="vits", zoo=zoo)
+    distilled(place, "slim/many", ["vits"], data=_both(place), student=f"slim[depth={len(teacher.model.blocks)}]")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        for task in ("pets", "cars"):
+            ours, theirs = (go_live(open_ref(r, zoo), task, plain=True).model(x) for r in ("slim/many", "vits"))
+            assert torch.allclose(ours, theirs, atol=1e-5)
     for student, changes, said in (
         ("slim[macs=0.6]", {"init": "resize"}, "first weights already"), ("slim", {}, "how small"), ("slim[macs=2]", {}, "less than 1"),
         ("slim[depth=2]", {"recipe": {"image_size": 64}}, "32 pixels"), ("slim[depth=2]", {"loss": "feature", "data": str(place / "zoo" / "..")}, "have none"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             distilled(place, "slim/no", ["pets/vit"], student=student, **changes)
+
+
+def test_first_weights_bring_their_normalisation_and_licence(place: Path) -> None:
+    """A student sees pixels as the network did that its weights are of, whatever its architecture's own mean is, and bears that one's licence; its lineage has the digest."""
+    zoo, weights = Zoo(place / "zoo"), place / "vit.safetensors"
+    seen = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    add_backbone(name="grey", arch="test_vit", weights=weights, license="cc-by-nc-4.0", zoo=zoo, **seen)
+    given = {"student": "test_vit[pretrained=false]", "init": "net2net", "init_from": "grey"}
+    _, lineage = distilled(place, "init/grey", ["pets/a"], **given)
+    live = go_live(open_ref("init/grey", zoo))
+    assert (live.preprocess.mean, live.preprocess.std) == (seen["mean"], seen["std"])
+    assert live.card.license == "apache-2.0 AND cc-by-nc-4.0"  # the teacher's, too
+    assert lineage["student"]["giver"] == zoo.resolve("grey").facts["fingerprint"]
+
+
+def test_a_student_by_path_and_by_prefix(place: Path) -> None:
+    """A folder, the beginning of a name and a pinned name mean the model, with its weights and arguments; a delta is refused with what to do."""
+    zoo = Zoo(place / "zoo")
+    entry = zoo.resolve("pets/folded", "models")
+    x = torch.randn(2, 3, 32, 32)
+    theirs = go_live(open_ref(str(place / "folded"), zoo)).model
+    for i, text in enumerate((f"{place / 'folded'}[drop_rate=0.1]", "pets/fold", entry.pinned)):
+        _, lineage = distilled(place, f"refs/{i}", ["pets/a"], student=text)
+        with torch.inference_mode():
+            assert torch.equal(go_live(open_ref(f"refs/{i}", zoo)).model(x), theirs(x))
+        assert str(place) not in str(lineage)
+    for text in ("pets/a", str(place / "a.safetensors")):
+        with pytest.raises(UsageError, match="is a delta") as refusal:
+            distilled(place, "refs/no", ["pets/a"], student=text)
+        assert "vtzoo fold" in refusal.value.hint
+    with pytest.raises(NotFound):
+        distilled(place, "refs/no", ["pets/a"], student="./nowhere")
+    with pytest.raises(UsageError, match="NAME"):
+        distilled(place, "refs/no", ["pets/a"], student="test_vit[depth=2]+x")
 
 
 def _at(pixels: int, zoo: Zoo) -> torch.nn.Module:

@@ -281,6 +281,7 @@ def test_a_class_token_that_the_student_lacks_is_left_out() -> None:
         ("net2net", {"init_values": 0.1}, "would give other outputs than the source"),
         ("net2net", {"act_layer": nn.ReLU}, "would give other outputs than the source"),
         ("resize", VIT, "this way changes no widths"),
+        ("resize", {"num_heads": 4}, "3 x 2 x 16 channels in the source and 3 x 4 x 8 in the student"),
         ("resize", {"depth": 3}, "this way changes no depth"),
     ],
 )  # fmt: skip

@@ -22,6 +22,15 @@ def test_a_sum_is_read_with_its_factors() -> None:
     assert terms[1].facts["weight"] == 0.5
 
 
+@pytest.mark.parametrize("factor", ["1e+3", "1E+3", "1.e+3", ".1e+4", "1e3", " 1000 "])
+def test_a_factor_may_have_an_exponent_with_a_plus(factor: str) -> None:
+    """The plus of 1e+3 adds no loss, wherever the term stands; one in brackets is its knob's."""
+    found = knobs.weighted(f"{factor}*kd[temperature=1e+1]+hard+{factor}*kd")
+    assert [(w, p.name, p.knobs) for w, p in found] == [
+        (1000.0, "kd", {"temperature": "1e+1"}), (1.0, "hard", {}), (1000.0, "kd", {}),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("spec", ["", "0*kd", "-1*kd", "inf*kd", "nan*kd", "x*kd", "*kd", "kd+"])
 def test_what_is_no_sum_is_refused(spec: str) -> None:
     """Nothing, factors that are no positive numbers, and a plus without a loss."""

@@ -54,6 +54,7 @@ def test_units_in_another_order_are_the_same_function(kind: str) -> None:
 RESNETS: dict[str, tuple[str, dict[str, Any]]] = {
     "basic": ("resnet18", {"channels": [16, 24, 32, 40], "layers": [2, 3, 2, 1]}),
     "bottleneck": ("resnet50", {"channels": [16, 24, 32, 40], "layers": [2, 1, 3, 2]}),
+    "wide": ("wide_resnet50_2", {"channels": [16, 24, 32, 40], "layers": [2, 1, 2, 1]}),
     "pooled shortcut, deep stem": ("resnet50d", {"channels": [16, 24, 32, 40], "layers": [2, 1, 3, 2]}),
 }
 CONVNEXTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +103,13 @@ def test_convolutional_networks_are_taken_apart_too(kind: str, classes: int) -> 
     again.load_state_dict(made.state_dict())
     with pytest.raises(UsageError, match="hidden units"):
         slimmed(model, arch, args, Slim(hidden=0.5), batches)
+
+
+def test_a_resnet_whose_norms_have_groups_is_refused() -> None:
+    """Channels in another order would be in other groups, and another function."""
+    args = {"channels": [32, 32, 32, 32], "layers": [1, 1, 1, 1]}
+    with pytest.raises(ShapeMismatch, match="this ResNet is none"):
+        slimmed(timm.create_model("resnet50_gn", **args), "resnet50_gn", args, Slim(depth=3), [])
 
 
 @torch.no_grad()

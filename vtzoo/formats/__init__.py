@@ -55,7 +55,7 @@ def opened(form: str, files: Mapping[str, Path], task: str | None = None) -> tup
 
 def beside(path: Path, form: str) -> dict[str, Path]:
     """The files that belong to the one that is named."""
-    parts = _module(form).PARTS
+    parts = (".onnx",) if form == "onnx" else _module(form).PARTS
     return {part: path if part == parts[0] else path.with_suffix(part) for part in parts}
 
 

@@ -174,12 +174,12 @@ def _labelled(value: Tensor, like: Tensor, classes: Sequence[int | None]) -> Ten
 
 
 def kept(width: Width) -> Tensor:
-    """A dimension whose size must not change.
+    """A dimension whose size must not change, nor what it falls into: as many heads of another width are another function.
 
     Raises:
         ShapeMismatch: it does.
     """
-    if width.old.size != width.new.size:
+    if width.parts[0] != width.parts[1]:
         raise wrong(width, "this way changes no widths", "take --init weight-selection, net2net or fna")
     return width.value
 

@@ -1,6 +1,6 @@
 """What an exported file says of itself, in its metadata: all that a program without vtzoo needs to use it, as JSON by key.
 
-vtzoo.input     name, layout, dtype, size [height, width], and `steps`: from a picture to the input, one after the other
+vtzoo.input     name, layout, dtype, size [channels, height, width], and `steps`: from a picture to the input, one after the other
 vtzoo.classes   the labels in the order of the outputs
 vtzoo.tasks     of a file of many tasks in place of classes, one after the other: number (what `task_id` holds), name, classes, multilabel,
                 and where it comes from; vtzoo.padding is the logit of a class that a task doesn't have

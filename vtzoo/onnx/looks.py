@@ -11,8 +11,8 @@ from vtzoo.errors import NotFound, UsageError
 from vtzoo.onnx.verify import BATCHES
 from vtzoo.spec import Preprocess
 
-FEW, VERIFIED, LARGEST = 32, 128, 16
-"""Fewer images held out than this verify nothing by themselves; so many verify; so many at most are in a batch."""
+CALIBRATE, FEW, VERIFIED, LARGEST = 100, 32, 128, 16
+"""So many images find ranges unless another number is given; fewer held out than this verify nothing by themselves; so many verify; so many at most are in a batch."""
 
 
 @dataclass(frozen=True, slots=True)

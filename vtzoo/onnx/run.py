@@ -121,6 +121,13 @@ def _check_ports(made: "onnxruntime.InferenceSession", description: Description,
             ", ".join(f"{n} {t}" for n, t in given) for given in ([(p.name, p.type) for p in ports], wanted.items())
         )
         raise Mismatch(f"{path} takes {found}, its metadata say {said}", "use a file that vtzoo export onnx wrote")
+    every = [t for t, _ in description.tasks] or ([description.task] if description.task else [])
+    most, shape = max((len(t.classes) for t in every), default=0), made.get_outputs()[0].shape
+    if most and isinstance(shape[-1], int) and shape[-1] != most:
+        raise Mismatch(
+            f"{path} gives {shape[-1]} outputs, its metadata name {most} classes",
+            "use a file that vtzoo export onnx wrote",
+        )
 
 
 def latencies(*runs: Callable[[], object]) -> list[float]:

@@ -124,8 +124,8 @@ def judge(found: Sequence[Difference], precision: str, tolerance: float, hint: s
             said = f"{who}'s outputs in {precision} differ: 1 - cosine is {apart:.1e} (allowed {tolerance:.1e})"
             raise ExportMismatch(said, hint)
         return
-    worst = max(found, key=lambda d: d.max_rel)
-    if not worst.max_rel <= tolerance:
+    if far := [d for d in found if not d.max_rel <= tolerance]:  # NaN isn't
+        worst = max(far, key=lambda d: d.max_rel)
         where = f"batch size {len(worst.wanted)}, {worst.size[0]}x{worst.size[1]} pixels"
         said = f"{who}'s outputs differ by {worst.max_rel:.1e} of the largest at {where} (allowed {tolerance:.1e})"
         raise ExportMismatch(said, hint)

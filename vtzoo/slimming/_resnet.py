@@ -46,14 +46,17 @@ def frame(model: nn.Module) -> Frame | None:
 
 
 def _plain(block: nn.Module) -> bool:
-    """A block of convolutions and norms alone."""
+    """A block of convolutions, and of norms that know no groups of channels."""
     known = type(block) in (BasicBlock, Bottleneck)
     own: Any = block
-    return known and own.se is None and isinstance(own.aa, nn.Identity | type(None)) and own.conv2.groups == 1
+    known = known and own.se is None and isinstance(own.aa, nn.Identity | type(None)) and own.conv2.groups == 1
+    return known and isinstance(own.bn1, nn.BatchNorm2d)
 
 
 def _planes(block: Any) -> int:
-    return block.conv1.out_channels
+    """What timm's arguments call a block's channels: what it hands on, and not the width inside, which wide networks have at twice that."""
+    last = block.conv3 if type(block) is Bottleneck else block.conv2
+    return last.out_channels // block.expansion
 
 
 def _inside(name: str, block: Any) -> list[list[Member]]:

@@ -16,18 +16,20 @@ from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.faculty import School, lessons_of
 from vtzoo.fit import Plan, checkpoint_path, fit
-from vtzoo.grading import NO_TEACHER, Exam, lines, measured
+from vtzoo.giver import SLIM, Giver
+from vtzoo.grading import NO_TEACHER, Exam, effort, lines, measured
 from vtzoo.lessons import Course, Labels, prepared
 from vtzoo.live import head_state
+from vtzoo.masks import is_masked
 from vtzoo.objective import Term, needs_of, read
 from vtzoo.outputs import check_parts
 from vtzoo.probing import work
 from vtzoo.pupil import Pupil
 from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import Distilled
-from vtzoo.spec import Task
+from vtzoo.spec import AND, Task
 from vtzoo.speed import in_onnx, pinned, timed
-from vtzoo.student import SLIM, Giver, Student, build_student
+from vtzoo.student import Student, build_student
 from vtzoo.targets import Lesson, compared
 from vtzoo.tensors import fill
 from vtzoo.zoo import Zoo
@@ -41,8 +43,6 @@ UNUSED = frozenset(
 )  # fmt: skip
 """Training knobs without a meaning here: both sides see the same crops of all images, as many as `--views`, and the loss has its own
 knobs."""
-AND = " AND "
-"""Between licences that hold together, as SPDX writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ class _Job:
         """What decides the student's weights beside the loss."""
         lessons = [n.facts for n in self.lessons]
         how = [facts_of(self.recipe), self.recipe.cache]
-        return [lessons, self.views, how, self.student.card.json(), self.student.start]
+        giver = [self.giver.digest] if self.giver else []
+        return [lessons, self.views, how, self.student.card.json(), self.student.start, *giver]
 
 
 def distill(
@@ -146,10 +147,14 @@ def _way(student: str, init: str | None, ref: str | None) -> str | None:
 
 
 def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Giver:
-    """Who gives the student its first weights: a head with them, where one task alone is learned and it has that."""
+    """Who gives the student its first weights, and a classifier with them for each of its tasks that it knows with the same classes."""
     artifact = open_ref(ref, zoo) if ref else lessons[0].teachers[0].artifact
-    names = [t.name for t in artifact.tasks if t.name == lessons[0].name and t.classes == lessons[0].classes]
-    return Giver(way, artifact, names[0] if len(lessons) == 1 and names else "" if artifact.tasks else None)
+    several = len(lessons) > 1
+    known = {t.name: sorted(t.classes) for t in artifact.tasks}
+    if several and artifact.delta is not None and is_masked(artifact.delta):
+        known = {}  # each task has a trunk of its own
+    tasks = {n.name: n.classes for n in lessons if n.classes and sorted(n.classes) == known.get(n.name)}
+    return Giver(way, artifact, tasks, several)
 
 
 def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None) -> Student:
@@ -262,11 +267,11 @@ def _pupil(job: _Job, student: Student) -> Pupil:
 
 
 def _seated(job: _Job, student: Student) -> Pupil:
-    """The student with a classifier for each task: its own where it has one for the same classes, else a fresh one."""
+    """The student with a classifier for each task: the one it came with where it has one for the same classes, else a fresh one."""
     pupil = Pupil(student.model, [len(n.classes) for n in job.lessons if n.classes])
     for i, lesson in enumerate(job.lessons):
         if (own := student.heads.get((lesson.name, lesson.classes))) is not None:
-            talk.say(f"{lesson.name}: the student's own classifier")
+            talk.say(f"{lesson.name}: the student comes with a classifier")
             pupil.begin(i, own) if pupil.places else fill(head_state(pupil.trunk), own)
     return pupil
 
@@ -309,7 +314,8 @@ def _keep(
     report: dict[str, Any] = _report(job, pupil, history, metrics) | more
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
     lineage = {
-        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": {"from": card.name, "start": job.student.start},
+        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used,
+        "student": {"from": card.name, "start": job.student.start, **({"giver": job.giver.digest} if job.giver else {})},
         "teachers": list(dict.fromkeys(d for n in job.lessons for t in n.teachers for d in t.digests)), "licenses": licenses, "views": job.views,
         "answers": "asked" if _online(job.recipe, job.terms) else "kept", "lessons": [_lineage(n) for n in job.lessons],
     }  # fmt: skip
@@ -363,12 +369,11 @@ def _latencies(job: _Job, pupil: Pupil) -> dict[str, Any]:
 
 def _report(job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str, Any]:
     """What a student cost, and what it keeps; its losses are of the epoch whose weights are kept."""
-    teachers = {t.known: t for n in job.lessons for t in n.teachers}
     params, macs = work(pupil, job.student.card.preprocess.input_size)
-    theirs = [work(t.live.model, t.preprocess.input_size) for t in teachers.values()]
+    theirs = effort(job.lessons)
     best = min(history, key=lambda r: r["val_loss"]) if job.recipe.patience and history else (history or [{}])[-1]
     found: dict[str, Any] = {
-        "start": job.student.start, "params": params, "macs": macs, "teacher_params": sum(t[0] for t in theirs), "teacher_macs": sum(t[1] for t in theirs),
+        "start": job.student.start, "params": params, "macs": macs, "teacher_params": theirs[0], "teacher_macs": theirs[1],
         "images": sum(len(n.images) for n in job.lessons), "views": job.views, "epochs": len(history),
         "loss": best.get("loss"), "held_out_loss": best.get("val_loss"),
     }  # fmt: skip

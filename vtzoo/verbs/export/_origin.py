@@ -7,9 +7,12 @@ from typing import Any
 
 import vtzoo
 from vtzoo.artifact import EXPORT, Artifact
-from vtzoo.errors import Conflict
+from vtzoo.errors import Conflict, NotFound, UsageError
+from vtzoo.files import check_writable
+from vtzoo.formats import beside
 from vtzoo.onnx.convert import check_opset
 from vtzoo.onnx.run import require
+from vtzoo.refs import EXPORTS
 from vtzoo.spec import BackboneCard
 from vtzoo.zoo import Zoo
 
@@ -20,22 +23,35 @@ def ready(out: Path, opset: int) -> None:
     """Refuse what can't be before anything is loaded.
 
     Raises:
-        UsageError: no such operator set, or a package is missing.
+        UsageError: no such operator set, a package is missing, or a name that nobody would take for such a file.
+        NotFound: the folder does not exist.
         Conflict: the file exists.
+        VtzooError: nothing can be written there.
     """
     check_opset(opset)
     require()
-    check_free(out)
+    check_place(out, "onnx")
 
 
-def check_free(out: Path) -> None:
-    """Refuse to write over a file.
+def check_place(out: Path, form: str) -> None:
+    """Refuse a place where no file can be written, or none that anybody would know.
 
     Raises:
-        Conflict: it exists.
+        Conflict: the file exists, or one that belongs to it.
+        UsageError: the name has another suffix.
+        NotFound: the folder does not exist.
+        VtzooError: nothing can be written there.
     """
-    if out.exists():
-        raise Conflict(f"{out} exists already", "choose another file name, or remove it")
+    for file in beside(out, form).values():
+        if file.exists():
+            raise Conflict(f"{file} exists already", "choose another file name, or remove it")
+    suffix = next(suffix for suffix, kind in EXPORTS.items() if kind == form)
+    if out.suffix != suffix:
+        said = f"{out} does not end in {suffix}, by which predict and eval know such files"
+        raise UsageError(said, f"call it {out.with_suffix(suffix)}")
+    if not out.parent.is_dir():
+        raise NotFound(f"{out.parent} does not exist", f"make it: mkdir -p {out.parent}")
+    check_writable(out.parent)
 
 
 def origin(
@@ -44,7 +60,7 @@ def origin(
     """What the metadata say of it: the artifact's own digest, its parents' (of a merge, the deltas'), and the backbone's fingerprint."""
     delta = artifact.delta
     return {
-        "ref": artifact.ref,
+        "ref": artifact.name,
         "digest": artifact.digest,
         "method": delta.method if delta else "",
         "parents": list(delta.lineage.get("parents", ())) if delta else [],

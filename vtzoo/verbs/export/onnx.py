@@ -12,7 +12,7 @@ from vtzoo.onnx import precision, verify
 from vtzoo.onnx.convert import OPSET, convert
 from vtzoo.onnx.describe import written
 from vtzoo.onnx.half import halved
-from vtzoo.onnx.looks import looks
+from vtzoo.onnx.looks import CALIBRATE, looks
 from vtzoo.onnx.pixels import embed
 from vtzoo.onnx.run import Runtime, session
 from vtzoo.onnx.seal import seal
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Int8 = Literal["dynamic", "static"]
-CALIBRATE, WEIGHED = 100, 8
-"""How many images find ranges, and how many of them weigh each layer where not all may be int8."""
+WEIGHED = 8
+"""How many images weigh each layer where not all may be int8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +150,8 @@ def _graph(live: Live, wish: Wish, seen: Seen) -> tuple["ModelProto", dict[str, 
             if seen is None or wish.int8 == "dynamic"
             else precision.static(graph, seen[0], deciding)
         )
+        if seen is not None and wish.int8 == "static":
+            done["calibrated_on"] = f"{len(seen[0].images)} images of {seen[0].images.where}"
     if wish.embedded:
         embed(graph, live.preprocess)
     return graph, done

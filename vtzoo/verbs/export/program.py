@@ -7,13 +7,13 @@ from typing import Any
 
 from vtzoo import formats, talk
 from vtzoo.artifact import Live, open_ref
-from vtzoo.errors import Mismatch, UsageError
+from vtzoo.errors import Mismatch
 from vtzoo.files import atomic_write
 from vtzoo.onnx.describe import written
 from vtzoo.onnx.looks import looks
 from vtzoo.onnx.verify import TOLERANCES
 from vtzoo.results import Exported
-from vtzoo.verbs.export._origin import check_free, keep, origin
+from vtzoo.verbs.export._origin import check_place, keep, origin
 from vtzoo.verbs.export._ship import Seen, described, other_size, ready_to_ship, verified
 from vtzoo.zoo import Zoo
 
@@ -47,10 +47,11 @@ def export_program(
         NotExportable: the exporter can't translate the network, and why.
         ExportMismatch: the file's outputs differ by more than the tolerance.
         UsageError: a package is not installed, or a file name with another suffix.
+        NotFound: the folder does not exist.
         Conflict: the file exists.
     """
     zoo, out, made = zoo or Zoo.find(), Path(out), formats.of(form)
-    places = _places(out, form)
+    check_place(out, form)
     if name:
         zoo.check_free("models", name)
     artifact = open_ref(ref, zoo)
@@ -69,30 +70,12 @@ def export_program(
         "precision": precision, "folded": folded, **({"attached_because": attached} if attached else {}),
         "size_bytes": sum(map(len, content.values())),
     }  # fmt: skip
-    with _written(places, content) as files:
+    with _written(formats.beside(out, form), content) as files:
         report |= _read_back(form, files, live, seen, precision, allowed, dynamic_size=dynamic_size)
         if name:
             keep(zoo, name, content, live.card.arch, [live.task.name] if live.task else [], [artifact.digest], report)
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
-
-
-def _places(out: Path, form: str) -> dict[str, Path]:
-    """Where each file goes.
-
-    Raises:
-        UsageError: the name has another suffix, by which nobody would know the file.
-        Conflict: one of them exists.
-    """
-    suffix = formats.of(form).PARTS[0]
-    if out.suffix != suffix:
-        raise UsageError(
-            f"{out} is to be a file for {form}, which ends in {suffix}", f"name it {out.with_suffix(suffix)}"
-        )
-    places = formats.beside(out, form)
-    for place in places.values():
-        check_free(place)
-    return places
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Ship many tasks as one ONNX file, each image's task given beside it; verified with onnxruntime before the file appears."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from vtzoo.mixing import Member, Mixed, share
 from vtzoo.onnx import mixtures
 from vtzoo.onnx.convert import OPSET, convert
 from vtzoo.onnx.describe import PAD, Description, written
+from vtzoo.onnx.gallery import Gallery, gallery
 from vtzoo.onnx.mixtures import Mixture
 from vtzoo.onnx.pixels import embed
 from vtzoo.onnx.run import Runtime, latencies, session
 from vtzoo.onnx.seal import seal
 from vtzoo.onnx.tasks import convert_tasks
-from vtzoo.onnx.verify import TOLERANCES
+from vtzoo.onnx.verify import TOLERANCES, Difference
 from vtzoo.results import Exported
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.verbs.export._origin import keep, origin, ready
@@ -43,17 +44,26 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """The network of all tasks; what each task's own gives for its pictures; and where each task's rows have modules to themselves."""
+    """The network of all tasks, and where each task's rows have modules to themselves; by task's number what its own gives for noise and for real images."""
 
     mixed: Mixed
     card: BackboneCard
-    wanted: list[Tensor]
+    noise: dict[int, Tensor]
+    real: dict[int, Tensor]
     whole: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is looked at to verify: noise, and real images of some tasks or all."""
+
+    noise: Sequence[Mixture]
+    real: Gallery
 
 
 def export_tasks(
     *, refs: Sequence[str], out: Path, opset: int | None = None, tolerance: float | None = None, embed_preprocess: bool = False,
-    compare: bool = False, zoo: Zoo | None = None, name: str | None = None,
+    compare: bool = False, data: str | Mapping[str, str] | None = None, zoo: Zoo | None = None, name: str | None = None,
 ) -> Exported:  # fmt: skip
     """Export deltas of one backbone, a merge or a student, with all their tasks.
 
@@ -64,13 +74,16 @@ def export_tasks(
         tolerance: the largest allowed difference, relative to the task's largest output; 1e-3 unless given.
         embed_preprocess: take uint8 pictures [n, h, w, 3] and normalise in the graph.
         compare: also translate each task by itself, and tell what these files would take.
+        data: real images to verify with, too: by task, or the same for all tasks; their labels don't matter.
         zoo: where to look.
         name: also keep the file in the zoo.
 
     Returns:
-        `report`: one row a task, with its largest difference and what of the network it has to itself; size, and time of a mixed batch.
+        `report`: one row a task, with its largest difference, what of the network it has to itself and, of real images, how many there were and how often
+        the file says the same as the task's own network; size, and time of a mixed batch.
 
     Raises:
+        NotFound: no such ref, or images of a task that isn't there.
         UsageError: fewer than two tasks, one of them twice, or the onnx extra is not installed.
         WrongBackbone: the deltas are not of one backbone.
         Mismatch: they look at images in different ways.
@@ -86,15 +99,15 @@ def export_tasks(
     parts = [_opened(ref, zoo) for ref in refs]
     shape = _together(parts)
     tasks = [t for p in parts for t in p.tasks]
-    batches = mixtures.mixtures(shape, len(tasks))
-    net = _network(parts, batches, zoo)
+    shown = Shown(mixtures.mixtures(shape, len(tasks)), gallery(data or {}, tasks, shape))
+    net = _network(parts, shown, zoo)
     graph = convert_tasks(net.mixed, shape.input_size, len(tasks), opset)
     if embed_preprocess:
         embed(graph, shape)
     content = seal(graph, written(_description(parts, net, shape, embedded=embed_preprocess)))
     report = {
-        "precision": "float32", "opset": opset, **_verified(parts, net, content, batches, allowed, embedded=embed_preprocess),
-        **(_singles(parts, batches[-1], opset, embedded=embed_preprocess) if compare else {}),
+        "precision": "float32", "opset": opset, **_verified(parts, net, content, shown, allowed, embedded=embed_preprocess),
+        **(_singles(parts, shown.noise[-1], opset, embedded=embed_preprocess) if compare else {}),
     }  # fmt: skip
     with atomic_write(out) as file:
         file.write(content)
@@ -153,9 +166,9 @@ def _apart(one: Preprocess, other: Preprocess) -> str:
     return f"{name} {getattr(one, name)}, not {getattr(other, name)}"
 
 
-def _network(parts: Sequence[Part], batches: Sequence[Mixture], zoo: Zoo) -> Net:
+def _network(parts: Sequence[Part], shown: Shown, zoo: Zoo) -> Net:
     """Build every task's own network, keep what it gives, and put all together."""
-    members, wanted = list[Member](), list[Tensor]()
+    members, noise, real = list[Member](), dict[int, Tensor](), dict[int, Tensor]()
     first, whole = parts[0].artifact.delta, ""
     lead = build_card(first.backbone, zoo=zoo, num_classes=2) if first is not None and len(parts) > 1 else None
     card = BackboneCard(name="", arch="")
@@ -163,7 +176,10 @@ def _network(parts: Sequence[Part], batches: Sequence[Mixture], zoo: Zoo) -> Net
         model, heads = None, list[dict[str, nn.Module]]()
         for live in _each(part):
             model, card = model or live.model, live.card
-            wanted.append(mixtures.alone(live.model, batches, len(wanted)))
+            task = len(noise)
+            noise[task] = mixtures.alone(live.model, mixtures.of(shown.noise, task))
+            if task in shown.real.looks:
+                real[task] = mixtures.alone(live.model, shown.real.of(task))
             heads.append({n: live.model.get_submodule(n) for n in head_names(live.model)})
         assert model is not None
         if lead is not None:
@@ -172,7 +188,7 @@ def _network(parts: Sequence[Part], batches: Sequence[Mixture], zoo: Zoo) -> Net
     if lead is None:
         lead, whole = _trunk(parts[0], members[0].model)
         members = [Member(lead, members[0].heads)]
-    return Net(Mixed(lead, members, PAD), card, wanted, whole)
+    return Net(Mixed(lead, members, PAD), card, noise, real, whole)
 
 
 def _each(part: Part) -> Iterator[Live]:
@@ -199,19 +215,22 @@ def _trunk(part: Part, attached: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _verified(
-    parts: Sequence[Part], net: Net, content: bytes, batches: Sequence[Mixture], allowed: float, *, embedded: bool
+    parts: Sequence[Part], net: Net, content: bytes, shown: Shown, allowed: float, *, embedded: bool
 ) -> dict[str, Any]:
     """Run the file on mixed batches, refuse it or report."""
     tasks = [t for p in parts for t in p.tasks]
     runtime = Runtime(session(content), tasks[0].preprocess, embedded=embedded)
-    found = mixtures.together(runtime, batches, net.wanted)
-    mixtures.judge(found, tasks, allowed, "try another --opset, or pass a larger --tolerance knowingly")
-    last = batches[-1]
+    noise, real = mixtures.together(runtime, shown.noise, net.noise), dict[int, Difference]()
+    if net.real:
+        real = mixtures.together(runtime, shown.real, net.real)
+    for found in (noise, real):
+        mixtures.judge(found, tasks, allowed, "try another --opset, or pass a larger --tolerance knowingly")
+    last, rows = shown.noise[-1], mixtures.rows(noise, real, tasks, _ways(parts, net))
     (time,) = latencies(runtime.bare(last.images, last.tasks))
     return {
-        "tolerance": allowed, "tasks": mixtures.rows(found, tasks, _ways(parts, net)), "max_abs": max(d.max_abs for d in found),
-        "max_rel": max(d.max_rel for d in found), "size_bytes": len(content), "batch": len(last.tasks), "onnxruntime_ms": time,
-        "threads": torch.get_num_threads(),
+        "tolerance": allowed, "verified_on": "random pictures" + (f" and {len(shown.real)} images" if real else ""), "tasks": rows,
+        "max_abs": max(r["max_abs"] for r in rows), "max_rel": max(r["max_rel"] for r in rows), "size_bytes": len(content),
+        "batch": len(last.tasks), "onnxruntime_ms": time, "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
