@@ -123,10 +123,12 @@ def _one(data: list[str] | None) -> str | None:
     Raises:
         UsageError: several, or with a task before them.
     """
-    found = by_task(data) if data else None
-    if isinstance(found, dict):
-        raise UsageError("--data TASK=DATA is for a file of many tasks", "give --data DATA once, or add --multi-task")
-    return found
+    found = by_task(data) if data and len(data) == 1 else data
+    if isinstance(found, str) or not found:
+        return found or None
+    raise UsageError(
+        "one task has images once, without its name", "give --data DATA once, or add --multi-task to --data TASK=DATA"
+    )
 
 
 def timm(ctx: typer.Context, *, ref: Ref, out: Folder, task: Task = None) -> None:

@@ -111,7 +111,7 @@ def open_ref(ref: str, zoo: Zoo | None = None, *, exports: bool = False) -> Arti
 def _export(ref: str, path: Path | None, zoo: Zoo, *, exports: bool) -> Artifact:
     if path is None or not exports:
         hint = "use the model or delta that it was made from"
-        raise UsageError(f"'{ref}' is an export, which only predict and eval take", hint)
+        raise UsageError(f"'{ref}' is an export, which only predict, eval and bench take", hint)
     return Artifact(ref=ref, zoo=zoo, digest=sha256(path), path=path, exported=path)
 
 

@@ -32,11 +32,12 @@ def ready(out: Path, opset: int) -> None:
         raise Conflict(f"{out} exists already", "choose another file name, or remove it")
     if out.suffix != ".onnx":
         raise UsageError(
-            f"{out} does not end in .onnx, by which predict and eval know such files", f"call it {out}.onnx"
+            f"{out} does not end in .onnx, by which predict and eval know such files",
+            f"call it {out.with_suffix('.onnx')}",
         )
     if not out.parent.is_dir():
         raise NotFound(f"{out.parent} does not exist", f"make it: mkdir -p {out.parent}")
-    check_writable(out.parent)
+    check_writable(out.parent, out)
 
 
 def origin(artifact: Artifact, card: BackboneCard, *, precision: str, folded: bool) -> dict[str, Any]:
