@@ -123,9 +123,11 @@ def _one(data: list[str] | None) -> str | None:
     Raises:
         UsageError: several, or with a task before them.
     """
-    found = by_task(data) if data and len(data) == 1 else data
-    if isinstance(found, str) or not found:
-        return found or None
+    if not data:
+        return None
+    found = by_task(data) if len(data) == 1 else None
+    if isinstance(found, str):
+        return found
     raise UsageError(
         "one task has images once, without its name", "give --data DATA once, or add --multi-task to --data TASK=DATA"
     )
