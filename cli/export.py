@@ -135,10 +135,14 @@ def _one(data: list[str] | None) -> str | None:
     Raises:
         UsageError: several, or with a task before them.
     """
-    found = by_task(data) if data else None
-    if isinstance(found, dict):
-        raise UsageError("--data TASK=DATA is for a file of many tasks", "give --data DATA once, or add --multi-task")
-    return found
+    if not data:
+        return None
+    found = by_task(data) if len(data) == 1 else None
+    if isinstance(found, str):
+        return found
+    raise UsageError(
+        "one task has images once, without its name", "give --data DATA once, or add --multi-task to --data TASK=DATA"
+    )
 
 
 def _program(ctx: typer.Context, form: str, ref: str, out: Path, name: str | None, **wish: Any) -> None:

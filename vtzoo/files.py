@@ -194,18 +194,22 @@ def writing(path: Path) -> Generator[None, None, None]:
         yield
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, file: Path | None = None) -> None:
     """Refuse a folder that takes no file, before hours are spent on what is to go there; it is made where it is missing.
+
+    Args:
+        folder: where.
+        file: what is to go there, for the message.
 
     Raises:
         VtzooError: what the system says.
     """
     import tempfile
 
-    with writing(folder):
+    with writing(file or folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
+        with tempfile.TemporaryFile(dir=folder) as tried:
+            tried.write(bytes(4096))
 
 
 @contextmanager

@@ -57,8 +57,7 @@ class Giver:
         live, tasks = self._live(student.card.preprocess.input_size[1])
         own = [f"{task}/{label}" for task, classes in tasks.items() for label in classes]
         if self.several and own:
-            student.model.reset_classifier(len(own))  # type: ignore[operator] - a method of timm models
-            soften(student.model)
+            _fresh(student.model, len(own))
             student.model.requires_grad_()
         started(student.model, live.model, self.way, name=self.artifact.name, labels=own, source_labels=own)
         card, shape = student.card, live.preprocess
@@ -88,6 +87,8 @@ class Giver:
         batches = [b for images in lessons for b in D.loader(images.limit(few), plain, batch_size=64)]
         card = live.card
         model, args = slimmed(live.model, card.arch, card.model_args, wish, batches)
+        if not (self.several or tasks):
+            _fresh(model, len(lessons[0].classes))
         made = BackboneCard(
             name=card.arch, arch=card.arch, model_args=args, preprocess=live.preprocess, license=card.license, head=head_names(model)
         )  # fmt: skip
@@ -122,6 +123,12 @@ class Giver:
         return Live(
             model=model, card=replace(card, model_args=shown.model_args), task=None, preprocess=card.preprocess
         ), {}
+
+
+def _fresh(model: nn.Module, classes: int) -> None:
+    """A classifier that starts near zero, in place of what is there."""
+    model.reset_classifier(classes)  # type: ignore[operator] - a method of timm models
+    soften(model)
 
 
 def _rows(model: nn.Module, given: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def test_a_task_is_asked_for_where_several_fit(place: Path) -> None:
         ("pets/a", {"recipe": {"head_lr": 1e-2, "label_smoothing": 0.1}}, UsageError, "head_lr, label_smoothing"),
         ("pets/a", {"recipe": {"limit": 2}}, UsageError, "too few"),
         ("pets/a", {"student": "test_vit[img_size=48]"}, UsageError, "48"),
-        ("pets/a", {"student": "pets/a"}, NotFound, "no backbone is called"),
+        ("pets/a", {"student": "pets/a"}, UsageError, "is a delta"),
         ("pets/a", {"student": "test_resnet.r160_in1k"}, Network, "test_resnet.r160_in1k"),
         ("pets/a", {"student": "test_resnet[pretrained=true]"}, Network, "test_resnet"),
         ("pets/a", {"student": "vit[depth=9]"}, Mismatch, "weights of vit"),

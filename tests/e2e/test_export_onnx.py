@@ -279,6 +279,18 @@ def test_what_can_not_be_leaves_nothing(zoo: Zoo, tmp_path: Path, fault: str, mo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "empty"]
 
 
+def test_a_place_that_takes_no_such_file_is_refused_at_once(zoo: Zoo, tmp_path: Path) -> None:
+    """A folder that isn't there or takes nothing, and another ending: by the file's name, before the ref is even looked at."""
+    for out, kind, said in (
+        (tmp_path / "no" / "m.onnx", NotFound, "no does not exist"), (tmp_path / "m.bin", UsageError, "does not end in .onnx"),
+        *([(Path("/proc/m.onnx"), UsageError, "/proc takes no new files")] if Path("/proc/self").is_dir() else []),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=said) as caught:
+            export_onnx(ref="nothing/here", out=out, zoo=zoo)
+        assert caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_is_not_ours_or_not_whole(
     zoo: Zoo, shipped: Callable[[str], Exported], photo: Path, tmp_path: Path
 ) -> None:

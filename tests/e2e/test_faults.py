@@ -102,6 +102,8 @@ FAULTS = {
         2,
         "no whole image",
     ),
+    ("export onnx", "images twice"): ("export onnx fashion/lora x.onnx --data a --data b", 2, "has images once"),
+    ("export onnx", "images of a task"): ("export onnx fashion/lora x.onnx --data a=b", 2, "has images once"),
     ("export onnx", "an export"): ("export onnx {in}/text.onnx x.onnx", 2, "is an export"),
     ("predict", "no ONNX file"): ("predict {in}/text.onnx {in}/whole.png", 4, "can't run"),
     ("predict", "ONNX that says nothing"): ("predict {in}/foreign.onnx {in}/whole.png", 4, "lacks vtzoo.input"),

@@ -368,6 +368,8 @@ def test_a_student_is_made_of_its_teacher(place: Path) -> None:
     assert go_live(open_ref("slim/half", zoo)).preprocess == teacher.preprocess
     distilled(place, "slim/bare", ["pets/a", "cars/c"], data=_both(place), student="slim[depth=3]", init_from="vit")
     assert len(go_live(open_ref("slim/bare", zoo), "cars").model.blocks) == 3
+    distilled(place, "slim/one", ["pets/a"], student="slim[depth=3]", init_from="vit")
+    assert go_live(open_ref("slim/one", zoo)).model(torch.randn(2, 3, 32, 32)).shape == (2, 2)
     train(backbone="vit", data=str(place / "cars"), method="lora[rank=2]", name="cars/vit", zoo=zoo, recipe={**RECIPE})
     merge_refs(refs=["pets/vit", "cars/vit"], method="linear", name="vits", zoo=zoo)
     distilled(place, "slim/many", ["vits"], data=_both(place), student=f"slim[depth={len(teacher.model.blocks)}]")

@@ -51,7 +51,7 @@ def check_place(out: Path, form: str) -> None:
         raise UsageError(said, f"call it {out.with_suffix(suffix)}")
     if not out.parent.is_dir():
         raise NotFound(f"{out.parent} does not exist", f"make it: mkdir -p {out.parent}")
-    check_writable(out.parent)
+    check_writable(out.parent, out)
 
 
 def origin(
