@@ -6,8 +6,8 @@ A delta is trained for a moment on real images, exported in float32, float16, in
 300 test images beside the network in torch: largest difference relative to the largest logit, mean cosine, how often both name the
 same class; and its size and its time for one image, beside torch's on as many threads (all others at rest: run it alone).
 
-Without options these are the embedded backbones on an embedded task, and other architectures with random weights, of which the
-same images tell the difference and speed, but no class worth naming. `--weights` has further weights, ARCH.safetensors, each with
+Without options these are the embedded backbones on an embedded task, and other architectures with random weights, of which 50 of the
+images tell the difference and speed, but no class worth naming. `--weights` has further weights, ARCH.safetensors, each with
 its real task from `--images`. What is refused stands with its reason.
 """
 
@@ -51,7 +51,8 @@ RANDOM = (
     "hiera_tiny_224",
 )
 PIXELS = {"vit_small_patch14_dinov2": 112, "tf_efficientnet_lite0": 128, "tf_efficientnet_lite2": 128}
-IMAGES = 300
+IMAGES, FEWER = 300, 50
+"""Of networks with weights that know something, and of random ones."""
 RECIPE = {"epochs": 2, "limit": 200, "eval_limit": 20, "batch_size": 20}
 ONCE = {"epochs": 1, "limit": 20, "eval_limit": 20, "batch_size": 10}
 HEAD = ("backbone", "method", "precision", "how", "max difference", "cosine", "same top-1", "MB", "onnxruntime, ms", "torch, ms")  # fmt: skip
@@ -123,7 +124,7 @@ def _cell(network: Network, method: str, precision: str, zoo: Zoo) -> dict[str, 
     except VtzooError as error:
         return {"refused": error.message}
     live, shipped = (go_live(open_ref(r, zoo, exports=True)) for r in (f"task/{method}", str(out)))
-    images = D.open_data(network.data, split="test").limit(IMAGES)
+    images = D.open_data(network.data, split="test").limit(FEWER if network.random else IMAGES)
     found = verify.differences(live.model, shipped.model, Look(images, D.transforms(live.preprocess, train=False)))
     said = verify.summary(found, classes=not network.random)
     kept = (
