@@ -37,12 +37,14 @@ class Student:
         card: of it, at its input size.
         start: "pretrained", "random", or from whom it has its first weights, and how.
         heads: classifiers that it brings along, by task and classes.
+        search: what a search that found it reports.
     """
 
     model: nn.Module
     card: BackboneCard
     start: str
     heads: Mapping[tuple[str, tuple[str, ...]], Mapping[str, Tensor]] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Stud
         Network: its weights must be fetched and can't be.
     """
     part = knobs.one(text) if "[" in text else knobs.Part(text, {})
-    args: dict[str, Any] = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
+    args = {k: [*map(yaml.safe_load, v)] if isinstance(v, list) else yaml.safe_load(v) for k, v in part.knobs.items()}
     card, known = _card(part.name, zoo)
     pretrained = args.pop("pretrained", known)
     if not isinstance(pretrained, bool):

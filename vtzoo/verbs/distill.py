@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vtzoo import knobs, parallel, talk
+from vtzoo import dna, knobs, parallel, talk
 from vtzoo.artifact import open_ref, store_model
 from vtzoo.crops import Crops
 from vtzoo.devices import accelerator
@@ -87,7 +87,8 @@ def distill(
         teachers: refs; several of one task are averaged (logits) or compared with in turn (features, maps). A merge teaches all its tasks.
         student: a backbone's or model's name or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or
             a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]". Or
-            "slim[macs=0.5]": a smaller network made of the first teacher, or of `init_from`.
+            "slim[macs=0.5]": a smaller network made of the first teacher, or of `init_from`. Or "dna[latency_ms=2]": one that is searched
+            for with the first teacher.
         data: images, of several tasks as {task: images}; any folder tree for a loss that needs no labels.
         loss: "kd[temperature=4]", or a sum: "kd+0.5*feature".
         name: what to call the student.
@@ -137,9 +138,12 @@ def distill(
 
 def _way(student: str, init: str | None, ref: str | None) -> str | None:
     """How the student gets its first weights from another network, if it does."""
-    slim = student.partition("[")[0] == SLIM
-    if slim and init:
-        raise UsageError("a slimmed student has its first weights already", "leave --init out")
+    name = student.partition("[")[0]
+    slim = name == SLIM
+    if name in (SLIM, dna.NAME) and init:
+        raise UsageError("a student that is slimmed or searched for has its first weights already", "leave --init out")
+    if name == dna.NAME and ref:
+        raise UsageError("a search asks the first teacher", "leave --init-from out")
     if ref and not init and not slim:
         raise UsageError("--init-from says whose weights, and not how", "add --init weight-selection (see vtzoo inits)")
     return student if slim else init
@@ -152,9 +156,11 @@ def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Gi
     return Giver(way, artifact, names[0] if len(lessons) == 1 and names else "" if artifact.tasks else None)
 
 
-def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None) -> Student:
+def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None, views: int) -> Student:
     """A fresh student, the same for the same seed."""
     torch.manual_seed(recipe.seed)
+    if text.partition("[")[0] == dna.NAME:
+        return dna.searched(text, zoo, lessons, recipe, views)
     if giver and giver.way == text:
         return giver.slim([n.images for n in lessons], recipe.image_size)
     made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
@@ -166,10 +172,10 @@ def _job(
     terms: Sequence[Term], views: int,
 ) -> _Job:  # fmt: skip
     """The student built, and all that is asked of it."""
-    recipe = school.recipe
+    recipe, views = school.recipe, school.crops.distinct(views)
     return _Job(
-        zoo=zoo, name=name, student=_built(zoo, student, lessons, recipe, giver), student_text=student, giver=giver, lessons=lessons,
-        recipe=recipe, terms=terms, views=school.crops.distinct(views), data=dict(zip([n.name for n in lessons], data.values(), strict=True)),
+        zoo=zoo, name=name, student=_built(zoo, student, lessons, recipe, giver, views), student_text=student, giver=giver, lessons=lessons,
+        recipe=recipe, terms=terms, views=views, data=dict(zip([n.name for n in lessons], data.values(), strict=True)),
         skip_bad=school.skip_bad,
     )  # fmt: skip
 
@@ -292,7 +298,7 @@ def _as_pupil(model: nn.Module) -> Pupil:
 def _alone(job: _Job, course: Course, *, resume: bool) -> Pupil:
     """The same student after as many steps on the labels alone."""
     talk.say(f"{job.name}: the same student without a teacher")
-    student = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver)
+    student = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver, job.views)
     pupil = _seated(job, student)
     going = resume and checkpoint_path(job.zoo.root, job.name, "alone").is_file()
     _fit(job, replace(course, needs=frozenset({"logits"}), taught=False), Labels(), pupil, "alone", resume=going)
@@ -373,4 +379,4 @@ def _report(job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dic
         "loss": best.get("loss"), "held_out_loss": best.get("val_loss"),
     }  # fmt: skip
     tasks = [t.name for t in job.tasks if t.name in metrics]
-    return found | ({"tasks": lines(metrics, tasks)} if tasks else {})
+    return found | dict(job.student.search) | ({"tasks": lines(metrics, tasks)} if tasks else {})
