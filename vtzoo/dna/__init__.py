@@ -9,12 +9,15 @@ The teacher is the first lesson's first one, the images are all lessons'. Costs 
 measured choice are kept in the zoo's cache: another budget trains nothing again, and a run that goes on finds the network that it began with. The same seed gives the same
 ratings on the same machine; milliseconds are measured, and a network near the budget may be taken one time and not another.
 
+The student begins with random weights, as in the paper: those of its stages fit the teacher, and not each other's mistakes.
+
 Departs from the paper: all networks have one width; what a teacher of another number of channels shows is projected, not met by a trained convolution
 (see `_shown`); see also `_supernet`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +27,13 @@ from torch import Tensor
 
 from vtzoo import knobs, talk
 from vtzoo.backbone import sized, timm_card
-from vtzoo.dna._choice import MS, check_affordable, chosen
+from vtzoo.dna._choice import MS, Found, check_affordable, chosen
 from vtzoo.dna._costs import Bench, Cost, clocked, counted, wholes
 from vtzoo.dna._shown import asked_of, shown
-from vtzoo.dna._space import ARCH, LEAST_PIXELS, STAGES, Pick, Space, written
+from vtzoo.dna._space import ARCH, LEAST_PIXELS, STAGES, Space
 from vtzoo.dna._supernet import rated, supernet, trained
-from vtzoo.dna._traversal import Choice, Table, total
+from vtzoo.dna._told import reported, tell
+from vtzoo.dna._traversal import Table
 from vtzoo.errors import Interrupted, UsageError
 from vtzoo.kept import kept, place
 from vtzoo.outputs import shapes
@@ -38,7 +42,6 @@ from vtzoo.recipe import Recipe
 from vtzoo.spec import Preprocess
 from vtzoo.student import Student, build_student
 from vtzoo.targets import Lesson, Teacher
-from vtzoo.tensors import fill, prefixed
 from vtzoo.zoo import Zoo
 
 NAME = "dna"
@@ -62,7 +65,7 @@ class Dna:
         width: channels of the first stage, a multiple of 8.
         depths: blocks that a stage may have.
         kernels: sides of its kernels.
-        steps: in which each stage is trained.
+        steps: in which each stage is trained; kernels take turns.
         images: views of images that the teacher is asked about, at most.
     """
 
@@ -72,7 +75,7 @@ class Dna:
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 40
     depths: tuple[Count, ...] = (1, 2, 3)
     kernels: tuple[Side, ...] = (3, 5, 7)
-    steps: Count = 300
+    steps: Count = 600
     images: Annotated[int, Field(ge=2)] = 1024
 
     def __post_init__(self) -> None:
@@ -106,10 +109,10 @@ class _Job:
         """Who is asked."""
         return self.lessons[0].teachers[0]
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What decides ratings."""
-        lessons = [n.facts for n in asked_of(self.lessons, self.wish.images)]
+        lessons = [n.facts for n in self.lessons]
         how = {k: v for k, v in knobs.encode(self.wish).items() if k not in BUDGETS}
         return {
             "form": FORM, "kind": "ratings", "lessons": lessons, "views": self.views, "size": list(self.bench.preprocess.input_size), **how,
@@ -121,15 +124,6 @@ class _Job:
         """What decides the choice, but for the machine."""
         budgets = {k: getattr(self.wish, k) for k in BUDGETS}
         return {**self.facts, "kind": "choice", **budgets, "classes": self.bench.classes}
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What came out: the choice, costs by kind, and networks measured as a whole, in milliseconds."""
-
-    choice: Choice
-    costs: Mapping[str, Cost]
-    measured: Mapping[Choice, float]
 
 
 def searched(text: str, zoo: Zoo, lessons: Sequence[Lesson], recipe: Recipe, views: int) -> Student:
@@ -155,19 +149,12 @@ def searched(text: str, zoo: Zoo, lessons: Sequence[Lesson], recipe: Recipe, vie
         raise UsageError(f"the networks that are searched take no images of {side} pixels", f"add --image-size {LEAST_PIXELS}")  # fmt: skip
     bench = _bench(wish.space, classes, sized(timm_card(ARCH), side)[0].preprocess)
     folder = zoo.root / ".vtzoo" / "cache" / "searches"
-    job = _Job(wish=wish, lessons=lessons, views=max(1, views), recipe=recipe, folder=folder, bench=bench)
-    found = _found(job)
-    known = _known(job)
-    picks = [wish.space.picks[c] for c in found.choice]
-    report = _report(job, found, known["ratings"].tolist())
-    _tell(job, found, report)
+    asked = asked_of(lessons, wish.images)
+    job = _Job(wish=wish, lessons=asked, views=max(1, views), recipe=recipe, folder=folder, bench=bench)
+    report = reported(wish.space, found := _found(job), _ratings(job))
+    tell(found, report, _wholes(job))
     torch.manual_seed(recipe.seed)
-    made = build_student(_typed(wish.space, picks), zoo, classes, side)
-    weights = _weights(job, known, picks)
-    state = made.model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        fill({n: state[n] for n in weights}, weights)
-    return replace(made, start=f"{text} of {teacher.artifact.ref}", search=report)
+    return replace(build_student(report["student"], zoo, classes, side), search=report)
 
 
 def _bench(space: Space, classes: int, preprocess: Preprocess) -> Bench:
@@ -176,20 +163,13 @@ def _bench(space: Space, classes: int, preprocess: Preprocess) -> Bench:
     return Bench(space, classes, preprocess, found)
 
 
-def _typed(space: Space, picks: Sequence[Pick]) -> str:
-    """A network as `--student` takes it."""
-    args = space.arguments(picks)
-    texts = {k: "|".join(map(str, v)) if isinstance(v, list) else "null" if v is None else v for k, v in args.items()}
-    return str(knobs.Part(ARCH, texts))
-
-
-def _found(job: _Job) -> _Found:
+def _found(job: _Job) -> Found:
     """The choice, found before or now.
 
     Raises:
         UsageError: nothing keeps the budgets.
     """
-    anew: list[_Found] = []
+    anew: list[Found] = []
 
     def make() -> dict[str, Tensor]:
         found = _choose(job)
@@ -207,28 +187,28 @@ def _found(job: _Job) -> _Found:
     talk.say(f"this search was made before; to measure again remove {place(job.folder, job.choosing)}")
     costs = {n: Cost(t, r) for n, t, r in zip(BUDGETS.values(), stored["costs"].tolist(), stored["rests"].tolist(), strict=False)}  # fmt: skip
     measured = {tuple(c): ms for c, ms in zip(stored["measured"].tolist(), stored["ms"].tolist(), strict=True)}
-    return _Found(tuple(stored["choice"].tolist()), costs, measured)
+    return Found(tuple(stored["choice"].tolist()), costs, measured)
 
 
-def _choose(job: _Job) -> _Found:
+def _choose(job: _Job) -> Found:
     """Costs, then ratings, then the best network within the budgets.
 
     Raises:
         UsageError: there is none.
     """
     costs = dict(zip(BUDGETS.values(), counted(job.bench), strict=False))
-    wholes_ = _wholes(job)
+    theirs = _wholes(job)
     budgets = {
-        kind: (wholes_.get(kind, 1)) * most
+        kind: theirs.get(kind, 1) * most
         for knob, kind in BUDGETS.items()
         if (most := getattr(job.wish, knob)) is not None
     }
-    check_affordable(costs, {k: b for k, b in budgets.items() if k != MS}, wholes_)
+    check_affordable(costs, {k: b for k, b in budgets.items() if k != MS}, theirs)
     if MS in budgets:
         costs[MS] = clocked(job.bench)
-        check_affordable(costs, budgets, wholes_)
-    choice, measured = chosen(_known(job)["ratings"].tolist(), costs, budgets, lambda some: wholes(job.bench, some))
-    return _Found(choice, costs, measured)
+        check_affordable(costs, budgets, theirs)
+    choice, measured = chosen(_ratings(job), costs, budgets, lambda some: wholes(job.bench, some))
+    return Found(choice, costs, measured)
 
 
 def _wholes(job: _Job) -> dict[str, float]:
@@ -237,75 +217,28 @@ def _wholes(job: _Job) -> dict[str, float]:
     return dict(zip(BUDGETS.values(), found, strict=False))
 
 
-def _known(job: _Job) -> dict[str, Tensor]:
-    """Ratings [stages, picks], and the numbers of all stages in all their choices; of the cache, or found now.
+def _ratings(job: _Job) -> Table:
+    """Of each choice of each stage, from the cache, or found now.
 
     Raises:
         Interrupted: stopped by the user.
     """
-    return kept(job.folder, job.facts, lambda: _rated(job))
+    stored = kept(job.folder, job.facts, lambda: {"ratings": torch.tensor(_rated(job), dtype=torch.float64)})
+    return stored["ratings"].tolist()
 
 
-def _rated(job: _Job) -> dict[str, Tensor]:
+def _rated(job: _Job) -> Table:
+    """Train every stage, and rate its choices."""
     recipe, picks = job.recipe, job.wish.space.picks
     images = shown(job.lessons, job.wish.images, job.views, job.bench.shapes, job.bench.preprocess, recipe.seed)
-    talk.say(
-        f"search: {len(picks)} choices of each of {STAGES} stages, {images.trained} views of images, {len(images.held)} to rate on"
-    )
+    talk.say(f"search: {len(picks)} choices of each of {STAGES} stages, {images.trained} views of images, {len(images.held)} to rate on")  # fmt: skip
     torch.manual_seed(recipe.seed)
-    found: dict[str, Tensor] = {}
     table: list[list[float]] = []
     for number, stage in enumerate(supernet(job.wish.space)):
         try:
             trained(stage, number, images, job.wish.steps, recipe)
         except Interrupted as stop:
-            raise Interrupted(
-                f"interrupted in stage {number + 1} of the search", "start the same command again"
-            ) from stop
+            raise Interrupted(f"interrupted in stage {number + 1} of the search", "start the same command again") from stop  # fmt: skip
         ratings = rated(stage, number, images)
         table.append([ratings[pick] for pick in picks])
-        found |= {f"{number}/{n}": t.cpu() for n, t in stage.state_dict().items()}
-    return {**found, "ratings": torch.tensor(table, dtype=torch.float64)}
-
-
-def _weights(job: _Job, known: Mapping[str, Tensor], picks: Sequence[Pick]) -> dict[str, Tensor]:
-    """The first weights of a network: each stage's as this pick."""
-    found: dict[str, Tensor] = {}
-    for number, (stage, pick) in enumerate(zip(supernet(job.wish.space), picks, strict=True)):
-        stage.load_state_dict(prefixed(known, f"{number}/"))
-        found |= stage.tensors(number, pick)
-    return found
-
-
-def _report(job: _Job, found: _Found, ratings: Table) -> dict[str, Any]:
-    """The whole table, and the networks that were measured."""
-    space = job.wish.space
-    rows = [
-        {
-            "stage": i + 1, "depth": depth, "kernel": kernel, "rating": ratings[i][c], **{k: cost.stages[i][c] for k, cost in found.costs.items()},
-            "chosen": c == found.choice[i],
-        }
-        for i in range(STAGES) for c, (depth, kernel) in enumerate(space.picks)
-    ]  # fmt: skip
-    measured = [
-        {
-            "network": written([space.picks[c] for c in choice]), "rating": total(ratings, choice), "sum_ms": found.costs[MS].of(choice), "ms": ms,
-            "chosen": choice == found.choice,
-        }
-        for choice, ms in found.measured.items()
-    ]  # fmt: skip
-    typed = _typed(space, [space.picks[c] for c in found.choice])
-    return {"student": typed, "search": rows} | ({"measured": measured} if measured else {})
-
-
-def _tell(job: _Job, found: _Found, report: Mapping[str, Any]) -> None:
-    for i in range(STAGES):
-        rows = [r for r in report["search"] if r["stage"] == i + 1]
-        own = next(r for r in rows if r["chosen"])
-        ms = f", {own[MS]:.3g} ms" if MS in own else ""
-        best, worst = (f(r["rating"] for r in rows) for f in (min, max))
-        talk.say(f"stage {i + 1}: {own['depth']}x{own['kernel']}, relative loss {own['rating']:.4f} (all choices {best:.4f} to {worst:.4f}){ms}")  # fmt: skip
-    shares = {k: found.costs[k].of(found.choice) / whole for k, whole in _wholes(job).items()}
-    parts = [f"{share:.2%} of the teacher's {k.replace('_', '-')}" for k, share in shares.items()]
-    parts += [f"{found.measured[found.choice]:.3g} ms measured"] if found.measured else []
-    talk.say(f"found {report['student']}: {', '.join(parts)}")
+    return table

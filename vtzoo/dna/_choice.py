@@ -1,6 +1,7 @@
 """The best-rated network within budgets: by what its stages add up to, and of latency as measured in one piece."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from statistics import median
 
@@ -12,6 +13,21 @@ MS = "ms"
 FEW, ROUNDS = 3, 3
 """How many of the best are measured in turns, and how often; each time sums are set right by what was measured."""
 Measure = Callable[[Sequence[Choice]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What comes out of a search.
+
+    Attributes:
+        choice: of each stage.
+        costs: by kind.
+        measured: networks that were timed whole, in milliseconds.
+    """
+
+    choice: Choice
+    costs: Mapping[str, Cost]
+    measured: Mapping[Choice, float]
 
 
 def within(
@@ -66,7 +82,7 @@ def chosen(
     if not any(ms <= budgets[MS] for ms in measured.values()):
         others = {k: b for k, b in budgets.items() if k != MS}
         quickest = next(within(costs[MS].stages, costs, others))
-        measured[quickest] = measure([quickest])[0]
+        measured |= {} if quickest in measured else {quickest: measure([quickest])[0]}
     kept = [c for c, ms in measured.items() if ms <= budgets[MS]]
     if not kept:
         raise too_small({MS: min(measured.values())}, {MS: budgets[MS]}, {})

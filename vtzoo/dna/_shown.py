@@ -1,8 +1,8 @@
 """What a teacher shows at four depths of images, in the student's sizes, computed once and held in memory in half precision.
 
 Where teacher and student differ in channels, the teacher's are brought to the student's number: their first principal components, turned so that every channel has
-the same variance (PHI-S), beside nothing where the teacher has fewer. What a stage is to give is then what the next one is given, and stages that were
-trained apart fit together. Everything is divided by one number, the standard deviation of all elements.
+the same variance (PHI-S), beside nothing where the teacher has fewer. So what a stage is to give is what the next one is given, and no choice is helped by a convolution
+that the network won't have. Everything is divided by one number, the standard deviation of all elements.
 """
 
 import random
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtzoo import talk
 from vtzoo.crops import BATCH, normalised, rendered
 from vtzoo.dna._space import STAGES
 from vtzoo.errors import Mismatch, UsageError
@@ -64,33 +65,30 @@ class Shown:
 
 
 def shown(lessons: Sequence[Lesson], most: int, views: int, shapes: Shapes, preprocess: Preprocess, seed: int) -> Shown:
-    """Ask the first lesson's first teacher about all lessons' images.
+    """What the teacher of all lessons shows of their images.
 
     Args:
-        lessons: tasks and images.
+        lessons: as `asked_of` makes them.
         most: views of images, of all lessons together.
         views: of each image at most.
         shapes: of the student's stages.
         preprocess: the student's.
         seed: of which images are held out.
-
-    Raises:
-        Mismatch: the teacher shows fewer depths.
-        UsageError: there are too few images.
     """
-    asked = asked_of(lessons, most)
-    few = max(1, BATCH // len(asked))
-    samples = [_maps(n, 0, range(min(few, len(n.images)))) for n in asked]
+    few = max(1, BATCH // len(lessons))
+    some = random.Random(seed)
+    samples = [_maps(n, 0, some.sample(range(len(n.images)), min(few, len(n.images)))) for n in lessons]
     forms = [_form(torch.cat(level), shapes.maps[i][0]) for i, level in enumerate(zip(*samples, strict=True))]
     sizes = [(h, w) for _, h, w in shapes.maps]
     kept = [_least(m.shape[2:], size) for m, size in zip(samples[0], sizes, strict=True)]
     room = 3 * preprocess.input_size[1] * preprocess.input_size[2]
     room += sum(HALF * c * h * w for (c, _, _), (h, w) in zip(shapes.maps, kept, strict=True))
-    places = _places(asked, min(most, MEMORY // room), views, seed)
+    places = _places(lessons, min(most, MEMORY // room), views, seed)
     pixels: list[Tensor] = []
     maps: list[tuple[Tensor, ...]] = []
-    for number, view, own in (part for half in places for part in _chunks(half)):
-        lesson = asked[number]
+    parts = [part for half in places for part in _chunks(half)]
+    for number, view, own in talk.track(parts, "teacher", len(parts)):
+        lesson = lessons[number]
         pixels.append(rendered(lesson.images, lesson.crops, view, own, preprocess.input_size[1:], lesson.workers))
         found = _maps(lesson, view, own)
         maps.append(tuple(_resized(form(m), to).half() for form, m, to in zip(forms, found, kept, strict=True)))

@@ -2,7 +2,7 @@
 
 timm builds every one of them of JSON arguments (`depths`, `kernel_sizes`, `dims`). A stage is a plain map from what the stage before gives, its padding keeps the
 size for any odd kernel, and no norm gathers statistics, so that a stage can be trained alone and put to any others. Fewer kinds of operators
-than in an EfficientNet, too: what a stage takes in a runtime adds up better. Without layer scales: 1e-6, timm's first value, keeps blocks silent for
+than in an EfficientNet, too: what a stage takes in a runtime adds up better. Layer scales start at 1: 1e-6, timm's first value, keeps blocks silent for
 longer than a stage is trained.
 """
 
@@ -48,7 +48,7 @@ class Space:
         """timm's, for these stages."""
         return {
             "depths": [depth for depth, _ in picks], "kernel_sizes": [kernel for _, kernel in picks],
-            "dims": [self.width << i for i in range(STAGES)], "ls_init_value": None,
+            "dims": [self.width << i for i in range(STAGES)], "ls_init_value": 1.0,
         }  # fmt: skip
 
     def network(self, picks: Sequence[Pick], classes: int) -> nn.Module:

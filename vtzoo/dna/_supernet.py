@@ -5,8 +5,8 @@
 
 Choices of one kernel share their blocks, those of all kernels what comes before the blocks.
 
-Departs from the paper: every choice learns in every step (a deeper one passes through the outputs of those that are less deep, so this takes no
-more than the deepest of each kernel), where it draws one of many.
+Departs from the paper: in a step all depths of a kernel learn (a deeper one passes through what the others give, so this takes no more than the deepest), where it
+draws one choice of many; kernels take turns in random order, so that all have learned in as many steps (as in FairNAS, Chu et al. 2019, arXiv:1907.01845).
 """
 
 import random
@@ -40,23 +40,15 @@ class Stage(nn.Module):
         self.entry, self.depths = entry, depths
         self.rows = nn.ModuleDict({str(kernel): row for kernel, row in rows.items()})
 
-    def forward(self, x: Tensor) -> Iterator[tuple[Pick, Tensor]]:
-        """What each choice gives, [n, channels, height, width]."""
+    def forward(self, x: Tensor, only: int | None = None) -> Iterator[tuple[Pick, Tensor]]:
+        """What each choice gives, [n, channels, height, width]; or those of one kernel, by its place among them."""
         first = self.entry(x)
-        for kernel, row in self.rows.items():
+        for kernel, row in list(self.rows.items())[slice(None) if only is None else slice(only, only + 1)]:
             out = first
             for depth, block in enumerate(row, 1):  # type: ignore[arg-type] - a Sequential
                 out = block(out)
                 if depth in self.depths:
                     yield (depth, int(kernel)), out
-
-    def tensors(self, number: int, pick: Pick) -> dict[str, Tensor]:
-        """Its numbers as a choice, by the names that they have in the network; `number` counts stages from 0."""
-        depth, kernel = pick
-        before = {f"stages.{number}.downsample" if n == "1" else "stem": m for n, m in self.entry.named_children()}
-        blocks: Any = self.rows[str(kernel)]
-        parts = before | {f"stages.{number}.blocks.{i}": blocks[i] for i in range(depth)}
-        return {f"{n}.{k}": t for n, m in parts.items() for k, t in m.state_dict().items()}
 
 
 def supernet(space: Space) -> list[Stage]:
@@ -83,20 +75,21 @@ def trained(stage: Stage, number: int, images: Shown, steps: int, recipe: Recipe
         device=recipe.device,
     )  # fmt: skip
 
-    def batches(_epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-        draw = random.Random(f"{recipe.seed}/{number}")
-        count = min(BATCH, images.trained)
-        chosen = [sorted(draw.sample(range(images.trained), count)) for _ in range(steps)]
-        return (images.pair(number, places) for places in chosen[start:])
+    def batches(_epoch: int, _start: int) -> Iterator[tuple[Tensor, ...]]:
+        draw, count, turns = random.Random(f"{recipe.seed}/{number}"), min(BATCH, images.trained), list[int]()
+        for _ in range(steps):
+            turns = turns or draw.sample(range(len(stage.rows)), len(stage.rows))
+            places = draw.sample(range(images.trained), count)
+            yield *images.pair(number, places), torch.tensor(turns.pop())
 
     fit(Plan(model=stage, loss=_loss, batches=batches, steps=steps, recipe=own))
     return stage
 
 
 def _loss(stage: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    """Mean over the choices."""
-    x, wanted = batch
-    return torch.stack([F.mse_loss(out.float(), wanted) for _, out in stage(x)]).mean()
+    """Mean over the choices of one kernel."""
+    x, wanted, turn = batch
+    return torch.stack([F.mse_loss(out.float(), wanted) for _, out in stage(x, int(turn))]).mean()
 
 
 @torch.inference_mode()

@@ -138,12 +138,9 @@ def distill(
 
 def _way(student: str, init: str | None, ref: str | None) -> str | None:
     """How the student gets its first weights from another network, if it does."""
-    name = student.partition("[")[0]
-    slim = name == SLIM
-    if name in (SLIM, dna.NAME) and init:
-        raise UsageError("a student that is slimmed or searched for has its first weights already", "leave --init out")
-    if name == dna.NAME and ref:
-        raise UsageError("a search asks the first teacher", "leave --init-from out")
+    slim = student.partition("[")[0] == SLIM
+    if slim and init:
+        raise UsageError("a slimmed student has its first weights already", "leave --init out")
     if ref and not init and not slim:
         raise UsageError("--init-from says whose weights, and not how", "add --init weight-selection (see vtzoo inits)")
     return student if slim else init
@@ -159,11 +156,12 @@ def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Gi
 def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None, views: int) -> Student:
     """A fresh student, the same for the same seed."""
     torch.manual_seed(recipe.seed)
-    if text.partition("[")[0] == dna.NAME:
-        return dna.searched(text, zoo, lessons, recipe, views)
     if giver and giver.way == text:
         return giver.slim([n.images for n in lessons], recipe.image_size)
-    made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
+    if text.partition("[")[0] == dna.NAME:
+        made = dna.searched(text, zoo, lessons, recipe, views)
+    else:
+        made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
     return giver.give(made) if giver else made
 
 
@@ -315,7 +313,7 @@ def _keep(
     report: dict[str, Any] = _report(job, pupil, history, metrics) | more
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
     lineage = {
-        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": {"from": card.name, "start": job.student.start},
+        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": _origin(job),
         "teachers": list(dict.fromkeys(d for n in job.lessons for t in n.teachers for d in t.digests)), "licenses": licenses, "views": job.views,
         "answers": "asked" if _online(job.recipe, job.terms) else "kept", "lessons": [_lineage(n) for n in job.lessons],
     }  # fmt: skip
@@ -340,6 +338,12 @@ def _keep(
     if licenses:
         talk.say(f"its teachers' licences: {', '.join(licenses)}")
     return Distilled(ref=job.name, path=str(job.zoo.object(digest)), metrics=metrics, report=report)
+
+
+def _origin(job: _Job) -> dict[str, str]:
+    """What the student was, how it got its first weights, and by which search it was found."""
+    found = {"search": job.student_text} if job.student.search else {}
+    return {"from": job.student.card.name, "start": job.student.start, **found}
 
 
 def _own_license(job: _Job) -> list[str]:
