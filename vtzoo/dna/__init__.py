@@ -9,7 +9,7 @@ The teacher is the first lesson's first one, the images are all lessons'. Costs 
 measured choice are kept in the zoo's cache: another budget trains nothing again, and a run that goes on finds the network that it began with. The same seed gives the same
 ratings on the same machine; milliseconds are measured, and a network near the budget may be taken one time and not another.
 
-The student begins with random weights, as in the paper: those of its stages fit the teacher, and not each other's mistakes.
+The student begins with random weights, as in the paper; those of the search are thrown away.
 
 Departs from the paper: all networks have one width; what a teacher of another number of channels shows is projected, not met by a trained convolution
 (see `_shown`); see also `_supernet`.
