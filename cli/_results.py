@@ -74,8 +74,12 @@ def folded(facts: dict[str, Any]) -> list[Block]:
 
 
 def distilled(facts: dict[str, Any]) -> list[Block]:
-    """Metrics, then what was made."""
-    return [*_metrics("who", facts["metrics"]), *report(facts["report"]), Line(f"made {facts['ref']}"), *_where(facts)]
+    """Metrics, then what was made; of a search what was taken."""
+    found = {**facts["report"]}
+    for key in ("search", "measured"):
+        rows = [{k: v for k, v in row.items() if k != "chosen"} for row in found.pop(key, []) if row["chosen"]]
+        found |= {key: rows} if rows else {}
+    return [*_metrics("who", facts["metrics"]), *report(found), Line(f"made {facts['ref']}"), *_where(facts)]
 
 
 def exported(facts: dict[str, Any]) -> list[Block]:

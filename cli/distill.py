@@ -22,7 +22,7 @@ Student = Annotated[
     typer.Option(
         "--student",
         metavar="ARCH|REF",
-        help="A timm architecture, starting from random weights, or a backbone, a model or a tagged timm name, from its own; or slim[macs=0.5], made of its teacher.",
+        help="A timm architecture, starting from random weights, or a backbone, a model or a tagged timm name, from its own; or slim[macs=0.5], made of its teacher; or dna[latency_ms=2], searched for with it.",
     ),
 ]
 Data = Annotated[

@@ -34,12 +34,14 @@ class Student:
         card: of it, at its input size.
         start: "pretrained", "random", or from whom it has its first weights, and how.
         heads: classifiers that it brings along.
+        search: what a search that found it reports.
     """
 
     model: nn.Module
     card: BackboneCard
     start: str
     heads: Heads = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Student:
@@ -58,7 +60,7 @@ def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Stud
         Network: its weights must be fetched and can't be.
     """
     part = knobs.arguments(text)
-    args: dict[str, Any] = {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in part.knobs.items()}
+    args: dict[str, Any] = {k: _value(v) for k, v in part.knobs.items()}
     card, known, model = _found(part.name, zoo)
     pretrained = args.pop("pretrained", known)
     if not isinstance(pretrained, bool):
@@ -82,6 +84,13 @@ def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Stud
     weights, heads = (model.path, _heads(model)) if model else (None, {})
     made = taking(card, side, lambda: _pretrained(card, args, zoo, weights, classes))
     return Student(made.requires_grad_(), replace(card, model_args=args), start, heads)
+
+
+def _value(text: Any) -> Any:
+    """What an argument says: a number, a truth, a word, a list of them."""
+    if isinstance(text, list):
+        return [_value(item) for item in text]  # pyright: ignore[reportUnknownVariableType] - of a person's own text
+    return yaml.safe_load(text) if isinstance(text, str) else text
 
 
 def _heads(model: Artifact) -> Heads:

@@ -84,3 +84,18 @@ def test_results_without_metrics() -> None:
     assert _results.trained({"ref": "a", "path": "", "metrics": {}, "params": 1200}) == [
         Line("a: 1.2 k trainable parameters")
     ]
+
+
+def test_of_a_search_what_was_taken_is_shown() -> None:
+    """The chosen row of each stage, and the network as it was timed; the rest is for --json."""
+    rows = [{"stage": s, "depth": d, "rating": d / 8, "chosen": d == s} for s in (1, 2) for d in (1, 2)]
+    timed = [{"network": n, "ms": 1.5, "chosen": n == "2x3"} for n in ("1x3", "2x3")]
+    facts = {"ref": "a", "path": "", "metrics": {}, "report": {"params": 5, "search": rows, "measured": timed}}
+    single, search, measured, _ = _results.distilled(facts)
+    assert isinstance(search, Table)
+    assert isinstance(measured, Table)
+    assert (search.columns, search.rows) == (("stage", "depth", "rating"), [("1", "1", "0.125"), ("2", "2", "0.25")])
+    assert measured.rows == [("2x3", "1.5")]
+    assert facts["report"]["search"] == rows
+    without = {"ref": "a", "path": "", "metrics": {}, "report": {"params": 5}}
+    assert _results.distilled(without)[0] == single

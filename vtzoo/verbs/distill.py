@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vtzoo import knobs, parallel, talk
+from vtzoo import dna, knobs, parallel, talk
 from vtzoo.artifact import open_ref, store_model
 from vtzoo.crops import Crops
 from vtzoo.devices import accelerator
@@ -88,7 +88,8 @@ def distill(
         teachers: refs; several of one task are averaged (logits) or compared with in turn (features, maps). A merge teaches all its tasks.
         student: a backbone's or model's name or a tagged timm name ("resnet18.a1_in1k"), which starts from its own weights; or
             a bare timm architecture, from random ones. Arguments may follow: "vit_tiny_patch16_224[depth=8,pretrained=false]". Or
-            "slim[macs=0.5]": a smaller network made of the first teacher, or of `init_from`.
+            "slim[macs=0.5]": a smaller network made of the first teacher, or of `init_from`. Or "dna[latency_ms=2]": one that is searched
+            for with the first teacher.
         data: images, of several tasks as {task: images}; any folder tree for a loss that needs no labels.
         loss: "kd[temperature=4]", or a sum: "kd+0.5*feature".
         name: what to call the student.
@@ -157,12 +158,15 @@ def _giver(zoo: Zoo, way: str, ref: str | None, lessons: Sequence[Lesson]) -> Gi
     return Giver(way, artifact, tasks, several)
 
 
-def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None) -> Student:
+def _built(zoo: Zoo, text: str, lessons: Sequence[Lesson], recipe: Recipe, giver: Giver | None, views: int) -> Student:
     """A fresh student, the same for the same seed."""
     torch.manual_seed(recipe.seed)
     if giver and giver.way == text:
         return giver.slim([n.images for n in lessons], recipe.image_size)
-    made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
+    if text.partition("[")[0] == dna.NAME:
+        made = dna.searched(text, zoo, lessons, recipe, views)
+    else:
+        made = build_student(text, zoo, len(lessons[0].classes), recipe.image_size)
     return giver.give(made) if giver else made
 
 
@@ -171,10 +175,10 @@ def _job(
     terms: Sequence[Term], views: int,
 ) -> _Job:  # fmt: skip
     """The student built, and all that is asked of it."""
-    recipe = school.recipe
+    recipe, views = school.recipe, school.crops.distinct(views)
     return _Job(
-        zoo=zoo, name=name, student=_built(zoo, student, lessons, recipe, giver), student_text=student, giver=giver, lessons=lessons,
-        recipe=recipe, terms=terms, views=school.crops.distinct(views), data=dict(zip([n.name for n in lessons], data.values(), strict=True)),
+        zoo=zoo, name=name, student=_built(zoo, student, lessons, recipe, giver, views), student_text=student, giver=giver, lessons=lessons,
+        recipe=recipe, terms=terms, views=views, data=dict(zip([n.name for n in lessons], data.values(), strict=True)),
         skip_bad=school.skip_bad,
     )  # fmt: skip
 
@@ -297,7 +301,7 @@ def _as_pupil(model: nn.Module) -> Pupil:
 def _alone(job: _Job, course: Course, *, resume: bool) -> Pupil:
     """The same student after as many steps on the labels alone."""
     talk.say(f"{job.name}: the same student without a teacher")
-    student = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver)
+    student = _built(job.zoo, job.student_text, job.lessons, job.recipe, job.giver, job.views)
     pupil = _seated(job, student)
     going = resume and checkpoint_path(job.zoo.root, job.name, "alone").is_file()
     _fit(job, replace(course, needs=frozenset({"logits"}), taught=False), Labels(), pupil, "alone", resume=going)
@@ -314,8 +318,7 @@ def _keep(
     report: dict[str, Any] = _report(job, pupil, history, metrics) | more
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
     lineage = {
-        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used,
-        "student": {"from": card.name, "start": job.student.start, **({"giver": job.giver.digest} if job.giver else {})},
+        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": _origin(job),
         "teachers": list(dict.fromkeys(d for n in job.lessons for t in n.teachers for d in t.digests)), "licenses": licenses, "views": job.views,
         "answers": "asked" if _online(job.recipe, job.terms) else "kept", "lessons": [_lineage(n) for n in job.lessons],
     }  # fmt: skip
@@ -340,6 +343,13 @@ def _keep(
     if licenses:
         talk.say(f"its teachers' licences: {', '.join(licenses)}")
     return Distilled(ref=job.name, path=str(job.zoo.object(digest)), metrics=metrics, report=report)
+
+
+def _origin(job: _Job) -> dict[str, str]:
+    """What the student was, how it got its first weights and from whom, and by which search it was found."""
+    found = {"search": job.student_text} if job.student.search else {}
+    found |= {"giver": job.giver.digest} if job.giver else {}
+    return {"from": job.student.card.name, "start": job.student.start, **found}
 
 
 def _own_license(job: _Job) -> list[str]:
@@ -378,4 +388,4 @@ def _report(job: _Job, pupil: Pupil, history: list[dict[str, Any]], metrics: dic
         "loss": best.get("loss"), "held_out_loss": best.get("val_loss"),
     }  # fmt: skip
     tasks = [t.name for t in job.tasks if t.name in metrics]
-    return found | ({"tasks": lines(metrics, tasks)} if tasks else {})
+    return found | dict(job.student.search) | ({"tasks": lines(metrics, tasks)} if tasks else {})
