@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Int8 = Literal["dynamic", "static"]
+HINT = "try another --opset, or pass a larger --tolerance knowingly"
 WEIGHED = 8
 """How many images weigh each layer where not all may be int8."""
 
@@ -102,24 +103,13 @@ def export_onnx(
     report = {
         "precision": wish.precision + (f" {int8}" if int8 else ""), "opset": wish.opset, "folded": facts["folded"],
         **({"attached_because": attached} if attached else {}), **done,
-        **verified(
-            live, runtime, seen, wish.precision, wish.allowed, who="onnxruntime", dynamic_size=wish.dynamic_size,
-            hint="try another --opset, or pass a larger --tolerance knowingly",
-        ),
+        **verified(live, runtime, seen, wish.precision, wish.allowed, who="onnxruntime", hint=HINT, dynamic_size=wish.dynamic_size),
         "size_bytes": len(content),
     }  # fmt: skip
     with atomic_write(out) as file:
         file.write(content)
         if name:
-            keep(
-                zoo,
-                name,
-                {".onnx": content},
-                live.card.arch,
-                [live.task.name] if live.task else [],
-                [artifact.digest],
-                report,
-            )
+            keep(zoo, name, {".onnx": content}, live.card.arch, [t.name for t in (live.task,) if t], [artifact.digest], report)  # fmt: skip
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
 
