@@ -1,9 +1,9 @@
 """A ViT-S tuned on four tasks, its experts and their merge, distilled into one small student with four heads.
 
-    python benchmarks/bench_distill.py IMAGES --weights vit_small_patch14_dinov2.safetensors --zoo DIR [--limit 500] [--epochs 30] [--views 10]
+    python benchmarks/bench_distill.py IMAGES --weights vit_small_patch14_dinov2.safetensors --zoo DIR [--limit 500] [--epochs 20] [--views 10]
 
-IMAGES has a folder for each task. Teachers: a LoRA of the ViT-S (DINOv2, 112 px) for each task, and their merge. Students, from random weights, at
-112 px: MobileNetV4-small, and a ViT of a quarter of the teacher's parameters. Beside each the same student after as many steps on the labels
+IMAGES has a folder for each task. Teachers: a LoRA of the ViT-S (DINOv2, 112 px) for each task, and their merge. Students, at 112 px: MobileNetV4-small, from
+random weights, and the merge slimmed to a quarter of its parameters. Beside each the same student after as many steps on the labels
 alone, on the same views. Retention is top-1 over the teachers'; all on each task's test images, after the last epoch. Then the time of 20 epochs with teachers'
 answers on disk, made in the first of them, and with teachers that answer in every step; nothing else may run meanwhile. What is trained already is
 not trained again: start it as often as you like. Adds its rows to results/distill.json.
@@ -30,7 +30,7 @@ TASKS = {"clothing": "clothing", "emoji": "emoji", "omniglot": "omniglot-alphabe
 ARCH, MERGE = "vit_small_patch14_dinov2.lvd142m", "regmean"
 STUDENTS = {
     "mobilenetv4_conv_small": "mobilenetv4_conv_small",
-    "vit-quarter": "vit_tiny_patch16_224[patch_size=14,class_token=false,global_pool=avg]",
+    "vit-quarter": "slim[params=0.25]",
 }
 HEAD = (
     "student", "teachers", "seed", "task", "images", "teachers' top-1, %", "student's", "without a teacher", "retention, %", "agreement, %", "KL, nats", "ECE",
@@ -47,6 +47,10 @@ MEANS = (
     "agreement, %",
 )
 TIMES = ("answers", "first epoch's work and 20 epochs, s", "to asking in every step")
+START: dict[str, dict[str, Any]] = {"mobilenetv4_conv_small": {}, "vit-quarter": {"init_from": "merge"}}
+"""Whoever teaches it, a student starts from the same weights, and so does the one without a teacher."""
+RATE = {"mobilenetv4_conv_small": 1e-3, "vit-quarter": 2e-4}
+"""Weights that know something already learn more slowly."""
 SEEDS = {"mobilenetv4_conv_small": (0, 1, 2), "vit-quarter": (0,)}
 SHARED: dict[str, Any] = {"image_size": 112, "precision": "bf16"}
 
@@ -105,7 +109,16 @@ def report(zoo: Zoo, asked: argparse.Namespace) -> None:
             alone: dict[str, float] = {}
             for whose, who in teachers(zoo, asked).items():
                 name = f"{kind}/{whose}-{seed}"
-                raw[name] = made(zoo, who, student, name, asked, baseline=not alone, recipe={"seed": seed})
+                raw[name] = made(
+                    zoo,
+                    who,
+                    student,
+                    name,
+                    asked,
+                    baseline=not alone,
+                    recipe={"seed": seed, "lr": RATE[kind]},
+                    **START[kind],
+                )
                 rows = raw[name]["report"]["tasks"]
                 alone |= {row["task"]: row["no_teacher"] for row in rows if "no_teacher" in row}
                 lines += [told(kind, whose, seed, row, alone[row["task"]]) for row in rows]
@@ -176,7 +189,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--views", type=int, default=10)
     parser.add_argument("--loss", default="kd")
     parser.add_argument("--merge", default=MERGE)
