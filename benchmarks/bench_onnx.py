@@ -162,15 +162,15 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="the folder of the task clothing")
     asked = parser.parse_args()
     found: list[dict[str, Any]] = []
+    threads = torch.get_num_threads()
+    run = f"{'quick, ' if asked.quick else ''}{IMAGES} images, {threads} thread{'s' * (threads > 1)}"
     print(" | ".join(HEAD))
     for network in networks(asked):
         with tempfile.TemporaryDirectory() as folder:
             for row in rows(network, Path(folder)):
                 found.append(row)
                 print(" | ".join(shown(row)), flush=True)
-    threads = torch.get_num_threads()
-    run = f"{'quick, ' if asked.quick else ''}{IMAGES} images, {threads} thread{'s' * (threads > 1)}"
-    keep(__doc__ or "", run, HEAD, [shown(row) for row in found], found)
+        keep(__doc__ or "", run, HEAD, [shown(row) for row in found], found)
 
 
 if __name__ == "__main__":
