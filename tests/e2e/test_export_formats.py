@@ -18,7 +18,7 @@ from vtzoo import data as D
 from vtzoo import formats
 from vtzoo.errors import Conflict, Corrupt, ExportMismatch, Mismatch, NotFound, UsageError
 from vtzoo.onnx.describe import Description, written
-from vtzoo.spec import Preprocess
+from vtzoo.spec import Preprocess, Task
 from vtzoo.verbs.bench import bench
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
@@ -290,6 +290,30 @@ def test_what_is_checked_is_what_torch_reads(trapped: dict[str, bytes], tmp_path
     with pytest.raises(Corrupt, match="could run anything"):
         formats.opened("pt2", {".pt2": bad})
     assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "error", "said"),
+    [
+        ((3, 8, 8), "abc", Mismatch, "gives 2 outputs, its metadata name 3"),
+        ((3, 9, 8), "ab", Corrupt, "image of 3x9x8"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_tried(
+    whole: dict[str, bytes], tmp_path: Path, size: tuple[int, int, int], classes: str, error: Any, said: str
+) -> None:
+    """Another number of classes than of outputs, or another image size, is refused where the file is opened."""
+    shape = Preprocess(input_size=size)
+    told = written(Description(task=Task(name="t", classes=tuple(classes), preprocess=shape), preprocess=shape))
+    (tmp_path / "m.pt2").write_bytes(_packed({**whole, "extra/vtzoo.json": json.dumps(told).encode()}))
+    with pytest.raises(error, match=said):
+        formats.opened("pt2", {".pt2": tmp_path / "m.pt2"})
+
+
+def test_a_backbone_is_no_parent(zoo: Zoo, tmp_path: Path) -> None:
+    """An export of a bare backbone is kept without an empty digest among its parents."""
+    export_program(form="pt2", ref="tiny", out=tmp_path / "m.pt2", zoo=zoo, name="bare")
+    assert zoo.resolve("bare").facts["lineage"]["parents"] == []
 
 
 def test_times_in_other_runtimes(tuned: Zoo) -> None:
