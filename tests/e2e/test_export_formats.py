@@ -1,10 +1,13 @@
 """A trained delta shipped as PT2, OpenVINO and ExecuTorch, run by predict and eval, and by programs that know nothing of vtzoo."""
 
+import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch
 from vtzoo import data as D
 from vtzoo import formats
 from vtzoo.errors import Conflict, Corrupt, ExportMismatch, Mismatch, NotFound, UsageError
+from vtzoo.onnx.describe import Description, written
+from vtzoo.spec import Preprocess, Task
 from vtzoo.verbs.bench import bench
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
@@ -179,39 +184,136 @@ class _Trap:
         return (exec, ("import pathlib; pathlib.Path('sprung').touch()",))
 
 
-def _with_pickle(archive: zipfile.ZipFile, name: str) -> bytes:
-    content = archive.read(name)
-    if name.endswith("model_weights_config.json"):
-        config = json.loads(content)
-        next(iter(config["config"].values()))["use_pickle"] = True
-        return json.dumps(config).encode()
-    return pickle.dumps(_Trap()) if name.endswith("weight_0") else content
+TRAP = "__import__('pathlib').Path('sprung').touch()"
 
 
-def _with_inputs(archive: zipfile.ZipFile, name: str) -> bytes:
-    return pickle.dumps(_Trap()) if "sample_inputs" in name else archive.read(name)
+def _with_pickle(records: dict[str, bytes]) -> None:
+    config = json.loads(records[WEIGHTS])
+    next(iter(config["config"].values()))["use_pickle"] = True
+    records |= {WEIGHTS: json.dumps(config).encode(), "data/weights/weight_0": pickle.dumps(_Trap())}
 
 
-def _with_object(archive: zipfile.ZipFile, name: str) -> bytes:
-    if not name.endswith("model_constants_config.json"):
-        return archive.read(name)
-    return json.dumps({"config": {"c": {"path_name": "opaque_obj_0", "use_pickle": False}}}).encode()
+def _with_inputs(records: dict[str, bytes]) -> None:
+    records["data/sample_inputs/model.pt"] = pickle.dumps(_Trap())
 
 
-@pytest.mark.parametrize("change", [_with_pickle, _with_inputs, _with_object])
-def test_nothing_is_unpickled(
-    tuned: Zoo, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, change: Any
-) -> None:
-    """A PT2 archive in which something is pickled is refused before torch opens it: the trap doesn't spring, where torch alone would spring it."""
-    made, bad = Path(_ship(tuned, "pt2", tmp_path / "m").path), tmp_path / "bad.pt2"
+def _with_object(records: dict[str, bytes]) -> None:
+    config = json.dumps({"config": {"c": {"path_name": "opaque_obj_0", "use_pickle": False}}})
+    records |= {"data/constants/model_constants_config.json": config.encode()}
+
+
+def _with_code(records: dict[str, bytes]) -> None:
+    records["data/constants/opaque_obj_0"] = pickle.dumps(_Trap())
+
+
+def _with_another_case(records: dict[str, bytes]) -> None:
+    records[WEIGHTS.replace("model", "MODEL")] = records[WEIGHTS]
+
+
+def _edited(old: str, new: str, records: dict[str, bytes]) -> None:
+    program = records["models/model.json"].decode()
+    assert old in program
+    records["models/model.json"] = program.replace(old, new, 1).encode()
+
+
+WEIGHTS = "data/weights/model_weights_config.json"
+SIZE = partial(_edited, '"expr_str": "', f'"expr_str": "{TRAP} or ')
+NAME = partial(_edited, '"name": "linear', f'"name": "{TRAP}; linear')
+CALL = partial(_edited, "torch.ops.aten.linear.default", "torch.os.system")
+FILE = partial(_edited, "torch.ops.aten.linear.default", "torch.ops.aten.from_file.default")
+SPEC = partial(_edited, '"type\\": \\"builtins.tuple', '"type\\": \\"collections.defaultdict')
+CHANGES = (_with_pickle, _with_inputs, _with_object, _with_code, _with_another_case, SIZE, NAME, CALL, FILE, SPEC)
+
+
+def _records(path: Path | io.BytesIO) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+
+
+def _packed(records: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in records.items():
+            archive.writestr(f"archive/{name}", content)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, bytes]:
+    """The records of an archive that runs."""
+    shape = Preprocess(input_size=(3, 8, 8))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    said = written(Description(task=None, preprocess=shape))
+    made = formats.of("pt2").write(network, shape, shape.input_size, said, embedded=False, dynamic_size=False)
+    return _records(io.BytesIO(made[".pt2"]))
+
+
+@pytest.fixture
+def trapped(whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The same to be changed, where a trap that springs leaves a file in the current folder."""
     monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile(made) as source, zipfile.ZipFile(bad, "w", zipfile.ZIP_STORED) as target:
-        for name in source.namelist():
-            target.writestr(name, change(source, name))
-        target.writestr(f"{source.namelist()[0].partition('/')[0]}/data/constants/opaque_obj_0", pickle.dumps(_Trap()))
+    return dict(whole)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_of_a_stranger_is_run(trapped: dict[str, bytes], tmp_path: Path, change: Any) -> None:
+    """What is pickled, and sizes, names, operators and types of arguments that are something else: refused, and no trap springs."""
+    change(trapped)
+    bad = tmp_path / "bad.pt2"
+    bad.write_bytes(_packed(trapped))
     with pytest.raises(Corrupt, match="could run anything"):
-        predict(ref=str(bad), images=photo, zoo=tuned)
-    assert not (tmp_path / "sprung").exists()
+        formats.opened("pt2", {".pt2": bad})
+    assert not Path("sprung").exists()
+
+
+def test_guards_are_not_run(trapped: dict[str, bytes], tmp_path: Path) -> None:
+    """They are source; torch alone would run this one."""
+    program = json.loads(trapped["models/model.json"])
+    trapped["models/model.json"] = json.dumps({**program, "guards_code": [f"{TRAP} is None"]}).encode()
+    bad = tmp_path / "bad.pt2"
+    bad.write_bytes(_packed(trapped))
+    network, _ = formats.opened("pt2", {".pt2": bad})
+    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    assert not Path("sprung").exists()
+    torch.export.load(bad).module()(torch.zeros(1, 3, 8, 8))
+    assert Path("sprung").exists()
+
+
+def test_what_is_checked_is_what_torch_reads(trapped: dict[str, bytes], tmp_path: Path) -> None:
+    """Of a zip with two lists of contents Python reads the last, torch the one whose place is written at the end."""
+    good, harmless = _packed(trapped), trapped["models/model.json"]
+    SIZE(trapped)
+    evil, bad = _packed(trapped), tmp_path / "bad.pt2"
+    (place,), (other,) = (struct.unpack("<I", packed[-6:-2]) for packed in (good, evil))
+    bad.write_bytes(evil[:-22] + good[:place] + bytes(other - place) + good[place:-22] + evil[-22:])
+    assert _records(bad)["models/model.json"] == harmless
+    with pytest.raises(Corrupt, match="could run anything"):
+        formats.opened("pt2", {".pt2": bad})
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "error", "said"),
+    [
+        ((3, 8, 8), "abc", Mismatch, "gives 2 outputs, its metadata name 3"),
+        ((3, 9, 8), "ab", Corrupt, "image of 3x9x8"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_tried(
+    whole: dict[str, bytes], tmp_path: Path, size: tuple[int, int, int], classes: str, error: Any, said: str
+) -> None:
+    """Another number of classes than of outputs, or another image size, is refused where the file is opened."""
+    shape = Preprocess(input_size=size)
+    told = written(Description(task=Task(name="t", classes=tuple(classes), preprocess=shape), preprocess=shape))
+    (tmp_path / "m.pt2").write_bytes(_packed({**whole, "extra/vtzoo.json": json.dumps(told).encode()}))
+    with pytest.raises(error, match=said):
+        formats.opened("pt2", {".pt2": tmp_path / "m.pt2"})
+
+
+def test_a_backbone_is_no_parent(zoo: Zoo, tmp_path: Path) -> None:
+    """An export of a bare backbone is kept without an empty digest among its parents."""
+    export_program(form="pt2", ref="tiny", out=tmp_path / "m.pt2", zoo=zoo, name="bare")
+    assert zoo.resolve("bare").facts["lineage"]["parents"] == []
 
 
 def test_times_in_other_runtimes(tuned: Zoo) -> None:

@@ -5,8 +5,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vtzoo.errors import NotFound, UsageError
+import torch
+
+from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.files import reading
+from vtzoo.onnx.convert import first_line
 from vtzoo.onnx.describe import Description, read
 from vtzoo.refs import EXPORTS
 from vtzoo.shipped import Shipped
@@ -22,11 +25,12 @@ def of(form: str) -> Any:
     """
     if form not in KINDS:
         raise UsageError(f"no kind of file is called '{form}'", f"choose of {', '.join(KINDS)}")
-    made = _module(form)
     try:
+        made = _module(form)
         import_module(made.PACKAGES[0])
     except ImportError as error:
-        raise UsageError(f"{form} files need the package {error.name}", f"pip install 'vtzoo[{form}]'") from error
+        how = "pip install --upgrade torch" if form == "pt2" else f"pip install 'vtzoo[{form}]'"
+        raise UsageError(f"{form} files need the package {error.name}", how) from error
     return made
 
 
@@ -41,7 +45,7 @@ def opened(form: str, files: Mapping[str, Path], task: str | None = None) -> tup
     Raises:
         NotFound: a file is missing, or the task is another.
         Corrupt: it can't be read or run.
-        Mismatch: it doesn't say how to use it.
+        Mismatch: it doesn't say how to use it, or gives something else.
     """
     made, path = of(form), next(iter(files.values()))
     for file in files.values():
@@ -50,7 +54,9 @@ def opened(form: str, files: Mapping[str, Path], task: str | None = None) -> tup
     begin, metadata = made.load(files)
     description = read(metadata, str(path))
     check_task(description, task, path)
-    return Shipped(form, begin, description.preprocess, embedded=description.embedded), description
+    runtime = Shipped(form, begin, description.preprocess, embedded=description.embedded)
+    _check_answer(runtime, description, path)
+    return runtime, description
 
 
 def beside(path: Path, form: str) -> dict[str, Path]:
@@ -68,6 +74,32 @@ def check_task(description: Description, task: str | None, path: Path) -> None:
     one = description.task
     if task and (one is None or one.name != task):
         raise NotFound(f"{path} has no task '{task}'", f"leave --task out: its task is '{one.name if one else ''}'")
+
+
+def _check_answer(runtime: Shipped, said: Description, path: Path) -> None:
+    """Run one image of zeros, and count what comes out.
+
+    Raises:
+        Corrupt: it doesn't take such an image.
+        Mismatch: there are not as many outputs as classes.
+    """
+    hint = "use a file that vtzoo export wrote"
+    try:
+        with torch.inference_mode():
+            outputs = runtime(torch.zeros(1, *said.preprocess.input_size)).shape[1]
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AssertionError,
+    ) as error:  # what runtimes raise of an input
+        size = "x".join(map(str, said.preprocess.input_size))
+        raise Corrupt(
+            f"{path} doesn't take an image of {size}, as its metadata say: {first_line(error)}", hint
+        ) from error
+    if said.task and outputs != len(said.task.classes):
+        raise Mismatch(f"{path} gives {outputs} outputs, its metadata name {len(said.task.classes)} classes", hint)
 
 
 def _module(form: str) -> Any:

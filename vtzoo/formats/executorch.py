@@ -70,13 +70,19 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
             program = Runtime.get().load_program(path.read_bytes())
             forward = program.load_method("forward")
             said: Any = program.load_method(SAID) if SAID in program.method_names else None
-            metadata = json.loads(bytes(said.execute([])[0].numpy())) if said else {}
-    except (RuntimeError, ValueError) as error:
+            metadata = dict(json.loads(bytes(said.execute([])[0].numpy()))) if said else {}
+            most = int(metadata.get(MOST, 1))
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # of damage, and of what others call so
         raise Corrupt(
             f"ExecuTorch can't run {path}: {first_line(error)}", "export it again, or fetch it again"
         ) from error
     assert forward is not None
-    most = int(metadata.get(MOST, 1))
     held = (program, forward)  # the method's memory is the program's, and goes with it
 
     def begin(images: Tensor, _tasks: Tensor | None) -> Any:
