@@ -1,6 +1,6 @@
 """What an ONNX file is worth: backbone x method x precision, its difference from torch, size and speed.
 
-    python benchmarks/bench_onnx.py [--quick] [--weights DIR] [--images DIR]
+    python benchmarks/bench_onnx.py [--quick] [--weights DIR] [--images DIR] [--only NAME ...]
 
 A delta is trained for a moment on real images, exported in float32, float16, int8 dynamic and int8 static, and each file is run on
 300 test images beside the network in torch: largest difference relative to the largest logit, mean cosine, how often both name the
@@ -8,7 +8,7 @@ same class; and its size and its time for one image, beside torch's on as many t
 
 Without options these are the embedded backbones on an embedded task, and other architectures with random weights, of which 50 of the
 images tell the difference and speed, but no class worth naming. `--weights` has further weights, ARCH.safetensors, each with
-its real task from `--images`. What is refused stands with its reason.
+its real task from `--images`. `--only` picks some by name, as a run of their own. What is refused stands with its reason.
 """
 
 import argparse
@@ -160,12 +160,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the embedded backbones and two methods")
     parser.add_argument("--weights", type=Path, help="a folder of ARCH.safetensors")
     parser.add_argument("--images", type=Path, help="the folder of the task clothing")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these backbones")
     asked = parser.parse_args()
     found: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
     run = f"{'quick, ' if asked.quick else ''}{IMAGES} images, {threads} thread{'s' * (threads > 1)}"
+    run += f": {', '.join(asked.only)}" if asked.only else ""
     print(" | ".join(HEAD))
-    for network in networks(asked):
+    for network in (n for n in networks(asked) if not asked.only or n.name in asked.only):
         with tempfile.TemporaryDirectory() as folder:
             for row in rows(network, Path(folder)):
                 found.append(row)
