@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
+from vtzoo.errors import Corrupt, Mismatch, UsageError
 from vtzoo.files import reading
 from vtzoo.onnx.convert import first_line
-from vtzoo.onnx.describe import Description, read
+from vtzoo.onnx.describe import Description, check_task, read
 from vtzoo.refs import EXPORTS
 from vtzoo.shipped import Shipped
 
@@ -53,7 +53,7 @@ def opened(form: str, files: Mapping[str, Path], task: str | None = None) -> tup
             pass
     begin, metadata = made.load(files)
     description = read(metadata, str(path))
-    check_task(description, task, path)
+    check_task(description, task, str(path))
     runtime = Shipped(form, begin, description.preprocess, embedded=description.embedded)
     _check_answer(runtime, description, path)
     return runtime, description
@@ -63,17 +63,6 @@ def beside(path: Path, form: str) -> dict[str, Path]:
     """The files that belong to the one that is named."""
     parts = (".onnx",) if form == "onnx" else _module(form).PARTS
     return {part: path if part == parts[0] else path.with_suffix(part) for part in parts}
-
-
-def check_task(description: Description, task: str | None, path: Path) -> None:
-    """Refuse another task than the file's own.
-
-    Raises:
-        NotFound: says whose it is.
-    """
-    one = description.task
-    if task and (one is None or one.name != task):
-        raise NotFound(f"{path} has no task '{task}'", f"leave --task out: its task is '{one.name if one else ''}'")
 
 
 def _check_answer(runtime: Shipped, said: Description, path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtzoo.errors import Mismatch
+from vtzoo.errors import Mismatch, NotFound
 from vtzoo.spec import Preprocess, Task
 
 SCHEMA = "1"
@@ -141,6 +141,17 @@ def read(metadata: Mapping[str, str], where: str) -> Description:
     facts = {k.removeprefix("vtzoo."): v for k, v in metadata.items()}
     dynamic = bool(shown.get("dynamic_size"))
     return Description(task=task, preprocess=shape, embedded=embedded, dynamic_size=dynamic, tasks=tasks, facts=facts)
+
+
+def check_task(description: Description, task: str | None, where: str) -> None:
+    """Refuse another task than the file's own.
+
+    Raises:
+        NotFound: says whose it is.
+    """
+    one = description.task
+    if task and (one is None or one.name != task):
+        raise NotFound(f"{where} has no task '{task}'", f"leave --task out: its task is '{one.name if one else ''}'")
 
 
 def _task(said: Mapping[str, Any], shape: Preprocess) -> Task:

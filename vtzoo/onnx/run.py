@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
+from vtzoo.errors import Corrupt, Mismatch, UsageError
 from vtzoo.files import reading
-from vtzoo.onnx.describe import INPUT, TASK_ID, Description, read
+from vtzoo.onnx.describe import INPUT, TASK_ID, Description, check_task, read
 from vtzoo.shipped import Shipped
 from vtzoo.spec import Preprocess, chosen
 
@@ -105,8 +105,7 @@ def open_onnx(path: Path, task: str | None = None) -> tuple[Runtime, Description
         tasks = [t for t, _ in description.tasks]
         one = chosen(tasks, task, str(path))
         number = tasks.index(one)
-    if task and (one is None or one.name != task):
-        raise NotFound(f"{path} has no task '{task}'", f"leave --task out: its task is '{one.name if one else ''}'")
+    check_task(replace(description, task=one), task, str(path))
     classes = len(one.classes) if one and description.tasks else None
     runtime = Runtime(made, description.preprocess, embedded=description.embedded, task=number, classes=classes)
     return runtime, replace(description, task=one)
