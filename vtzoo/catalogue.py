@@ -75,7 +75,7 @@ def _content(data: bytes, where: Path) -> str:
 
 def _json(index: Index, *, written: bool = False) -> str:
     """`written`: by `dump`, so that the text has its form."""
-    return json.dumps({"catalogue": index.catalogue, "sections": index.sections, "written": written})
+    return json.dumps({"catalogue": index.catalogue, "sections": index.sections, "written": written}, sort_keys=True)
 
 
 def _read(data: bytes, where: Path) -> Index:

@@ -103,8 +103,10 @@ def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
     elif entry.section == "deltas":
         try:
             _facts(place(zoo.root, entry.digest))
-        except (VtzooError, ValueError, KeyError, TypeError) as error:
+        except VtzooError as error:
             yield Finding("error", entry.name, str(error), again)
+        except (ValueError, KeyError, TypeError):
+            yield Finding("error", entry.name, f"its object {entry.digest[:12]}… is no delta", again)
 
 
 def _of_folder(zoo: Zoo) -> Iterator[Finding]:

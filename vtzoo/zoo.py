@@ -364,7 +364,11 @@ class Zoo:
         try:
             yield
         finally:
-            lock.release()
+            try:
+                lock.release()
+            except OSError:  # what was to be done is done: a mark that can't be taken away now goes with this process
+                with suppress(OSError):
+                    path.unlink()
 
     def _drop(self, digests: Iterable[str], sections: Sections) -> None:
         """Delete objects that no entry refers to."""
