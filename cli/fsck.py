@@ -18,7 +18,7 @@ def run(
         bool, typer.Option("--rebuild", help="Make the index again: of itself, its copies and deltas' headers.")
     ] = False,
 ) -> None:
-    """Look the zoo over: a damaged index, missing or damaged objects, leftovers (exit code 4 when something is lost)."""
+    """Tell what is damaged or missing (exit code 4), or mend the index."""
     session = Session.of(ctx)
     from vtzoo import fsck
     from vtzoo.zoo import Zoo

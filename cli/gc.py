@@ -26,7 +26,7 @@ def run(
     runs: Annotated[bool, typer.Option("--runs", help="Also checkpoints and logs of training.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
 ) -> None:
-    """Sweep up what no entry keeps: objects nobody refers to, files that a killed program left half-written."""
+    """Sweep up what no entry keeps, if nobody wrote it lately."""
     session = Session.of(ctx)
     grace_s, zoo = seconds(grace), session.zoo()
     from vtzoo.leftovers import SWEPT, Kind, collect

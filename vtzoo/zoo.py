@@ -8,8 +8,8 @@ yes to everyone), and is read again at the last moment before it is replaced, fo
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,15 +17,15 @@ from typing import Any, Self, TypeVar
 from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading, writing
+from vtzoo.files import atomic_write, header, reading
 from vtzoo.objects import adopt, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
+from vtzoo.writer import writer
 
 T = TypeVar("T")
 ENVIRONMENT = "VTZOO_ZOO"
 _TRIES = 8
-_POLL_S = 0.01
 
 
 class Zoo:
@@ -345,30 +345,8 @@ class Zoo:
         keep_copies(self.root, before, text.encode())
         return True
 
-    @contextmanager
-    def _locked(self, wait_s: float | None = None) -> Generator[None, None, None]:
-        from filelock import SoftFileLock, Timeout
-
-        path = self.root / ".vtzoo" / "writer"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            wait_s = self._lock_timeout_s if wait_s is None else wait_s
-            lock = SoftFileLock(path, timeout=wait_s, poll_interval=_POLL_S)
-            try:
-                lock.acquire()
-            except Timeout as error:
-                holder = f"process {lock.pid}" if lock.pid else "another program"
-                said = f"{self.root} is being written by {holder} (waited {wait_s:g} s)"
-                hint = f"wait until it is done; if it no longer runs anywhere: rm {path}"
-                raise Conflict(said, hint) from error
-        try:
-            yield
-        finally:
-            try:
-                lock.release()
-            except OSError:  # what was to be done is done: a mark that can't be taken away now goes with this process
-                with suppress(OSError):
-                    path.unlink()
+    def _locked(self, wait_s: float | None = None) -> AbstractContextManager[None]:
+        return writer(self.root, self._lock_timeout_s if wait_s is None else wait_s)
 
     def _drop(self, digests: Iterable[str], sections: Sections) -> None:
         """Delete objects that no entry refers to."""
