@@ -68,7 +68,8 @@ def broken(job: Callable[[Boundaries], object], at: int, fault: Fault) -> tuple[
 def _run(job: Callable[[Boundaries], object], boundaries: Boundaries) -> int:
     try:
         job(boundaries)
-    except VtzooError:
+    except VtzooError as error:
+        print(f"refused: {error}")
         return REFUSED
     except BaseException:  # noqa: BLE001 - the process ends here
         traceback.print_exc()
@@ -100,7 +101,7 @@ def _install(boundaries: Boundaries, pipe: int) -> None:
             return super().write(data)
 
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
-        if not set(mode) & set("wxa+") or "b" not in mode or isinstance(file, int):
+        if not set(mode) & set("wxa+") or "b" not in mode or isinstance(file, int) or "opener" in more:
             return real(file, mode, *args, **more)
         if check():
             boundaries.strike()

@@ -105,6 +105,22 @@ def begin(zoo: Zoo) -> None:
 JOBS: tuple[Callable[[Zoo], None], ...] = (add, put_over, adopt, rename, remove, sweep, again, begin)
 
 
+def trained(zoo: Zoo, *, resume: bool = True) -> None:
+    """Train a delta of which all epochs are done: measure and publish it."""
+    from vtzoo.verbs.train import train
+
+    recipe = {"epochs": 1, "limit": 40, "eval_limit": 40, "batch_size": 20, "lr": 1e-3, "warmup_epochs": 0.0}
+    train(
+        backbone="tiny",
+        data="vtzoo:fashion",
+        method="lora[rank=2]",
+        name="fashion/lora",
+        zoo=zoo,
+        recipe=recipe,
+        resume=resume,
+    )
+
+
 def state(zoo: Zoo) -> dict[str, Any]:
     """What the zoo lists: names with the digests of their objects."""
     return {e.name: e.objects for e in zoo.entries() if not e.builtin}
@@ -167,4 +183,50 @@ def test_a_zoo_survives_a_fault_at_every_change_of_the_disk(job: Callable[[Zoo],
         collect(work, grace_s=0)
         kept = set().union(*state(work).values())
         assert {digest for digest, _ in held(work.root)} == kept
+        assert leftovers(work) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "every"), [("kill", 9), *(pytest.param(f, 1, marks=pytest.mark.slow) for f in FAULTS)]
+)
+def test_a_trained_delta_is_published_or_still_to_be(fault: Fault, every: int, tmp_path: Path) -> None:
+    """From the end of training on, broken at each change of the disk: the checkpoint is there until the delta is."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from vtzoo.verbs import train as module
+    from vtzoo.verbs.add import add_backbone
+
+    torch.manual_seed(0)
+    (tmp_path / "home").mkdir()
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "home" / "w.safetensors")
+    zoo = Zoo.init(tmp_path / "home" / "zoo")
+    add_backbone(name="tiny", arch="test_vit", weights=tmp_path / "home" / "w.safetensors", zoo=zoo)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def arm(boundaries: Boundaries) -> None:
+        """Count from the moment at which the delta is to be kept; this process ends with the job."""
+        keep, boundaries.armed = module._keep, False
+
+        def armed(*given: Any) -> Any:
+            boundaries.armed = True
+            return keep(*given)
+
+        module._keep = armed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_keep", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trained(zoo, resume=False)
+    for status, work in each_point(trained, zoo, fault, every, arm):
+        assert status in ((-9,) if fault == "kill" else (DONE, REFUSED))
+        check_sound(work)
+        if "fashion/lora" not in state(work):
+            trained(work)
+        check_sound(work)
+        assert set(state(work)) == {"tiny", "fashion/lora"}
+        collect(work, grace_s=0)
         assert leftovers(work) == []
