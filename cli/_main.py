@@ -70,6 +70,8 @@ def _status(words: list[str]) -> int:
 def _run(words: list[str]) -> int:
     said = split(words)
     _render.setup(quiet="--quiet" in said.flags or not machine.first(), color="--no-color" not in said.flags)
+    if "--offline" in said.flags or os.environ.get("VTZOO_OFFLINE"):
+        os.environ.update(VTZOO_OFFLINE="1", HF_HUB_OFFLINE="1")
     if "--version" in said.flags:
         return _version(said)
     from ._app import build
