@@ -376,6 +376,10 @@ def test_the_command_line(bucket: Bucket, tmp_path: Path, capsys: pytest.Capture
     assert found["moved_bytes"] == 200
     assert found["remote"] == "s3://zoos/cli"
     assert [e["action"] for e in found["entries"]] == ["push", "push"]
+    assert main(["ls", "s3://zoos/cli", "--json"]) == 0
+    assert [e["name"] for e in json.loads(capsys.readouterr().out)] == ["a", "b"]
+    assert main(["show", "a", "s3://zoos/cli", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["size_bytes"] == 100
     assert main(["pull", "--all", "s3://zoos/cli", "--zoo", str(new.root), "--dry-run"]) == 0
     assert "200 B would move" in capsys.readouterr().out
     assert main(["pull", "--all", "s3://zoos/cli", "--zoo", str(new.root)]) == 0
