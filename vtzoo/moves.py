@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtzoo.catalogue import Index
-from vtzoo.errors import SHOWN, Conflict, NotFound, UsageError
+from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError
 from vtzoo.patience import patiently
-from vtzoo.refs import Entry, check_name
+from vtzoo.refs import Entry, check_name, shown
 from vtzoo.remotes import Remote
 from vtzoo.remotes.folder import Folder
 from vtzoo.talk import say
@@ -53,7 +53,7 @@ def planned(
 
     Raises:
         UsageError: one is the catalogue's, or a name is for several.
-        Corrupt: an object is announced larger than its index says.
+        Corrupt: an object is announced larger than its index says, or a backbone's weights are a package's.
     """
     entries = list({(e.section, e.name): e for e in chosen}.values())
     if name is not None and len(entries) != 1:
@@ -62,7 +62,11 @@ def planned(
         raise UsageError(
             f"'{mine[0]}' belongs to the built-in catalogue, which every zoo has", "name an entry of your own"
         )
+    for entry in entries:
+        _check_source(entry, source)
     there = patiently(target.index)[0]
+    if there.catalogue:
+        raise UsageError(f"{target.where} is a catalogue: nothing is written there", "push to a zoo")
     more = [e for e in _backbones(source, entries) if not _stands(there, e)] if backbone else []
     named = [(e, e.name) for e in more] + [(e, check_name(name or e.name)) for e in entries]
     return [
@@ -116,6 +120,19 @@ def _move(source: Remote, target: Remote, entry: Entry, new: Entry, action: str)
         if held != size:
             sizes[digest] = size
     return Move(entry=entry, new=new, action="pull" if sizes and action == "none" else action, sizes=sizes)
+
+
+def _check_source(entry: Entry, source: Remote) -> None:
+    """Refuse weights that the other side can't know: those of a package of whoever reads the entry.
+
+    Raises:
+        Corrupt: a backbone says so.
+    """
+    if entry.section == "backbones" and not str(entry.facts["source"]).startswith(("object:", "hf-hub:")):
+        raise Corrupt(
+            f"'{entry.name}' of {source.where} has the source {shown(entry.facts['source'])}, which does not travel",
+            "add the backbone from a file: vtzoo add backbone",
+        )
 
 
 def _size(target: Remote, digest: str) -> int | None:

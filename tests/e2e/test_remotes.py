@@ -322,6 +322,25 @@ def test_what_was_lost_here_is_fetched_again(zoo: Zoo, tmp_path: Path) -> None:
     assert sha256(path) == path.name
 
 
+def test_weights_of_a_package_do_not_travel(tmp_path: Path) -> None:
+    """An entry from elsewhere names no module of this machine."""
+    theirs = Zoo.init(tmp_path / "theirs")
+    theirs.put("backbones", "x", {"arch": "test_vit", "source": "package:antigravity/x.safetensors"})
+    with pytest.raises(Corrupt, match="does not travel"):
+        pull(["x"], str(theirs.root), zoo=Zoo.init(tmp_path / "new"))
+
+
+def test_a_catalogue_is_not_written_to(bucket: Bucket, tmp_path: Path) -> None:
+    """A remote that is marked so is refused before anything is sent."""
+    import s3fs
+
+    s3fs.S3FileSystem(skip_instance_cache=True).pipe_file("zoos/cat/zoo_index.yaml", b"schema: 1\ncatalogue: true\n")
+    bucket.log.clear()
+    with pytest.raises(UsageError, match="catalogue"):
+        push(["a"], "s3://zoos/cat", zoo=small(tmp_path / "mine", "a"))
+    assert not bucket.put()
+
+
 def test_without_the_backbone(zoo: Zoo, tmp_path: Path) -> None:
     """Left out when asked to; one that is there under another name will do."""
     push([REF], str(tmp_path / "a"), zoo=zoo, backbone=False)
