@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
+from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import atomic_write, header, reading
@@ -61,7 +61,7 @@ class Zoo:
         """
         if path is not None:
             zoo = cls(path)
-            zoo.index()
+            check(zoo._bytes() or b"", zoo._index_path)
             return zoo
         if named := os.environ.get(ENVIRONMENT):
             return cls(named, create=True)
