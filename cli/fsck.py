@@ -15,7 +15,7 @@ def run(
     ctx: typer.Context,
     *,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Make the index again: of itself, its copies and deltas' headers.")
+        bool, typer.Option("--rebuild", help="Make the index again: of itself or its newest copy, and of loose deltas.")
     ] = False,
 ) -> None:
     """Tell what is damaged or missing (exit code 4), or mend the index."""

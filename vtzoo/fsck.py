@@ -1,7 +1,8 @@
 """Look a zoo over without changing it, and make its index again when that is lost.
 
-The index is made of what it still says, of its copies (`vtzoo.copies`), and of deltas' own headers, which have all that
-an entry needs but the name. Models' files and backbones say too little of themselves: without a copy they stay loose.
+The index is made of what it says, or where it can't be read of its newest copy (`vtzoo.copies`), and of the headers of
+deltas that neither names, which have all that an entry needs but the name. Models' files and backbones say too little of
+themselves: without a copy they stay loose.
 """
 
 import json
