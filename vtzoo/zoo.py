@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading
+from vtzoo.files import atomic_write, header, reading, sha256_bytes
 from vtzoo.objects import adopt, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
@@ -269,9 +269,10 @@ class Zoo:
         with self._locked():
             aside = None
             if self._index_path.exists():
-                aside = self._index_path.with_name(f"{INDEX}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+                old = self._index_path.read_bytes()
+                aside = self._index_path.with_name(f"{INDEX}.old-{sha256_bytes(old)[:8]}")
                 with atomic_write(aside) as copy:
-                    copy.write(self._index_path.read_bytes())
+                    copy.write(old)
             text = dump(Index(sections))
             with atomic_write(self._index_path) as file:
                 file.write(text.encode())
