@@ -7,7 +7,9 @@ import typer
 from . import (
     add,
     bench,
+    card,
     demo,
+    diff,
     distill,
     doctor,
     eval,  # noqa: A004 - modules are named like their verbs
@@ -16,6 +18,7 @@ from . import (
     import_,
     init,
     inits,
+    log,
     losses,
     ls,
     merge,
@@ -24,6 +27,7 @@ from . import (
     mv,
     predict,
     report,
+    reproduce,
     rm,
     sensitivity,
     show,
@@ -39,7 +43,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
+    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."

@@ -10,6 +10,7 @@ from vtzoo.artifact import EXPORT, Artifact
 from vtzoo.errors import Conflict, NotFound, UsageError
 from vtzoo.files import check_writable
 from vtzoo.formats import beside
+from vtzoo.lineage import record
 from vtzoo.onnx.convert import check_opset
 from vtzoo.onnx.run import require
 from vtzoo.refs import EXPORTS
@@ -83,6 +84,6 @@ def keep(
         {
             "kind": "export", "files": files, "size_bytes": sum(map(len, content.values())), "arch": arch,
             "tasks": list(tasks), "metrics": {"max_rel": report["max_rel"]},
-            "lineage": {"verb": "export", "parents": [f"sha256:{p}" for p in parents if p], "precision": report["precision"]},
+            "lineage": record("export", parents, precision=report["precision"]),
         },
     )  # fmt: skip
