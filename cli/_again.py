@@ -35,7 +35,7 @@ def read(command: str) -> "Line":
         node, words = commands[words[0]], words[1:]
     check_verb(" ".join(verb))
     try:
-        ctx = node.make_context(verb[-1], words)
+        ctx = node.make_context(verb[-1], [*words])
     except (typer.TyperException, typer.Exit) as error:
         raise _foreign(command) from error
     line = Line(verb=" ".join(verb), given=dict(ctx.params), handle=(node, verb[-1], words, command))
@@ -47,7 +47,7 @@ def run(line: "Line", values: Mapping[str, Any], zoo: "Zoo", awaited: Sequence[s
     """Run a parsed line in a zoo, with some of its values replaced, on images of these digests alone."""
     node, name, words, command = line.handle
     session = Session(zoo_path=zoo.root, command=command, awaited=tuple(awaited), again=True)
-    ctx = node.make_context(name, words, obj=session)
+    ctx = node.make_context(name, [*words], obj=session)
     ctx.params.update(values)
     node.invoke(ctx)
 

@@ -149,14 +149,14 @@ def _backbone(zoo: Zoo, before: Origin, line: Line) -> dict[str, str]:
         return {}
     entry = _entry(zoo, text)
     known = entry.facts.get("fingerprint") if entry else None
-    if (
-        known == mark or ((entry is None or entry.builtin) and not known)
-    ):  # nobody has seen its weights here: building compares them
+    if known == mark:
         return {}
-    now = next((e for e in zoo.entries("backbones") if e.facts.get("fingerprint") == mark), None)
-    if now is None:
-        raise NotFound(f"'{before.name}' stands on the backbone {mark[:19]}…, which is no longer here", "vtzoo add backbone NAME --arch ARCH --weights FILE")  # fmt: skip
-    return {"backbone": now.name}
+    if (now := next((e for e in zoo.entries("backbones") if e.facts.get("fingerprint") == mark), None)) is not None:
+        return {"backbone": now.name}
+    if known is None:  # a timm name, or weights that nobody has seen here: building compares them
+        return {}
+    said = f"'{before.name}' stands on the backbone {mark[:19]}…, which is no longer here"
+    raise NotFound(said, "vtzoo add backbone NAME --arch ARCH --weights FILE")
 
 
 def _named(line: Line, options: Sequence[str]) -> list[str]:

@@ -62,8 +62,8 @@ def apart(a: Artifact, b: Artifact) -> Apart:
 
 
 def whole(rows: Iterable[Row]) -> Row:
-    """The same of all tensors together, as one long vector."""
-    rows = list(rows)
+    """The same of all tensors together, as one long vector; classifiers left out, which would outweigh the rest."""
+    rows = [r for r in rows if not r["tensor"].startswith(HEAD)]
     a, b, gap = (math.sqrt(sum(r[k] ** 2 for r in rows)) for k in ("norm_a", "norm_b", "difference"))
     dot = sum((r["cosine"] or 0.0) * r["norm_a"] * r["norm_b"] for r in rows)
     return {

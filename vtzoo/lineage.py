@@ -21,6 +21,7 @@ from vtzoo import __version__
 from vtzoo.errors import Corrupt, Mismatch, NotFound
 from vtzoo.files import header, reading, sha256
 from vtzoo.refs import Entry, as_path, is_path
+from vtzoo.spec import as_list, as_map
 from vtzoo.zoo import Zoo
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -56,17 +57,17 @@ def versions(packages: Iterable[str] = ("torch", "timm")) -> dict[str, str]:
 
 def parents(lineage: Mapping[str, Any]) -> list[str]:
     """The digests of what it was made from, 64 hex digits each; a backbone's fingerprint where it has no file."""
-    student = _map(lineage.get("student"))
-    named = [*_list(lineage.get("parents")), *_list(lineage.get("teachers")), student.get("giver")]
+    student = as_map(lineage.get("student"))
+    named = [*as_list(lineage.get("parents")), *as_list(lineage.get("teachers")), student.get("giver")]
     return list(dict.fromkeys(d for n in named if (d := bare(n))))
 
 
 def images(lineage: Mapping[str, Any]) -> list[_Facts]:
     """Which images were seen: `task` ("" where that isn't said), `data` (64 hex digits) and how many, each set once."""
-    searched = _map(lineage.get("searched"))
+    searched = as_map(lineage.get("searched"))
     said = [lineage] if isinstance(lineage.get("data"), str) else []
     for many in (lineage.get("images"), lineage.get("lessons"), searched.get("images"), lineage.get("heads_images")):
-        said += [_map(i) for i in _list(many)]
+        said += [as_map(i) for i in as_list(many)]
     rows = [{"task": str(s.get("task") or ""), "data": bare(s.get("data")), "images": s.get("images")} for s in said]
     return list({(r["task"], r["data"]): r for r in rows if r["data"]}.values())
 
@@ -87,8 +88,8 @@ def check_images(awaited: Collection[str], seen: Iterable[str]) -> None:
     Raises:
         Mismatch: says both digests.
     """
-    other = [d for d in seen if d not in awaited]
-    if awaited and other:
+    other = [d for d in seen if d not in awaited] if awaited else []  # a digest costs reading the images
+    if other:
         raise Mismatch(
             f"these images are sha256:{other[0][:12]}…, it was made from sha256:{' or '.join(d[:12] for d in awaited)}…",
             "give the folder that has the very images: --data DIR",
@@ -150,7 +151,7 @@ def origin(zoo: Zoo, ref: str, told: Mapping[str, str] | None = None) -> Origin:
     if told is not None:
         return Origin(name=path.name, kind="export", digest=sha256(path), said=dict(told), lineage=_exported(told))
     said = document(path)
-    lineage = _map(said.get("lineage"))
+    lineage = as_map(said.get("lineage"))
     return Origin(name=path.name, kind=_kind(lineage), digest=sha256(path), said=said, lineage=lineage)
 
 
@@ -167,12 +168,12 @@ def of_entry(zoo: Zoo, entry: Entry) -> Origin:
         return Origin(kind="backbone", **known)
     if entry.section == "deltas":
         said = document(zoo.object(entry.digest))
-        lineage = _map(said.get("lineage"))
+        lineage = as_map(said.get("lineage"))
         return Origin(kind=_kind(lineage), said=said, lineage=lineage, **known)
-    config = _map(facts.get("files")).get(CONFIG)
+    config = as_map(facts.get("files")).get(CONFIG)
     said = _config(zoo.object(config)) if config else {}
     return Origin(
-        kind=str(facts.get("kind") or "model"), said=said, lineage=_map(facts.get("lineage")) or _own(said), **known
+        kind=str(facts.get("kind") or "model"), said=said, lineage=as_map(facts.get("lineage")) or _own(said), **known
     )
 
 
@@ -185,9 +186,9 @@ def _config(path: Path) -> _Facts:
     with reading(path):
         text = path.read_text(encoding="utf-8")
     config = _parsed(text, path)
-    shape = _map(config.get("pretrained_cfg"))
-    return _map(config.get("vtzoo")) | {
-        "labels": _list(config.get("label_names")),
+    shape = as_map(config.get("pretrained_cfg"))
+    return as_map(config.get("vtzoo")) | {
+        "labels": as_list(config.get("label_names")),
         "shape": shape,
         "license": shape.get("license"),
     }
@@ -195,7 +196,7 @@ def _config(path: Path) -> _Facts:
 
 def _parsed(text: str, path: Path) -> _Facts:
     try:
-        return _map(json.loads(text))
+        return as_map(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"{path}: what it says of itself is no JSON", "make it again, or fetch it again") from error
 
@@ -204,7 +205,7 @@ def _exported(told: Mapping[str, str]) -> _Facts:
     """What an exported file's metadata say, in the form of the others; of many tasks each has its own digest."""
     try:
         tasks = json.loads(told.get("tasks", "[]"))
-        digests = [told.get("digest"), *(_map(t).get("digest") for t in _list(tasks))]
+        digests = [told.get("digest"), *(as_map(t).get("digest") for t in as_list(tasks))]
         return {
             "verb": "export",
             "parents": [d for d in digests if d],
@@ -225,11 +226,3 @@ def _kind_of(said: Mapping[str, Any]) -> str:
 
 def _kind(lineage: Mapping[str, Any]) -> str:
     return "merge" if lineage.get("verb") == "merge" else "delta"
-
-
-def _map(value: Any) -> _Facts:
-    return cast("_Facts", value) if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []

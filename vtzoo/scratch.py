@@ -27,9 +27,10 @@ def scratch(zoo: Zoo, entries: Iterable[Entry]) -> Generator[Zoo, None, None]:
     writable = home.is_dir() and os.access(home, os.W_OK)
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=home if writable else None) as folder:
         other = Zoo.init(Path(folder))
-        for entry in entries:
-            for digest in sorted({*entry.objects, *_beneath(zoo, entry)}):
-                _lend(zoo.object(digest), other, digest)
+        lent = list(entries)
+        for digest in sorted({d for entry in lent for d in (*entry.objects, *_beneath(zoo, entry))}):
+            _lend(zoo.object(digest), other, digest)
+        for entry in lent:
             other.put(entry.section, entry.name, entry.facts)
         yield other
 

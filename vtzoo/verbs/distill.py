@@ -126,8 +126,7 @@ def distill(
     terms, given = read(loss), {"": data} if isinstance(data, str) else dict(data)
     _check_asked(settings, terms, views, teacher_size, check)
     school = School(
-        teachers=[open_ref(t, zoo) for t in teachers], crops=_crops(settings), needs=needs_of(terms), recipe=settings, pixels=teacher_size,
-        skip_bad=skip_bad,
+        teachers=[open_ref(t, zoo) for t in teachers], crops=_crops(settings), needs=needs_of(terms), recipe=settings, pixels=teacher_size, skip_bad=skip_bad,
     )  # fmt: skip
     if baseline and not school.labelled:
         raise UsageError(
@@ -135,7 +134,7 @@ def distill(
         )
     way = _way(student, init, init_from)
     lessons = lessons_of(school, given, task)
-    check_images(awaited, [n.images.digest for n in lessons] if awaited else ())
+    check_images(awaited, (n.images.digest for n in lessons))
     giver = _giver(zoo, way, init_from, lessons) if way else None
     job = _job(zoo, name, school, lessons, given, student, giver, terms, views)
     return _taught(job, resume=resume, baseline=baseline, check=check, latency=latency)

@@ -71,8 +71,7 @@ def merge_refs(
         refit_heads: fit each task's classifier to the merged features, on 256 images: to what the task's own delta says (`expert`)
             or to `labels`.
         keep: "lora" or "lora[rank=16]" keeps each merged matrix as a pair of thin ones.
-        report: write a page of what was merged and how the tasks interfere; with `data`, also of what each is worth, on up to
-            500 images of each test split.
+        report: write a page of what was merged and how the tasks interfere; with `data`, also of what each is worth (500 test images).
         zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
         explain: also compare the deltas by pair, which reads them once more.
         dry_run: check all that can be checked without reading tensors, report the plan, and merge nothing.
@@ -95,8 +94,7 @@ def merge_refs(
     wanted = Wanted(search=search, by=by, refit_heads=refit_heads, keep=keep, report=place, explain=explain)
     check_wanted(wanted)
     job = job_of(zoo, refs, method, coef, layers, data, wanted)
-    if awaited:
-        check_images(awaited, [i.digest for use, own in job.images.items() if use != "test" for i in own])
+    check_images(awaited, (i.digest for use, own in job.images.items() if use != "test" for i in own))
     return _done(job, name, dry_run=dry_run)
 
 

@@ -13,6 +13,7 @@ from vtzoo import talk
 from vtzoo.again import Line, given_again, parents_of
 from vtzoo.apart import apart, whole
 from vtzoo.artifact import Artifact, go_live, open_ref
+from vtzoo.delta import HEAD
 from vtzoo.errors import UsageError
 from vtzoo.lineage import Origin, images, of_entry, versions
 from vtzoo.machine import told
@@ -109,7 +110,9 @@ def _report(before: Origin, after: Origin, old: Artifact, new: Artifact) -> dict
     if old.exported is not None:
         return found | {"outputs": _outputs(old, new)}
     seen = apart(old, new)
-    return found | {"by": seen.by, "because": seen.because, "tensors": whole(seen.rows) if seen.rows else None}
+    heads = [r["distance"] for r in seen.rows if r["tensor"].startswith(HEAD)]
+    told = {**whole(seen.rows), "heads": max(heads, default=0.0)} if seen.rows else None
+    return found | {"by": seen.by, "because": seen.because, "tensors": told}
 
 
 def _outputs(old: Artifact, new: Artifact) -> dict[str, float]:
@@ -150,7 +153,7 @@ def _within(report: Mapping[str, Any], tolerance: float) -> bool:
     if shares:
         return max(shares) <= tolerance
     seen = report.get("outputs") or report.get("tensors")
-    return bool(seen) and seen["distance"] <= tolerance
+    return bool(seen) and max(seen["distance"], seen.get("heads", 0.0)) <= tolerance
 
 
 def _changed(before: Origin) -> list[dict[str, str]]:

@@ -170,7 +170,7 @@ def _prepare(
     if test is None and not asked.validates:
         raise UsageError(f"no image of {data} is left to measure", "leave train_on and eval_on out")
     limited, val = chosen(images, val, asked)
-    check_images(awaited, [limited.digest] if awaited else ())
+    check_images(awaited, (i.digest for i in (limited,)))
     val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
     weights = class_weights(asked.class_weights, limited)
     _check_batches(asked, len(limited))
