@@ -46,7 +46,7 @@ def record(
     verb: str, parents: Iterable[str] = (), *, packages: Sequence[str] = ("torch", "timm"), **more: Any
 ) -> _Facts:
     """The facts to write down; `parents` are digests, "" of what has no file."""
-    found = [d if d.startswith(_MARK) else _MARK + d for d in parents if d]
+    found = [_MARK + d if _DIGEST.fullmatch(d) else d for d in parents if d]
     return {"verb": verb, "parents": found, **more, "versions": versions(packages)}
 
 
