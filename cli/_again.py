@@ -38,15 +38,15 @@ def read(command: str) -> "Line":
         ctx = node.make_context(verb[-1], [*words])
     except (typer.TyperException, typer.Exit) as error:
         raise _foreign(command) from error
-    line = Line(verb=" ".join(verb), given=dict(ctx.params), handle=(node, verb[-1], words, command))
+    line = Line(command=command, verb=" ".join(verb), given=dict(ctx.params), handle=(node, verb[-1], words))
     check_kept(line)
     return line
 
 
 def run(line: "Line", values: Mapping[str, Any], zoo: "Zoo", awaited: Sequence[str]) -> None:
     """Run a parsed line in a zoo, with some of its values replaced, on images of these digests alone."""
-    node, name, words, command = line.handle
-    session = Session(zoo_path=zoo.root, command=command, awaited=tuple(awaited), again=True)
+    node, name, words = line.handle
+    session = Session(zoo_path=zoo.root, command=line.command, awaited=tuple(awaited), again=True)
     ctx = node.make_context(name, [*words], obj=session)
     ctx.params.update(values)
     node.invoke(ctx)

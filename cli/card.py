@@ -10,6 +10,7 @@ from vtzoo.files import atomic_text
 
 from ._blocks import Block, Line
 from ._options import Ref
+from ._origin import origin_of
 from ._session import Session
 
 EXAMPLES = ("vtzoo card fashion/lora", "vtzoo card fashion/lora --out README.md")
@@ -28,10 +29,9 @@ def run(
     zoo = session.zoo()
     if out is not None and out.exists():
         raise Conflict(f"{out} exists already", "choose another file name, or remove it")
-    from vtzoo.lineage import origin
     from vtzoo.model_card import card
 
-    found = origin(zoo, ref)
+    found = origin_of(zoo, ref)
     text = card(zoo, found)
     if out is not None:
         atomic_text(out, text)

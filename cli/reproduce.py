@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtzoo.errors import Mismatch, UsageError
+from vtzoo.errors import Mismatch
 
 from . import _results
 from ._blocks import Block, Line, Table
@@ -41,18 +41,15 @@ def run(
     session = Session.of(ctx)
     zoo = session.zoo()
     entry = zoo.resolve(ref)
-    command = str(entry.facts.get("command") or "")
-    if not command:
-        raise UsageError(
-            f"'{entry.name}' has no recorded command", f"vtzoo log {entry.name} tells what it was made from"
-        )
-    from ._again import read
-    from ._again import run as again
+    from vtzoo.again import command_of
+    from vtzoo.lineage import of_entry
 
-    line = read(command)
+    from . import _again
+
+    line = _again.read(command_of(of_entry(zoo, entry), data or ()))
     from vtzoo.verbs.reproduce import reproduce
 
-    found = reproduce(ref=ref, line=line, run=again, data=data or (), tolerance=tolerance, keep=keep, zoo=zoo)
+    found = reproduce(ref=ref, line=line, run=_again.run, data=data or (), tolerance=tolerance, keep=keep, zoo=zoo)
     session.show(found, _view)
     if not found.within:
         raise Mismatch(
@@ -67,10 +64,16 @@ def _view(facts: dict[str, Any]) -> list[Block]:
     rows = [(v["what"], v["recorded"], v["now"]) for v in found["versions"]]
     blocks: list[Block] = [Table(("made with", "recorded", "now"), rows)] if rows else []
     if found["same_digest"]:
-        return [*blocks, Line(f"the very same file: sha256:{found['digest'][:12]}…")]
+        return [*blocks, Line(f"the very same file: sha256:{found['digest'][:12]}…"), *_kept(facts)]
     if found["metrics"]:
         shown = [(m["metric"], *(f"{m[k]:.4f}" for k in ("recorded", "again", "difference"))) for m in found["metrics"]]
         blocks.append(Table(("metric", "recorded", "again", "difference"), shown, right=frozenset(("recorded", "again", "difference"))))  # fmt: skip
     blocks += _results.report({k: found[k] for k in ("by", "because", "tensors", "outputs") if found.get(k)})
-    verdict = "within" if facts["within"] else "not within"
-    return [*blocks, Line(f"another file, {verdict} the tolerance of {found['tolerance']:g}"), *([Line(f"kept as {facts['ref']}")] if facts["ref"] else [])]  # fmt: skip
+    verdict = (
+        "the same tensors" if found["same_tensors"] else "within the tolerance" if facts["within"] else "too far off"
+    )
+    return [*blocks, Line(f"another file, {verdict} (tolerance {found['tolerance']:g})"), *_kept(facts)]
+
+
+def _kept(facts: dict[str, Any]) -> list[Block]:
+    return [Line(f"kept as {facts['ref']}")] if facts["ref"] else []

@@ -4,6 +4,7 @@ An index is no trusted source of commands: only those that make an artifact are 
 that is thrown away, and what they read by name must be what the artifact says it was made from.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from vtzoo.errors import NotFound, UsageError, VtzooError
 from vtzoo.files import sha256
 from vtzoo.lineage import Origin, parents
 from vtzoo.refs import Entry, as_path, is_path
+from vtzoo.spec import as_map
 from vtzoo.zoo import Zoo
 
 MAKERS = ("train", "merge", "distill", "fold", "add delta", "import peft", "import lycoris", "export onnx", "export pt2", "export openvino", "export executorch")  # fmt: skip
@@ -29,6 +31,7 @@ DROPPED: dict[str, Any] = {"report": None, "track": None, "resume": False, "base
 class Line:
     """A command line, parsed: the verb, and its options by their names in Python; `handle` is the parser's own."""
 
+    command: str
     verb: str
     given: Mapping[str, Any]
     handle: Any = field(default=None, repr=False)
@@ -54,6 +57,26 @@ def check_kept(line: Line) -> None:
         raise UsageError(f"the recorded 'vtzoo {line.verb}' keeps nothing in a zoo", "make it anew, with --name")
 
 
+def command_of(before: Origin, data: Sequence[str]) -> str:
+    """The line that made an artifact: as recorded; of a delta that one command trained among others, by its own header.
+
+    Raises:
+        UsageError: there is none, or nobody says where the images are.
+    """
+    recorded, name = str(before.facts.get("command") or ""), before.name
+    if recorded.split()[1:2] not in ([], ["sweep"], ["demo"]):
+        return recorded
+    recipe = as_map(before.said.get("recipe"))
+    if before.lineage.get("verb") != "train" or not recipe:
+        raise UsageError(f"'{name}' has no recorded command", f"vtzoo log {name} tells what it was made from")
+    if len(data) != 1:
+        raise UsageError(f"'{name}' was trained on images of which only the digest is recorded", f"vtzoo reproduce {name} --data DATA")  # fmt: skip
+    spec = before.lineage.get("composed_by") or before.said.get("method")
+    knobs = [f"--set={k}={v}" for k, v in recipe.items() if v is not None and k != "preset"]
+    words = ["train", "--backbone", before.backbone.get("name"), "--data", data[0], "--method", spec, "--name", name]
+    return shlex.join(["vtzoo", *map(str, words), f"--recipe={recipe.get('preset', 'default')}", *knobs])
+
+
 def parents_of(zoo: Zoo, before: Origin, line: Line) -> list[Entry]:
     """The entries that the command needs: those that the artifact was made from, and others that it names."""
     marks = set(parents(before.lineage))
@@ -61,7 +84,8 @@ def parents_of(zoo: Zoo, before: Origin, line: Line) -> list[Entry]:
     found += [e for text in _named(line, (*REFS, *BESIDE)) if (e := _entry(zoo, text)) is not None]
     mark = before.backbone.get("fingerprint")
     found += [e for e in zoo.entries("backbones") if mark and e.facts.get("fingerprint") == mark]
-    return list({(e.section, e.name): e for e in found if not e.builtin}.values())
+    own = (before.entry.section, before.entry.name) if before.entry else None
+    return list({k: e for e in found if (k := (e.section, e.name)) != own and not e.builtin}.values())
 
 
 def given_again(zoo: Zoo, before: Origin, line: Line, data: Sequence[str], outside: Path) -> dict[str, Any]:

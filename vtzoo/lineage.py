@@ -121,6 +121,11 @@ class Origin:
     problem: str = ""
 
     @property
+    def ref(self) -> str:
+        """What a person types to name it."""
+        return self.name if self.entry or self.name.endswith(".safetensors") else f"./{self.name}"
+
+    @property
     def backbone(self) -> Mapping[str, Any]:
         """Name, fingerprint, licence and preprocessing of the backbone that a delta stands on; of others what is known."""
         own = self.said.get("backbone")

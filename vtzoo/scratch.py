@@ -51,8 +51,16 @@ def _beneath(zoo: Zoo, entry: Entry) -> set[str]:
 def _lend(path: Path, other: Zoo, digest: str) -> None:
     """Link an object, or copy it where links don't reach."""
     place = other.root / f"{digest}.lent"
+    if not _linked(path, place):
+        shutil.copyfile(path, place)
+    other.adopt(place, digest)
+
+
+def _linked(path: Path, place: Path) -> bool:
+    if os.name == "nt":  # where removing a read-only file makes it writable first, under all of its names
+        return False
     try:
         os.link(path, place)
     except OSError:
-        shutil.copyfile(path, place)
-    other.adopt(place, digest)
+        return False
+    return True

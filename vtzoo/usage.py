@@ -11,7 +11,7 @@ from vtzoo.subject import Subject, folds, shape_of, tasks_of
 
 def use(about: Subject) -> list[str]:
     """Five lines each for vtzoo, timm and onnxruntime, as far as they apply."""
-    ref, tasks = about.origin.name, list(tasks_of(about))
+    ref, tasks = about.origin.ref, list(tasks_of(about))
     if not tasks or about.origin.kind == "backbone":
         return []
     more = f", task={json.dumps(tasks[0])}" if len(tasks) > 1 else ""
@@ -28,9 +28,9 @@ def _with_timm(about: Subject, tasks: Sequence[str]) -> list[str]:
     if origin.kind in ("delta", "merge"):
         if not folds(origin):
             return []
-        first = f"vtzoo fold {shlex.quote(origin.name)} --out folder{option}"
+        first = f"vtzoo fold {shlex.quote(origin.ref)} --out folder{option}"
     elif CONFIG in as_map(origin.facts.get("files")):
-        first = f"vtzoo export timm {shlex.quote(origin.name)} folder{option}"
+        first = f"vtzoo export timm {shlex.quote(origin.ref)} folder{option}"
     else:
         return []
     return [
@@ -43,7 +43,7 @@ def _with_timm(about: Subject, tasks: Sequence[str]) -> list[str]:
 
 
 def _with_onnx(about: Subject, tasks: Sequence[str]) -> list[str]:
-    shape, ref = shape_of(about), about.origin.name
+    shape, ref = shape_of(about), about.origin.ref
     if shape is None or about.origin.kind == "export":
         return []
     option = f" --task {shlex.quote(tasks[0])}" if len(tasks) > 1 else ""

@@ -175,7 +175,7 @@ def _recorded(place: Path, ref: str, command: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "rm -rf .", "vtzoo rm both", "vtzoo init elsewhere", "vtzoo sweep s.yaml", "python -c 'print(1)'", "vtzoo export timm pets/folded elsewhere",
+        "rm -rf .", "vtzoo rm both", "vtzoo init elsewhere", "python -c 'print(1)'", "vtzoo export timm pets/folded elsewhere",
         "vtzoo train --backbone tiny --data pets --name a --dry-run", "vtzoo fold both --out elsewhere", "vtzoo train --nonsense", "vtzoo 'train", "vtzoo",
         "vtzoo train --help", "", "vtzoo mv both b", "vtzoo push both x",
     ],
@@ -192,6 +192,42 @@ def test_a_line_that_makes_nothing_is_not_run(
     assert len(err.strip().splitlines()) == 2
     assert (place / "zoo" / "zoo_index.yaml").read_bytes() == before
     assert sorted(p.name for p in place.iterdir()) == ["zoo"]
+
+
+def test_a_delta_that_was_trained_among_others(place: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep's line makes many: the delta's own header says what made it, and the user where the images are."""
+    _recorded(place, "pets/lora", "vtzoo sweep sweep.yaml")
+    at = ("--zoo", place / "zoo")
+    assert "--data DATA" in _asked(capsys, "reproduce", "pets/lora", *at)[2]
+    code, found, _ = _asked(capsys, "reproduce", "pets/lora", "--data", made / "pets", *at)
+    assert (code, found["report"]["same_digest"]) == (0, True)
+    _recorded(place, "both", "vtzoo demo")
+    assert _asked(capsys, "reproduce", "both", *at)[0] == 2
+
+
+def test_images_that_are_gone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not found (3), and how to say where they are."""
+    command = Zoo(place / "zoo").resolve("pets/lora").facts["command"]
+    _recorded(place, "pets/lora", re.sub(r"--data \S+", "--data ./nowhere", command))
+    code, _, err = _asked(capsys, "reproduce", "pets/lora", "--zoo", place / "zoo")
+    assert code == 3
+    assert "--data DATA" in err
+
+
+def test_the_same_tensors_by_another_version(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A header that names another version makes another file of the same tensors: that passes whatever the tolerance."""
+    from vtzoo.delta import Delta
+
+    zoo = Zoo(place / "zoo")
+    entry = zoo.resolve("both")
+    delta = Delta.open(zoo.object(entry.digest))
+    delta.with_(lineage={**delta.lineage, "versions": {"vtzoo": "0.0.1", "torch": "1.0"}}).save(
+        place / "old.safetensors"
+    )
+    zoo.put("deltas", "both", {**entry.facts, "digest": zoo.add_object(place / "old.safetensors")}, replace=True)
+    code, found, _ = _asked(capsys, "reproduce", "both", "--tolerance", "0", "--zoo", place / "zoo")
+    assert (code, found["report"]["same_digest"], found["report"]["same_tensors"]) == (0, False, True)
+    assert [v["what"] for v in found["report"]["versions"]] == ["vtzoo", "torch"]
 
 
 def test_what_a_line_writes_beside_goes_nowhere(

@@ -14,7 +14,7 @@ from vtzoo.again import Line, given_again, parents_of
 from vtzoo.apart import apart, whole
 from vtzoo.artifact import Artifact, go_live, open_ref
 from vtzoo.delta import HEAD
-from vtzoo.errors import UsageError
+from vtzoo.errors import Interrupted, NotFound, UsageError
 from vtzoo.lineage import Origin, images, of_entry, versions
 from vtzoo.machine import told
 from vtzoo.refs import Entry, check_name
@@ -59,11 +59,11 @@ def reproduce(
     if keep is not None:
         zoo.check_free(entry.section, check_name(keep))
     awaited = [i["data"] for i in images(before.lineage)]
-    talk.say(f"runs again: {entry.facts['command']}")
+    talk.say(f"runs again: {line.command}")
     lent = parents_of(zoo, before, line)
     with tempfile.TemporaryDirectory() as outside, scratch(zoo, lent) as other:
         values = given_again(zoo, before, line, data, Path(outside))
-        run(line, values, other, awaited)
+        _run(run, line, values, other, awaited, moved=bool(data))
         made = _made(other, entry, lent)
         after = of_entry(other, made)
         report = _report(
@@ -71,8 +71,20 @@ def reproduce(
         )
         within = report["same_digest"] or _within(report, tolerance)
         kept = _kept(zoo, other, made, keep) if keep is not None else ""
-    report = {"command": entry.facts["command"], "tolerance": tolerance, **report}
+    report = {"command": line.command, "tolerance": tolerance, **report}
     return Reproduced(ref=kept, path=str(zoo.object(made.digest)) if kept else "", within=within, report=report)
+
+
+def _run(run: Run, line: Line, values: Mapping[str, Any], other: Zoo, awaited: Sequence[str], *, moved: bool) -> None:
+    """Run it; what it would say of going on, or of images that aren't where they were, is said as it holds here."""
+    try:
+        run(line, values, other, awaited)
+    except Interrupted as error:
+        raise Interrupted("interrupted; nothing was kept", "vtzoo reproduce starts anew") from error
+    except NotFound as error:
+        if moved or not line.given.get("data"):
+            raise
+        raise NotFound(error.message, "say where its images are now: --data DATA") from error
 
 
 def _made(other: Zoo, entry: Entry, lent: Sequence[Entry]) -> Entry:
@@ -102,7 +114,7 @@ def _kept(zoo: Zoo, other: Zoo, made: Entry, name: str) -> str:
 def _report(before: Origin, after: Origin, old: Artifact, new: Artifact) -> dict[str, Any]:
     """Both side by side."""
     found: dict[str, Any] = {
-        "same_digest": before.digest == after.digest, "digest": before.digest, "again": after.digest,
+        "same_digest": before.digest == after.digest, "same_tensors": before.digest == after.digest, "digest": before.digest, "again": after.digest,
         "versions": _changed(before), "metrics": _metrics(before, after),
     }  # fmt: skip
     if found["same_digest"]:
@@ -112,7 +124,8 @@ def _report(before: Origin, after: Origin, old: Artifact, new: Artifact) -> dict
     seen = apart(old, new)
     heads = [r["distance"] for r in seen.rows if r["tensor"].startswith(HEAD)]
     told = {**whole(seen.rows), "heads": max(heads, default=0.0)} if seen.rows else None
-    return found | {"by": seen.by, "because": seen.because, "tensors": told}
+    same = bool(seen.rows) and not any(seen.only) and all(r["largest"] == 0 for r in seen.rows)
+    return found | {"by": seen.by, "because": seen.because, "tensors": told, "same_tensors": same}
 
 
 def _outputs(old: Artifact, new: Artifact) -> dict[str, float]:
@@ -149,6 +162,8 @@ def _numbers(prefix: str, found: Mapping[str, Any]) -> dict[str, float]:
 
 def _within(report: Mapping[str, Any], tolerance: float) -> bool:
     """Whether shares are near enough, or where there are none the tensors or outputs."""
+    if report["same_tensors"]:
+        return True
     shares = [m["difference"] for m in report["metrics"] if m["metric"].rpartition(".")[2] in SHARES]
     if shares:
         return max(shares) <= tolerance
