@@ -12,6 +12,7 @@ from typing import Any
 from vtzoo.errors import VtzooError
 from vtzoo.lineage import Origin, bare, images, of_entry, parents
 from vtzoo.refs import Entry
+from vtzoo.spec import as_list, as_map
 from vtzoo.zoo import Zoo
 
 
@@ -57,10 +58,11 @@ class _Family:
         for entry in sorted(self.entries, key=lambda e: (e.builtin, e.section == "backbones")):
             marks = [
                 *sorted(entry.objects),
-                *map(bare, entry.facts.get("was", ())),
+                *map(bare, as_list(entry.facts.get("was"))),
             ]  # what it was before a task was renamed
             for mark in [*marks, *([bare(entry.facts.get("fingerprint"))] if _is_bare(entry) else [])]:
-                self.known.setdefault(mark, entry)
+                if mark:
+                    self.known.setdefault(mark, entry)
 
     def links(self, origin: Origin) -> Iterable[tuple[str, dict[str, Any]]]:
         """What it was made from: a role, and the digest (or name) with what is known besides."""
@@ -149,11 +151,11 @@ def _id(origin: Origin) -> str:
 def _node(origin: Origin) -> dict[str, Any]:
     """What is told of an artifact: only what is known."""
     facts, said = origin.facts, origin.said
-    tasks = facts.get("tasks") or said.get("tasks") or []
+    tasks = as_list(facts.get("tasks")) or as_list(said.get("tasks"))
     found = {
-        "kind": origin.kind, "name": origin.name, "digest": origin.digest, "verb": origin.lineage.get("verb"),
-        "method": said.get("method") or facts.get("method"), "arch": facts.get("arch"),
-        "tasks": [t.get("name") if isinstance(t, dict) else t for t in tasks], "created": facts.get("created"),
+        "kind": origin.kind, "name": origin.name, "digest": origin.digest, "verb": str(origin.lineage.get("verb") or ""),
+        "method": str(said.get("method") or facts.get("method") or ""), "arch": str(facts.get("arch") or ""),
+        "tasks": [str(as_map(t).get("name") if isinstance(t, dict) else t) for t in tasks], "created": str(facts.get("created") or ""),
         "problem": origin.problem, "catalogue": bool(origin.entry and origin.entry.builtin),
     }  # fmt: skip
     return {k: v for k, v in found.items() if v or k in ("kind", "name", "digest")}

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from vtzoo.lineage import Origin, images, parents
+from vtzoo.spec import as_list, as_map
 
 _QUIET = ("created", "command", "seconds", "cpu_seconds", "peak_bytes", "size_bytes")
 
@@ -21,18 +22,18 @@ def facts_of(origin: Origin) -> dict[str, Any]:
     """What an artifact says of itself, flat; what can only differ by when and where it was made is left out."""
     said, lineage = origin.said, origin.lineage
     found: dict[str, Any] = {"kind": origin.kind, "method": said.get("method") or origin.facts.get("method")}
-    config = said.get("config")
-    for part in cast("Mapping[str, Any]", config).get("parts", []) if isinstance(config, Mapping) else []:
-        found |= _flat(f"{part['method']}.", part.get("knobs", {})) | {f"{part['method']}.sites": len(part["sites"])}
+    for part in map(as_map, as_list(as_map(said.get("config")).get("parts"))):
+        method = part.get("method")
+        found |= _flat(f"{method}.", as_map(part.get("knobs"))) | {f"{method}.sites": len(as_list(part.get("sites")))}
     found |= _flat("backbone.", {k: origin.backbone.get(k) for k in ("name", "arch", "fingerprint", "license")})
-    for task in said.get("tasks") or origin.facts.get("tasks") or []:
-        own: Mapping[str, Any] = task if isinstance(task, Mapping) else {"name": task}
+    for task in as_list(said.get("tasks")) or as_list(origin.facts.get("tasks")):
+        own = as_map(task) or {"name": task}
         found |= _flat(f"task {own.get('name')}.", {k: v for k, v in own.items() if k != "name"} or {"is": "here"})
     for seen in images(lineage):
         name = f"data {seen['task']}".strip()
         found |= {name: seen["data"], f"{name}.images": seen["images"]}
-    found |= _flat("recipe.", said.get("recipe") or lineage.get("recipe") or {})
-    metrics = said.get("metrics") or origin.facts.get("metrics") or {}
+    found |= _flat("recipe.", as_map(said.get("recipe")) or as_map(lineage.get("recipe")))
+    metrics = as_map(said.get("metrics")) or as_map(origin.facts.get("metrics"))
     found |= _flat("metrics.", {k: v for k, v in metrics.items() if k not in _QUIET})
     skipped = ("parents", "teachers", "data", "images", "lessons", "heads_images", "recipe", "tasks")
     found |= _flat("", {k: v for k, v in lineage.items() if k not in skipped}) | {"parents": parents(lineage)}

@@ -107,6 +107,13 @@ def _metrics(about: Subject) -> list[str]:
     rows = [(k, *(_number(c, m.get(c)) for c in columns)) for k, m in nested.items() if {*m} & {*columns}]
     what = "" if "" in nested else "split" if {*nested} <= {"val", "test"} else "task"
     told = _protocol(about)
+    if not what:
+        return [
+            "## Metrics",
+            "",
+            *_table(columns, [r[1:] for r in rows]),
+            *(["", f"Measured on {told}."] if told else []),
+        ]
     head = (what, *(c.replace("_", " ") for c in columns))
     return ["## Metrics", "", *_table(head, rows), *(["", f"Measured on {told}."] if told else [])]
 

@@ -130,7 +130,7 @@ def test_a_delta_comes_out_the_same(place: Path, capsys: pytest.CaptureFixture[s
         assert (code, found["within"], found["report"]["same_digest"]) == (0, True, True), found
         assert found["report"]["versions"] == []
     assert index.read_bytes() == before
-    assert [p.name for p in (place / "zoo" / ".vtzoo").glob("scratch-*")] == []
+    assert [p.name for p in (place / "zoo" / ".vtzoo").glob("*scratch*")] == []
     assert _asked(capsys, "reproduce", "pets/lora", "--keep", "pets/again", *at)[0] == 0
     zoo = Zoo(place / "zoo")
     assert zoo.resolve("pets/again").digest == zoo.resolve("pets/lora").digest

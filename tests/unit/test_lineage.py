@@ -8,6 +8,7 @@ import pytest
 
 from vtzoo.ancestry import ancestry
 from vtzoo.errors import Corrupt, Mismatch
+from vtzoo.facts import facts_of
 from vtzoo.files import safetensors_header
 from vtzoo.lineage import bare, check_images, images, of_entry, origin, parents, record
 from vtzoo.model_card import card
@@ -76,6 +77,15 @@ def test_nonsense_is_unknown(zoo: Zoo, lineage: dict[str, Any]) -> None:
     start = origin(zoo, "pets/lora")
     assert list(ancestry(zoo, start, children=True).nodes) == ["deltas:pets/lora"]
     assert "## Lineage" not in card(zoo, start)
+
+
+def test_nonsense_in_a_header(zoo: Zoo) -> None:
+    """Facts of other kinds than vtzoo writes are shown as what they are, or left out; nothing breaks on them."""
+    _delta(zoo, "odd", {"verb": 7}, tasks=5, method={"a": 1}, config=[1], recipe="x", metrics=[2], backbone="tiny")
+    start = origin(zoo, "odd")
+    assert list(ancestry(zoo, start, children=True).nodes) == ["deltas:odd", "backbone:tiny"]
+    assert facts_of(start)["task pets.is"] == "here"
+    assert card(zoo, start).startswith("# odd\n")
 
 
 def test_a_lineage_that_is_no_map(zoo: Zoo) -> None:

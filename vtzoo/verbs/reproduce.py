@@ -20,6 +20,7 @@ from vtzoo.machine import told
 from vtzoo.refs import Entry, check_name
 from vtzoo.results import Reproduced
 from vtzoo.scratch import scratch
+from vtzoo.spec import as_map
 from vtzoo.zoo import Zoo
 
 TOLERANCE = 0.01
@@ -144,7 +145,7 @@ def _outputs(old: Artifact, new: Artifact) -> dict[str, float]:
 
 def _metrics(before: Origin, after: Origin) -> list[dict[str, Any]]:
     """The numbers that both have."""
-    old, new = (_numbers("", o.said.get("metrics") or o.facts.get("metrics") or {}) for o in (before, after))
+    old, new = (_numbers("", as_map(o.said.get("metrics")) or as_map(o.facts.get("metrics"))) for o in (before, after))
     return [
         {"metric": k, "recorded": v, "again": new[k], "difference": abs(new[k] - v)} for k, v in old.items() if k in new
     ]
@@ -173,7 +174,7 @@ def _within(report: Mapping[str, Any], tolerance: float) -> bool:
 
 def _changed(before: Origin) -> list[dict[str, str]]:
     """What of the recorded versions, and of the machine, is another one now."""
-    recorded = {k: str(v) for k, v in before.lineage.get("versions", {}).items()}
+    recorded = {k: str(v) for k, v in as_map(before.lineage.get("versions")).items()}
     now = {k: v for k, v in versions().items() if k in recorded}
     if machine := before.facts.get("machine"):
         recorded, now = {**recorded, "machine": machine}, {**now, "machine": told()}
