@@ -56,10 +56,8 @@ class _Family:
         self.zoo, self.entries = zoo, zoo.entries()
         self.known: dict[str, Entry] = {}
         for entry in sorted(self.entries, key=lambda e: (e.builtin, e.section == "backbones")):
-            marks = [
-                *sorted(entry.objects),
-                *map(bare, as_list(entry.facts.get("was"))),
-            ]  # what it was before a task was renamed
+            was = map(bare, as_list(entry.facts.get("was")))  # before a task of it was renamed
+            marks = [*sorted(entry.objects), *was]
             for mark in [*marks, *([bare(entry.facts.get("fingerprint"))] if _is_bare(entry) else [])]:
                 if mark:
                     self.known.setdefault(mark, entry)

@@ -26,11 +26,8 @@ def scratch(zoo: Zoo, entries: Iterable[Entry]) -> Generator[Zoo, None, None]:
     """
     home = zoo.root / ".vtzoo"
     writable = home.is_dir() and os.access(home, os.W_OK)
-    known = {
-        "prefix": ".scratch.",
-        "suffix": f".{secrets.token_hex(8)}.tmp",
-    }  # as what a killed program leaves is known by
-    with tempfile.TemporaryDirectory(dir=home if writable else None, **known) as folder:
+    mark = f".{secrets.token_hex(8)}.tmp"  # by which what a killed program leaves is known
+    with tempfile.TemporaryDirectory(mark, ".scratch.", home if writable else None) as folder:
         other = Zoo.init(Path(folder))
         lent = list(entries)
         for digest in sorted({d for entry in lent for d in (*entry.objects, *_beneath(zoo, entry))}):
