@@ -55,7 +55,8 @@ def apart(a: Artifact, b: Artifact) -> Apart:
         return Apart(because=error.message)
     names, only = _common(left, right, zeros=by == "task vectors")
     if not names:
-        return Apart(because="no tensor of one has the name and shape of one of the other", only=only)
+        nothing = "no tensor of one has the name and shape of one of the other"
+        return Apart(because=f"{because}; {nothing}" if because else nothing, only=only)
     with torch.no_grad():
         rows = list(ahead(lambda n: _row(n, left, right), names, WORKERS))
     return Apart(by=by, because=because, rows=rows, only=only)
