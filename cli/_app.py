@@ -29,6 +29,8 @@ from . import (
     methods,
     mv,
     predict,
+    pull,
+    push,
     report,
     reproduce,
     rm,
@@ -36,6 +38,7 @@ from . import (
     show,
     suggest,
     sweep,
+    sync,
     train,
 )
 from ._argv import GLOBALS
@@ -46,10 +49,10 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, doctor,
+    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, push, pull, sync, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
-_ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."
+_ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."
 
 
 def _block(title: str, *lines: str) -> str:

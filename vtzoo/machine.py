@@ -6,6 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
+OFFLINE = ("VTZOO_OFFLINE", "HF_HUB_OFFLINE")
+"""Variables of the environment that say so; the second is the hub's own."""
+
 
 def free_bytes(folder: Path) -> int:
     """What the disk of a folder, or of the place where it will be, has left."""
@@ -39,3 +42,8 @@ def first() -> bool:
 def told() -> str:
     """What numbers may depend on beside versions: system, architecture, processors and Python, in a line."""
     return f"{platform.system()} {platform.machine()}, {processors()} processors, Python {platform.python_version()}"
+
+
+def offline() -> bool:
+    """Whether the user keeps this process off the network: by `--offline`, VTZOO_OFFLINE or HF_HUB_OFFLINE."""
+    return any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in OFFLINE)
