@@ -7,7 +7,9 @@ import typer
 from . import (
     add,
     bench,
+    card,
     demo,
+    diff,
     distill,
     doctor,
     du,
@@ -19,6 +21,7 @@ from . import (
     import_,
     init,
     inits,
+    log,
     losses,
     ls,
     merge,
@@ -29,6 +32,7 @@ from . import (
     pull,
     push,
     report,
+    reproduce,
     rm,
     sensitivity,
     show,
@@ -45,7 +49,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, push, pull, sync, doctor,
+    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, push, pull, sync, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."

@@ -20,7 +20,20 @@ class Table:
     right: frozenset[str] = field(default_factory=frozenset[str])
 
 
-Block = Line | Table
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A line of text, and what hangs on it."""
+
+    text: str
+    below: list["Tree"] = field(default_factory=list["Tree"])
+
+
+Block = Line | Table | Tree
+
+
+def indented(tree: Tree, depth: int = 0) -> list[str]:
+    """Lay a tree out, two blanks a level: the form for pipes and files."""
+    return ["  " * depth + tree.text, *(line for t in tree.below for line in indented(t, depth + 1))]
 
 
 def plain(table: Table) -> list[str]:

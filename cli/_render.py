@@ -10,7 +10,7 @@ from typing import Any
 
 from vtzoo import talk
 
-from ._blocks import Block, Line, Table, plain
+from ._blocks import Block, Line, Table, Tree, indented, plain
 
 
 @dataclass(slots=True)
@@ -42,14 +42,14 @@ def text(value: str) -> None:
 
 
 def blocks(content: Iterable[Block]) -> None:
-    """Print lines and tables on stdout: drawn by rich on a terminal, in plain columns elsewhere."""
+    """Print lines, tables and trees on stdout: drawn by rich on a terminal, in plain columns and levels elsewhere."""
     for block in content:
         if isinstance(block, Line):
             print(block.text)
         elif sys.stdout.isatty():
-            _draw(block)
+            _draw(_tree(block) if isinstance(block, Tree) else _table(block))
         else:
-            print("\n".join(plain(block)))
+            print("\n".join(indented(block) if isinstance(block, Tree) else plain(block)))
 
 
 def say(line: str) -> None:
@@ -68,17 +68,35 @@ def _one_line(words: str) -> str:
     return " ".join(words.split())
 
 
-def _draw(table: Table) -> None:
-    from rich import box
+def _draw(drawn: Any) -> None:
     from rich.console import Console
+
+    Console(no_color=not _style.color, highlight=False).print(drawn)
+
+
+def _tree(tree: Tree) -> Any:
+    from rich.tree import Tree as RichTree
+
+    drawn = RichTree(_escaped(tree.text))
+    for below in tree.below:
+        drawn.add(_tree(below))
+    return drawn
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _table(table: Table) -> Any:
+    from rich import box
     from rich.table import Table as RichTable
 
     drawn = RichTable(title=table.title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for name in table.columns:
         drawn.add_column(name, justify="right" if name in table.right else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
-    Console(no_color=not _style.color, highlight=False).print(drawn)
+        drawn.add_row(*map(_escaped, row))
+    return drawn
 
 
 def _track(items: Iterable[object], label: str, total: int) -> Iterable[object]:

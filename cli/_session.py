@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """One run of the program: its global options, and the line that was typed."""
+    """One run of the program: its global options, and the line that was typed.
+
+    Attributes:
+        awaited: digests of the images that may be trained on; empty for any.
+        again: whether it is a recorded line that is run once more, and prints nothing.
+    """
 
     zoo_path: Path | None = None
     json: bool = False
     command: str = ""
+    awaited: tuple[str, ...] = ()
+    again: bool = False
 
     @classmethod
     def of(cls, ctx: typer.Context) -> "Session":
@@ -52,7 +59,7 @@ class Session:
 
     def show(self, result: Any, view: Callable[[Any], list[Block]]) -> None:
         """Print a result, once for all processes that made it: one JSON document with `--json`, else its human form."""
-        if not machine.first():
+        if self.again or not machine.first():
             return
         facts = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
         if self.json:

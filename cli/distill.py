@@ -116,6 +116,6 @@ def run(
     result = distill(
         teachers=teachers, student=student, data=o.by_task(data), loss=loss, name=name, task=task, zoo=zoo, recipe=recipe,
         resume=resume, skip_bad=skip_bad, views=views, teacher_size=teacher_size, baseline=baseline, check=check_cache,
-        init=init, init_from=init_from, latency=latency,
+        init=init, init_from=init_from, latency=latency, awaited=session.awaited,
     )  # fmt: skip
     session.show(result, _results.distilled)

@@ -83,7 +83,8 @@ def run(
     zoo = session.zoo(*asked["refs"])
     from vtzoo.verbs.merge import merge_refs
 
-    session.show(merge_refs(**asked, zoo=zoo, explain=explain, dry_run=dry_run), _results.merged)
+    made = merge_refs(**asked, zoo=zoo, explain=explain, dry_run=dry_run, awaited=session.awaited)
+    session.show(made, _results.merged)
 
 
 def _without(session: Session, refs: list[str], tasks: list[str], config: Path | None, given: dict[str, Any]) -> Any:

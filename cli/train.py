@@ -59,6 +59,6 @@ def run(
 
     result = train(
         backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe=recipe, head=head,
-        resume=resume, dry_run=dry_run, skip_bad=skip_bad, track=track or (),
+        resume=resume, dry_run=dry_run, skip_bad=skip_bad, track=track or (), awaited=session.awaited,
     )  # fmt: skip
     session.show(result, _results.trained)

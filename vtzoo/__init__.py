@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vtzoo.sharing import pull, push, sync
     from vtzoo.verbs.bring.lycoris import import_lycoris
     from vtzoo.verbs.bring.peft import import_peft
+    from vtzoo.verbs.diff import diff
     from vtzoo.verbs.distill import distill
     from vtzoo.verbs.evaluate import evaluate
     from vtzoo.verbs.export.onnx import export_onnx
@@ -44,6 +45,7 @@ __all__ = [
     "attach",
     "build",
     "detach",
+    "diff",
     "distill",
     "evaluate",
     "export_onnx",
@@ -74,6 +76,7 @@ _HOME = {
     "attach": "vtzoo.live",
     "build": "vtzoo.backbone",
     "detach": "vtzoo.live",
+    "diff": "vtzoo.verbs.diff",
     "distill": "vtzoo.verbs.distill",
     "evaluate": "vtzoo.verbs.evaluate",
     "export_onnx": "vtzoo.verbs.export.onnx",

@@ -1,6 +1,7 @@
 """What the machine has left, what the process took of it, and who was started beside it."""
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -36,6 +37,11 @@ def processes() -> int:
 def first() -> bool:
     """Whether this is the process that speaks for all."""
     return processes() == 1 or int(os.environ.get("RANK") or 0) == 0
+
+
+def told() -> str:
+    """What numbers may depend on beside versions: system, architecture, processors and Python, in a line."""
+    return f"{platform.system()} {platform.machine()}, {processors()} processors, Python {platform.python_version()}"
 
 
 def offline() -> bool:

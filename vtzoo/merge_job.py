@@ -14,7 +14,7 @@ from vtzoo.bases import checked_path, weights_path, without_head
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, VtzooError
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
-from vtzoo.machine import free_bytes
+from vtzoo.machine import free_bytes, told
 from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_contrary, refuse_twice
 from vtzoo.merges._chain import Step, correcting, curious, steps
 from vtzoo.merges._checks import weights_of
@@ -247,6 +247,7 @@ def publish(zoo: Zoo, name: str, made: Made) -> Path:
         "fingerprint": made.delta.backbone.fingerprint,
         "tasks": [t.name for t in made.delta.tasks],
         "metrics": {},
+        "machine": told(),
     }
     zoo.put("deltas", name, facts)
     return zoo.object(made.digest)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtzoo import __version__
 from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.keeping import Kept
+from vtzoo.lineage import record
 from vtzoo.masks import MASK, SCALE, packed
 from vtzoo.merges._chain import Step, algorithm, checks, correcting, curious, steps, written
 from vtzoo.merges._checks import complete, equal_values, label, same_backbone, sharpest, weights_of
@@ -280,17 +280,17 @@ def assembled(
         backbone=plan.deltas[0].backbone,
         tensors=Lazy(makers, shapes, dtypes),
         tasks=tuple({t.name: t for d in plan.deltas for t in d.tasks}.values()),
-        lineage={
-            "verb": "merge",
-            "parents": list(parents),
-            "spec": plan.spec,
-            "coef": list(plan.coef),
-            "layers": plan.layers,
+        lineage=record(
+            "merge",
+            parents,
+            packages=("torch",),
+            spec=plan.spec,
+            coef=list(plan.coef),
+            layers=plan.layers,
             **({"images": [dict(i) for i in looked_at]} if looked_at else {}),
             **({"searched": dict(plan.searched)} if plan.searched else {}),
             **({"keep": keep} if keep else {}),
-            "versions": {"vtzoo": __version__, "torch": torch.__version__},
-        },
+        ),
     )
 
 

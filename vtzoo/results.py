@@ -115,6 +115,25 @@ class Demo(Result):
     report: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """Two artifacts side by side; `same` where they are one file. A row for each fact, and for each tensor."""
+
+    a: str
+    b: str
+    same: bool
+    facts: list[dict[str, Any]]
+    tensors: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reproduced(Result):
+    """A recorded command run again; `within` where the result is the recorded one, or no further from it than allowed."""
+
+    within: bool
+    report: dict[str, Any] = field(default_factory=dict)
+
+
 def leading(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The number by which trainings are compared: top-1, or the mean average precision of several labels."""
     return {k: metrics[k] for k in ("top1", "map") if k in metrics}

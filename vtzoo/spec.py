@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 
@@ -124,3 +124,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
     return value
+
+
+def as_map(value: Any) -> dict[str, Any]:
+    """A map that someone else wrote; empty where it is none."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list that someone else wrote; empty where it is none."""
+    return cast("list[Any]", value) if isinstance(value, list) else []

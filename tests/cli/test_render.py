@@ -6,7 +6,7 @@ import pytest
 
 from vtzoo import talk
 from vtzoo_cli import _render, _results
-from vtzoo_cli._blocks import Line, Table, markdown, number, plain, size
+from vtzoo_cli._blocks import Line, Table, Tree, indented, markdown, number, plain, size
 
 
 def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,19 @@ def test_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: p
     out = capsys.readouterr().out
     assert "first" in out
     assert "lora[rank=8]" in out
+
+
+def test_trees(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blanks a level in pipes and files; rich draws branches on a terminal, and takes square brackets as they are."""
+    tree = Tree("both", [Tree("lora[rank=8]", [Tree("data")]), Tree("ssf")])
+    assert indented(tree) == ["both", "  lora[rank=8]", "    data", "  ssf"]
+    _render.blocks([tree])
+    assert capsys.readouterr().out == "both\n  lora[rank=8]\n    data\n  ssf\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _render.blocks([tree])
+    drawn = capsys.readouterr().out
+    assert "lora[rank=8]" in drawn
+    assert "└── ssf" in drawn
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_refs_merge_into_an_entry(zoo, tmp_path):
         "ties[density=0.5]",
     )
     assert entry.facts["size_bytes"] == len(zoo.object(entry.digest).read_bytes())
-    assert opened.lineage["parents"][0] == zoo.resolve("lora/a").digest
+    assert opened.lineage["parents"][0] == f"sha256:{zoo.resolve('lora/a').digest}"
     wanted = vtzoo.merge(
         [real(s, "vit") for s in ("lora", "ssf", "norm")], "ties[density=0.5]", base=base_of("vit"), coef=(1, 0.5, 1)
     )

@@ -59,6 +59,24 @@ def opened(form: str, files: Mapping[str, Path], task: str | None = None) -> tup
     return runtime, description
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What an exported file of any kind says of itself, by keys without "vtzoo." before them; its runtime reads it.
+
+    Raises:
+        UsageError: the runtime is not installed.
+        Corrupt: the file can't be read.
+        Mismatch: it says nothing of its classes and input.
+    """
+    form = EXPORTS[path.suffix]
+    if form == "onnx":
+        from vtzoo.onnx.run import session
+
+        said = session(path, str(path)).get_modelmeta().custom_metadata_map
+    else:
+        _, said = of(form).load(beside(path, form))
+    return {k: str(v) for k, v in read(said, str(path)).facts.items()}
+
+
 def beside(path: Path, form: str) -> dict[str, Path]:
     """The files that belong to the one that is named."""
     parts = (".onnx",) if form == "onnx" else _module(form).PARTS

@@ -13,8 +13,10 @@ from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card, create, timm_card
 from vtzoo.delta import HEAD, Delta, Part
 from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
+from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
 from vtzoo.graft import has_statistics
+from vtzoo.lineage import record
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
 from vtzoo.tensors import TensorFile, dtype_of, shape_of
@@ -101,7 +103,7 @@ def add_delta(
     tensors |= {f"{HEAD}{task.name}/{n}": t.float() for n, t in head.items()}
     delta = Delta(
         method="full", parts=(Part(method="full", graft="full", sites=sites),), backbone=getattr(model, "vtzoo_card"), tensors=tensors,  # noqa: B009 - set by build
-        tasks=(task,) if head else (), lineage={"verb": "add"},
+        tasks=(task,) if head else (), lineage=record("add", [sha256(weights)]),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"

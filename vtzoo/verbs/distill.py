@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,9 @@ from vtzoo.fit import Plan, checkpoint_path, fit
 from vtzoo.giver import SLIM, Giver
 from vtzoo.grading import NO_TEACHER, Exam, effort, lines, measured
 from vtzoo.lessons import Course, Labels, prepared
+from vtzoo.lineage import bare, check_images, record
 from vtzoo.live import head_state
+from vtzoo.machine import told
 from vtzoo.masks import is_masked
 from vtzoo.objective import Term, needs_of, read
 from vtzoo.outputs import check_parts
@@ -80,7 +82,7 @@ def distill(
     *, teachers: Sequence[str], student: str, data: str | Mapping[str, str], loss: str = "kd", name: str, task: str | None = None,
     zoo: Zoo | None = None, recipe: Mapping[str, Any] | None = None, resume: bool = False, skip_bad: bool = False, views: int = 4,
     teacher_size: int | None = None, baseline: bool = False, check: int = 0, init: str | None = None, init_from: str | None = None,
-    latency: bool = False,
+    latency: bool = False, awaited: Collection[str] = (),
 ) -> Distilled:  # fmt: skip
     """Train a student on its teachers' answers and keep it in the zoo as a plain model, with a classifier for each task.
 
@@ -105,6 +107,7 @@ def distill(
         init: how the student gets its first weights from another network, "weight-selection", "net2net"; see `vtzoo.inits`.
         init_from: which; the first teacher unless given.
         latency: also time student and teachers in onnxruntime, one image at a time in one thread.
+        awaited: digests of the images that may be taught on; others are refused before anything is computed.
 
     Returns:
         `metrics` of student, teachers and baseline on each task's test (else validation) images; `report`: what is kept, and what it costs.
@@ -123,8 +126,7 @@ def distill(
     terms, given = read(loss), {"": data} if isinstance(data, str) else dict(data)
     _check_asked(settings, terms, views, teacher_size, check)
     school = School(
-        teachers=[open_ref(t, zoo) for t in teachers], crops=_crops(settings), needs=needs_of(terms), recipe=settings, pixels=teacher_size,
-        skip_bad=skip_bad,
+        teachers=[open_ref(t, zoo) for t in teachers], crops=_crops(settings), needs=needs_of(terms), recipe=settings, pixels=teacher_size, skip_bad=skip_bad,
     )  # fmt: skip
     if baseline and not school.labelled:
         raise UsageError(
@@ -132,6 +134,7 @@ def distill(
         )
     way = _way(student, init, init_from)
     lessons = lessons_of(school, given, task)
+    check_images(awaited, (n.images.digest for n in lessons))
     giver = _giver(zoo, way, init_from, lessons) if way else None
     job = _job(zoo, name, school, lessons, given, student, giver, terms, views)
     return _taught(job, resume=resume, baseline=baseline, check=check, latency=latency)
@@ -317,11 +320,14 @@ def _keep(
     card = replace(job.student.card, license=AND.join(sorted({*licenses, *_own_license(job)})))
     report: dict[str, Any] = _report(job, pupil, history, metrics) | more
     used = {k: v for k, v in facts_of(job.recipe).items() if k not in UNUSED}
-    lineage = {
-        "verb": "distill", "loss": [t.facts for t in job.terms], "recipe": used, "student": _origin(job),
-        "teachers": list(dict.fromkeys(d for n in job.lessons for t in n.teachers for d in t.digests)), "licenses": licenses, "views": job.views,
-        "answers": "asked" if _online(job.recipe, job.terms) else "kept", "lessons": [_lineage(n) for n in job.lessons],
-    }  # fmt: skip
+    teachers = list(dict.fromkeys(d for n in job.lessons for t in n.teachers for d in t.digests))
+    givers = [t.digests[0] for n in job.lessons for t in n.teachers] + ([job.giver.digest] if job.giver else [])
+    lineage = record(
+        "distill", dict.fromkeys(bare(d) for d in givers),
+        loss=[t.facts for t in job.terms], recipe=used, student=_origin(job), teachers=teachers, licenses=licenses, views=job.views,
+        answers="asked" if _online(job.recipe, job.terms) else "kept", lessons=[_lineage(n) for n in job.lessons],
+        seed=job.recipe.seed,
+    )  # fmt: skip
     shown = {t.name: {k: metrics[t.name][k] for k in ("top1", "retention")} for t in tasks if t.name in metrics}
     kept = (shown if several else next(iter(shown.values()), {})) or {
         "held_out_loss": round(report["held_out_loss"] or 0.0, 4)
@@ -336,7 +342,7 @@ def _keep(
             kind="student",
             tasks=tasks,
             heads=heads,
-            facts={"metrics": kept, "lineage": lineage},
+            facts={"metrics": kept, "lineage": lineage, "machine": told()},
         )
     report["size_bytes"] = job.zoo.resolve(job.name, "models").facts["size_bytes"]
     talk.say(f"{job.name}: {report['params']:,} parameters, teachers {report['teacher_params']:,}")

@@ -18,6 +18,7 @@ from vtzoo.delta import Delta
 from vtzoo.errors import FoldError, UsageError
 from vtzoo.files import atomic_dir
 from vtzoo.folding import Folded as LazyFolded
+from vtzoo.lineage import record
 from vtzoo.results import Folded
 from vtzoo.tensors import write
 from vtzoo.zoo import Zoo
@@ -70,7 +71,8 @@ def fold_ref(
         classes = len(live.task.classes) if live.task else 0
         _compare(live, plain_model(delta, fold_artifact(delta, zoo, chosen), classes), tolerance, "float32")
         live = replace(live, model=plain_model(delta, folded, classes))
-    lineage = {"verb": "fold", "parents": [f"sha256:{artifact.digest}"]} | ({} if factor == 1.0 else {"factor": factor})
+    part_of_the_way: dict[str, Any] = {} if factor == 1.0 else {"factor": factor}
+    lineage = record("fold", [artifact.digest], **part_of_the_way)
     with atomic_dir(Path(out)) as folder:
         _write(folder, folded, delta, live, dtype, lineage)
         report = _verify(folder, live, tolerance, dtype)

@@ -1,7 +1,7 @@
 """Merge deltas of a zoo, or delta files, into one new entry of the zoo; or take a task out of a merge."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,8 @@ from vtzoo import talk
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.lineage import check_images, record
+from vtzoo.lineage import parents as parents_of
 from vtzoo.machine import peak_bytes
 from vtzoo.merge_inputs import By, Refit, Search, Wanted, check_wanted, open_delta
 from vtzoo.merge_job import (
@@ -50,6 +52,7 @@ def merge_refs(
     zoo: Zoo | None = None,
     explain: bool = False,
     dry_run: bool = False,
+    awaited: Collection[str] = (),
 ) -> Merged:
     """Merge deltas and keep the result in the zoo.
 
@@ -68,11 +71,11 @@ def merge_refs(
         refit_heads: fit each task's classifier to the merged features, on 256 images: to what the task's own delta says (`expert`)
             or to `labels`.
         keep: "lora" or "lora[rank=16]" keeps each merged matrix as a pair of thin ones.
-        report: write a page of what was merged and how the tasks interfere; with `data`, also of what each is worth, on up to
-            500 images of each test split.
+        report: write a page of what was merged and how the tasks interfere; with `data`, also of what each is worth (500 test images).
         zoo: the zoo to read and to write; by default the one that `Zoo.find` gives.
         explain: also compare the deltas by pair, which reads them once more.
         dry_run: check all that can be checked without reading tensors, report the plan, and merge nothing.
+        awaited: digests of the images that may be looked at; others are refused before anything is computed.
 
     Returns:
         The entry; its report has the parents with their coefficients and norms, how many tensors were touched, the merged
@@ -90,7 +93,9 @@ def merge_refs(
     place = Path(report) if report is not None else None
     wanted = Wanted(search=search, by=by, refit_heads=refit_heads, keep=keep, report=place, explain=explain)
     check_wanted(wanted)
-    return _done(job_of(zoo, refs, method, coef, layers, data, wanted), name, dry_run=dry_run)
+    job = job_of(zoo, refs, method, coef, layers, data, wanted)
+    check_images(awaited, (i.digest for use, own in job.images.items() if use != "test" for i in own))
+    return _done(job, name, dry_run=dry_run)
 
 
 def _done(job: Job, name: str, *, dry_run: bool = False) -> Merged:
@@ -160,7 +165,7 @@ def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = 
         if task not in known:
             raise NotFound(f"'{ref}' has no task '{task}'", did_you_mean(task, known))
     entries = {e.digest: e for section in ("models", "deltas") for e in zoo.entries(section)}
-    parents = {d: entries[d].name if d in entries else "" for d in lineage["parents"]}
+    parents = {d: entries[d].name if d in entries else "" for d in parents_of(lineage)}
     brought = {d: list(entries[d].facts.get("tasks", ())) for d, n in parents.items() if n}
     leaving = [d for d, own in brought.items() if set(own) & set(tasks)]
     if missing := sorted(set(tasks) - {t for d in leaving for t in brought[d]}):
@@ -177,7 +182,7 @@ def unmerge(*, ref: str, tasks: Sequence[str], name: str, data: Sequence[str] = 
     staying = [d for d in parents if d not in leaving]
     if not staying:
         raise UsageError("nothing would stay", "leave at least one task")
-    coef = dict(zip(lineage["parents"], lineage["coef"], strict=True))
+    coef = dict(zip(parents_of(lineage), lineage["coef"], strict=True))
     if all(parents[d] for d in staying):
         return _again(merged, [parents[d] for d in staying], [coef[d] for d in staying], name, data, zoo)
     whole, left, rest = (ref, digest, merged), {d: coef[d] for d in leaving}, {d: coef[d] for d in staying}
@@ -234,7 +239,12 @@ def _subtracted(
     own = assembled(made)
     own = own.with_(
         method=merged.method,
-        lineage={**lineage, "parents": list(staying), "coef": list(staying.values()), "without": list(leaving)},
+        lineage={
+            **lineage,
+            **record("merge", staying, packages=("torch",)),
+            "coef": list(staying.values()),
+            "without": list(leaving),
+        },
     )
     with folder_of(zoo) as folder:
         path = folder / "merged.safetensors"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vtzoo import talk
 from vtzoo.delta import Delta, read_header, renamed
+from vtzoo.lineage import parents
 from vtzoo.refs import check_name
 from vtzoo.results import Result
 from vtzoo.zoo import Zoo
@@ -32,8 +33,10 @@ def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Resu
         delta.save(path)
         facts = {"command": "", **entry.facts, "digest": zoo.add_object(path), "size_bytes": path.stat().st_size}
     headers = {e.name: read_header(zoo.object(e.digest)) for e in zoo.entries("deltas")}
-    made = [name for name, header in headers.items() if entry.digest in header["lineage"].get("parents", [])]
+    made = [name for name, header in headers.items() if entry.digest in parents(header["lineage"])]
     if made:
         talk.say(f"{', '.join(made)} came from this delta as it was: eval no longer shows it beside them")
-    kept = zoo.put("deltas", entry.name, {**facts, "tasks": [t.name for t in delta.tasks]}, replace=True)
+    was = [*entry.facts.get("was", []), entry.digest]
+    named = [t.name for t in delta.tasks]
+    kept = zoo.put("deltas", entry.name, {**facts, "tasks": named, "was": was}, replace=True)
     return Result(ref=kept.name, path=str(zoo.object(kept.digest)))

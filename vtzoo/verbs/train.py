@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
 from vtzoo.fit import checkpoint_path, fit
 from vtzoo.identity import CARD
+from vtzoo.lineage import check_images, record
 from vtzoo.live import extract, inject, installed, trainable
 from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
@@ -43,7 +44,7 @@ Watch = Callable[[Mapping[str, Any]], None]
 def train(
     *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
-    skip_bad: bool = False, watch: Watch | None = None, track: Sequence[str] = (),
+    skip_bad: bool = False, watch: Watch | None = None, track: Sequence[str] = (), awaited: Collection[str] = (),
 ) -> Trained:  # fmt: skip
     """Train a delta and its head on a frozen backbone and keep it in the zoo.
 
@@ -60,6 +61,7 @@ def train(
         skip_bad: leave out broken images.
         watch: is told each epoch's record: epoch, loss, lr, and top1 and val_loss where it was validated.
         track: trackers by accelerate's names ("tensorboard", "wandb" …) that get these records, too; a file of JSON lines always does.
+        awaited: digests of the training images that it must be; others are refused before anything is computed.
 
     Raises:
         Conflict: the name exists.
@@ -71,7 +73,8 @@ def train(
     """
     tracking.check(track)
     job = _prepare(
-        backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run
+        backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run,
+        awaited=awaited,
     )  # fmt: skip
     params = sum(p.numel() for p in trainable(job.model).values())
     _announce(job, params)
@@ -149,6 +152,7 @@ def _prepare(
     resume: bool,
     skip_bad: bool,
     dry_run: bool,
+    awaited: Collection[str],
 ) -> Job:
     """All that can be refused before a step is taken; in a dry run what searches takes the shortest of its searches."""
     zoo.check_free("deltas", name)
@@ -166,6 +170,7 @@ def _prepare(
     if test is None and not asked.validates:
         raise UsageError(f"no image of {data} is left to measure", "leave train_on and eval_on out")
     limited, val = chosen(images, val, asked)
+    check_images(awaited, (i.digest for i in (limited,)))
     val, test = val.limit(asked.eval_limit), test.limit(asked.eval_limit) if test else None
     weights = class_weights(asked.class_weights, limited)
     _check_batches(asked, len(limited))
@@ -334,13 +339,9 @@ def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | 
 
 
 def _delta(job: Job, metrics: Mapping[str, Any]) -> Delta:
-    lineage = {
-        "verb": "train",
-        "data": f"sha256:{job.train.digest}",
-        "images": len(job.train),
-        "seed": job.recipe.seed,
-        "versions": versions(),
-    } | ({} if job.spec == job.asked else {"composed_by": job.asked})
+    composed = {} if job.spec == job.asked else {"composed_by": job.asked}
+    seen = {"data": f"sha256:{job.train.digest}", "images": len(job.train), "seed": job.recipe.seed}
+    lineage = record("train", **seen, **composed)
     return extract(
         job.model,
         tasks=[job.task],
@@ -349,13 +350,6 @@ def _delta(job: Job, metrics: Mapping[str, Any]) -> Delta:
         recipe=facts_of(job.recipe),
         lineage=lineage,
     )
-
-
-def versions() -> dict[str, str]:
-    """What an artifact was made with."""
-    from importlib.metadata import version
-
-    return {p: version(p) for p in ("vtzoo", "torch", "timm")}
 
 
 def _keep(
@@ -375,7 +369,7 @@ def _keep(
         {
             "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
             "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": leading(test),
-            **cost, "peak_bytes": machine.peak_bytes(),
+            **cost, "peak_bytes": machine.peak_bytes(), "machine": machine.told(),
         },
     )  # fmt: skip
     return Trained(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vtzoo.files import sha256
 from vtzoo.interop import lycoris
+from vtzoo.lineage import record
 from vtzoo.results import Result
 from vtzoo.verbs.bring._keep import bare, keep
 from vtzoo.zoo import Zoo
@@ -28,5 +29,5 @@ def import_lycoris(*, file: Path, backbone: str, name: str, zoo: Zoo | None = No
     zoo.check_free("deltas", name)
     _, card, anatomy = bare(backbone, zoo)
     pieces = lycoris.load(file, anatomy)
-    lineage = {"verb": "import", "format": "lycoris", "parents": [f"sha256:{sha256(file)}"]}
+    lineage = record("import", [sha256(file)], format="lycoris")
     return keep(zoo, name, pieces, {}, card, task=None, classes=None, beside={}, lineage=lineage)

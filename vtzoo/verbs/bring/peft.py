@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vtzoo.files import sha256
 from vtzoo.interop import peft
+from vtzoo.lineage import record
 from vtzoo.results import Result
 from vtzoo.verbs.bring._keep import bare, check_beside, keep
 from vtzoo.zoo import Zoo
@@ -34,8 +35,7 @@ def import_peft(
     beside = peft.beside(folder)
     check_beside(beside, card)  # first: on another backbone its tensors find no place
     read = peft.load(folder, anatomy)
-    digest = f"sha256:{sha256(folder / peft.WEIGHTS)}"
-    lineage = {"verb": "import", "format": "peft", "peft_type": read.peft_type, "parents": [digest]}
+    lineage = record("import", [sha256(folder / peft.WEIGHTS)], format="peft", peft_type=read.peft_type)
     return keep(
         zoo, name, read.pieces, read.head, card, task=task, classes=classes, beside=beside, lineage=lineage,
     )  # fmt: skip

@@ -1,15 +1,14 @@
 """What exports share: whether there is place for them, where the model comes from (names, digests, licence, versions), its entry in the zoo."""
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import vtzoo
 from vtzoo.artifact import EXPORT, Artifact
 from vtzoo.errors import Conflict, NotFound, UsageError
 from vtzoo.files import check_writable
 from vtzoo.formats import beside
+from vtzoo.lineage import record, versions
 from vtzoo.onnx.convert import check_opset
 from vtzoo.onnx.run import require
 from vtzoo.refs import EXPORTS
@@ -69,7 +68,7 @@ def origin(
         "license": card.license,
         "precision": precision,
         "folded": folded,
-        "versions": {"vtzoo": vtzoo.__version__, **{p: version(p) for p in packages}},
+        "versions": versions(packages),
     }
 
 
@@ -83,6 +82,6 @@ def keep(
         {
             "kind": "export", "files": files, "size_bytes": sum(map(len, content.values())), "arch": arch,
             "tasks": list(tasks), "metrics": {"max_rel": report["max_rel"]},
-            "lineage": {"verb": "export", "parents": [f"sha256:{p}" for p in parents if p], "precision": report["precision"]},
+            "lineage": record("export", parents, precision=report["precision"]),
         },
     )  # fmt: skip

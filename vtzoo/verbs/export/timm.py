@@ -1,11 +1,11 @@
 """Copy a model out of the zoo as a plain timm folder."""
 
 from pathlib import Path
-from typing import Any
 
 from vtzoo.artifact import CONFIG, WEIGHTS, go_live, open_ref, write_folder
 from vtzoo.errors import UsageError
 from vtzoo.files import atomic_dir, sha256
+from vtzoo.lineage import record
 from vtzoo.results import Exported
 from vtzoo.zoo import Zoo
 
@@ -32,7 +32,7 @@ def export_timm(*, ref: str, out: Path, task: str | None = None, zoo: Zoo | None
     chosen = artifact.task(task)
     with atomic_dir(Path(out)) as folder:
         if several:
-            live, own = go_live(artifact, task), dict[str, Any](verb="export", parents=[f"sha256:{artifact.digest}"])
+            live, own = go_live(artifact, task), record("export", [artifact.digest])
             own["tasks"] = [chosen.name] if chosen else []
             write_folder(folder, live.model, live.card, chosen.classes if chosen else (), own)
         else:

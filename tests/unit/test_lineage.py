@@ -1,0 +1,162 @@
+"""Lineage as earlier versions, other hands and damaged files have it; and the graph made of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vtzoo.ancestry import ancestry
+from vtzoo.errors import Corrupt, Mismatch
+from vtzoo.facts import facts_of
+from vtzoo.files import safetensors_header
+from vtzoo.lineage import bare, check_images, images, of_entry, origin, parents, record
+from vtzoo.model_card import card
+from vtzoo.zoo import Zoo
+
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+
+
+def _delta(zoo: Zoo, name: str, lineage: Any, **facts: Any) -> str:
+    """A delta of one tensor that says this of itself; gives its digest."""
+    said = {
+        "schema": 1,
+        "method": "lora[rank=2]",
+        "tasks": [{"name": "pets", "classes": ["cat", "dog"]}],
+        "lineage": lineage,
+        **facts,
+    }
+    digest = zoo.add_object(safetensors_header([("a.lora.A", "F32", (2,))], {"vtzoo": json.dumps(said)}) + bytes(8))
+    zoo.put("deltas", name, {"digest": digest, "tasks": ["pets"]})
+    return digest
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Zoo:
+    """An empty one."""
+    return Zoo.init(tmp_path / "zoo")
+
+
+def test_digests_are_written_in_one_form() -> None:
+    """sha256:…, whatever form they had; what has no file is left out."""
+    made = record("merge", [A, f"sha256:{B}", ""], spec="linear")
+    assert made["parents"] == [f"sha256:{A}", f"sha256:{B}"]
+    assert parents(made) == [A, B]
+    assert set(made["versions"]) == {"vtzoo", "torch", "timm"}
+
+
+def test_earlier_forms_are_read() -> None:
+    """Digests without sha256:, a student's teachers and giver, and images where each verb has kept them."""
+    assert parents({"parents": [A]}) == [A]
+    assert parents({"teachers": [A, B], "student": {"giver": f"sha256:{C}"}}) == [A, B, C]
+    assert images({"data": f"sha256:{A}", "images": 5}) == [{"task": "", "data": A, "images": 5}]
+    one = {"task": "pets", "data": f"sha256:{A}", "images": 5}
+    for said in (
+        {"images": [one]},
+        {"lessons": [one]},
+        {"searched": {"images": [one]}},
+        {"images": [one], "heads_images": [one]},
+    ):
+        assert images(said) == [{"task": "pets", "data": A, "images": 5}]
+
+
+@pytest.mark.parametrize(
+    "lineage",
+    [
+        {},
+        {"parents": 5},
+        {"parents": [1, "../x", "sha256:zz", None]},
+        {"images": {"a": 1}, "data": 3},
+        {"lessons": ["x"], "student": []},
+    ],
+)
+def test_nonsense_is_unknown(zoo: Zoo, lineage: dict[str, Any]) -> None:
+    """A lineage of other shapes names no parents and no images; the graph is the artifact alone, and the card has no lineage."""
+    assert (parents(lineage), images(lineage)) == ([], [])
+    _delta(zoo, "pets/lora", lineage)
+    start = origin(zoo, "pets/lora")
+    assert list(ancestry(zoo, start, children=True).nodes) == ["deltas:pets/lora"]
+    assert "## Lineage" not in card(zoo, start)
+
+
+def test_nonsense_in_a_header(zoo: Zoo) -> None:
+    """Facts of other kinds than vtzoo writes are shown as what they are, or left out; nothing breaks on them."""
+    _delta(zoo, "odd", {"verb": 7}, tasks=5, method={"a": 1}, config=[1], recipe="x", metrics=[2], backbone="tiny")
+    start = origin(zoo, "odd")
+    assert list(ancestry(zoo, start, children=True).nodes) == ["deltas:odd", "backbone:tiny"]
+    assert facts_of(start)["task pets.is"] == "here"
+    assert card(zoo, start).startswith("# odd\n")
+
+
+def test_a_lineage_that_is_no_map(zoo: Zoo) -> None:
+    """It says nothing, too."""
+    _delta(zoo, "pets/lora", "made by hand")
+    assert of_entry(zoo, zoo.resolve("pets/lora")).lineage == {}
+
+
+def test_what_is_no_digest_names_nothing() -> None:
+    """Only 64 hex digits do."""
+    assert [bare(d) for d in (A, f"sha256:{A}", A[:-1], A.upper(), "", None, 7)] == [A, A, "", "", "", "", ""]
+
+
+def test_links_in_a_circle_end(zoo: Zoo) -> None:
+    """An index can't make log run for ever: entries that claim to be made from each other, or from themselves, are told once each."""
+    files = {n: zoo.add_object(n.encode()) for n in ("one", "two")}
+    for name, parents_too in (("one", ["two"]), ("two", ["one", "two"])):
+        lineage = {"verb": "fold", "parents": [files[p] for p in parents_too]}
+        zoo.put("models", name, {"kind": "folded", "files": {"model.safetensors": files[name]}, "lineage": lineage})
+    graph = ancestry(zoo, origin(zoo, "one"), children=True)
+    assert sorted(graph.nodes) == ["models:one", "models:two"]
+    assert sorted((e["from"], e["to"]) for e in graph.edges) == [
+        ("models:one", "models:two"),
+        ("models:two", "models:one"),
+    ]
+    assert "## Lineage" in card(zoo, origin(zoo, "one"))
+
+
+def test_a_damaged_parent_is_told_and_the_root_refused(zoo: Zoo) -> None:
+    """Of a parent whose file is no longer sound its name is left and the reason; asked for itself it is refused."""
+    digest = _delta(zoo, "pets/lora", {"verb": "train", "data": f"sha256:{A}"})
+    _delta(zoo, "both", {"verb": "merge", "parents": [digest]})
+    path = zoo.object(digest)
+    path.chmod(0o644)
+    path.write_bytes(b"not a tensor")
+    found = ancestry(zoo, origin(zoo, "both"), children=True).nodes["deltas:pets/lora"]
+    assert "no sound safetensors file" in found["problem"]
+    with pytest.raises(Corrupt):
+        origin(zoo, "pets/lora")
+
+
+def test_a_backbone_of_the_catalogue(zoo: Zoo) -> None:
+    """A parent may live in the catalogue: by its name while nobody here has seen its weights."""
+    backbone = {"name": "tf_efficientnet_lite0", "fingerprint": f"sha256:{C}"}
+    _delta(zoo, "pets/lora", {"verb": "train"}, backbone=backbone)
+    nodes = ancestry(zoo, origin(zoo, "pets/lora")).nodes
+    known = next(e for e in zoo.entries("backbones") if e.name == backbone["name"])
+    seen = "backbones:tf_efficientnet_lite0" if not known.facts.get("fingerprint") else f"backbone:{C}"
+    assert list(nodes) == ["deltas:pets/lora", seen]
+
+
+def test_other_images_are_refused() -> None:
+    """None awaited means any; else each must be one of them."""
+    check_images((), [A])
+    check_images([A, B], [B])
+    with pytest.raises(Mismatch, match="these images are sha256:cccccccccccc…, it was made from sha256:aaaaaaaaaaaa"):
+        check_images([A], [A, C])
+
+
+def test_a_card_of_hostile_names(zoo: Zoo) -> None:
+    """Texts of a file that someone else made can't leave their line, their code or their table."""
+    bad = 'pets"); import os\n```\n# Owned | <script>'
+    digest = _delta(
+        zoo,
+        "pets/lora",
+        {"verb": "train", "data": f"sha256:{A}"},
+        tasks=[{"name": bad, "classes": ["a\n# b", "c"], "input_size": [3, 8, 8]}, {"name": "two", "classes": []}],
+    )
+    zoo.put("deltas", "pets/lora", {"digest": digest, "tasks": [bad, "two"]}, replace=True)
+    text = card(zoo, origin(zoo, "pets/lora"))
+    assert "\n# Owned" not in text
+    assert "<script>" not in text
+    assert 'task="pets\\"); import os' in text
+    assert text.count("```") % 2 == 0
