@@ -42,7 +42,7 @@ _VERBS = (
     demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
-_ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."
+_ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color --offline (vtzoo --help)."
 
 
 def _block(title: str, *lines: str) -> str:

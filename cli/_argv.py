@@ -15,6 +15,7 @@ GLOBALS = {
     "--json": "Print one JSON document on stdout.",
     "--quiet": "No talk and no progress on stderr.",
     "--no-color": "No colours (so does the variable NO_COLOR).",
+    "--offline": "Fetch nothing from the network (so does the variable VTZOO_OFFLINE).",
     "--version": "Print the version and stop.",
 }
 

@@ -10,6 +10,7 @@ from timm.layers.drop import DropPath
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 
+from vtzoo import hub
 from vtzoo.anatomy import head_names
 from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
@@ -84,7 +85,7 @@ def build_card(
     weights: Path | None = None,
     **model_args: Any,
 ) -> nn.Module:
-    """Build what a card describes; the card, with its fingerprint, stays on the model.
+    """Build what a card describes; the card, with its fingerprint, stays on the model. A branch of the hub becomes the commit that was fetched.
 
     Args:
         card: of it.
@@ -98,6 +99,8 @@ def build_card(
     """
     overlay: dict[str, Any] = {}
     path = weights or (checked_path(card, zoo) if pretrained else None)
+    if path is not None and weights is None:
+        card = replace(card, source=hub.pinned(card.source, path))
     args = {"num_classes": 0, **card.model_args, **model_args}
     if path is not None:
         stored = dict(TensorFile(path))
