@@ -101,6 +101,13 @@ def _input_size(text: str | None) -> tuple[int, int, int] | None:
 
 
 COMMANDS = (
-    ("backbone", backbone, ("vtzoo add backbone my-vit --arch vit_tiny_patch16_224 --weights vit.safetensors", "vtzoo add backbone dino --from hf-hub:timm/vit_small_patch14_dinov2.lvd142m")),
+    (
+        "backbone",
+        backbone,
+        (
+            "vtzoo add backbone my-vit --arch vit_tiny_patch16_224 --weights vit.safetensors",
+            "vtzoo add backbone dino --from hf-hub:timm/vit_small_patch14_dinov2.lvd142m",
+        ),
+    ),
     ("delta", delta, ("vtzoo add delta pets/full --backbone my-vit --weights pets.safetensors --classes pets.txt",)),
 )

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 PART_BYTES = 1 << 20
@@ -35,10 +37,12 @@ class Blob:
 
     @property
     def sha256(self) -> str:
+        """What Git LFS calls it by."""
         return hashlib.sha256(self.data).hexdigest()
 
     @property
     def oid(self) -> str:
+        """What git calls it by."""
         return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
 
 
@@ -106,10 +110,12 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
+        """What HF_ENDPOINT is to be."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
     def storage(self) -> str:
+        """The other origin, where large files are."""
         return f"http://localhost:{self.server_port}"
 
     def add(self, repo: str, files: Mapping[str, bytes], branch: str = "main") -> str:
@@ -144,6 +150,19 @@ def serving() -> Iterator[Hub]:
         thread.join()
 
 
+def use(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Point the hub's library in this process at a server, with a cache of its own; it read its variables when it was loaded."""
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_OFFLINE", "VTZOO_OFFLINE", "HF_TOKEN"):
+        patch.delenv(name, raising=False)
+    patch.setattr(constants, "ENDPOINT", hub.endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Hub
@@ -166,9 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(data, bytes):
             self._file(data, answer)
         else:
-            self._answer(int(answer.pop("status", 200)), json.dumps(data).encode(), {"Content-Type": "application/json", **answer})
+            self._answer(
+                int(answer.pop("status", 200)),
+                json.dumps(data).encode(),
+                {"Content-Type": "application/json", **answer},
+            )
 
-    do_GET = do_HEAD = do_POST = do_PUT = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - the base's names
 
     def _route(self, path: str) -> tuple[dict[str, Any], Any]:
         for method, pattern, act in _ROUTES:
@@ -286,7 +309,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "path": f["path"],
                 "uploadMode": "lfs" if _is_large(f["path"], base64.b64decode(f["sample"]), f["size"]) else "regular",
                 "shouldIgnore": False,
-                "oid": (tree[f["path"]].sha256 if tree[f["path"]].lfs else tree[f["path"]].oid) if f["path"] in tree else None,
+                "oid": (tree[f["path"]].sha256 if tree[f["path"]].lfs else tree[f["path"]].oid)
+                if f["path"] in tree
+                else None,
             }
             for f in json.loads(self.body)["files"]
         ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from vtzoo import files, machine, talk
 from vtzoo.errors import Corrupt, Mismatch, Network, NotFound, Resources, UsageError, VtzooError
+from vtzoo.patience import Dropped
 from vtzoo.refs import shown
 
 SOURCE = "hf-hub:"
@@ -81,6 +82,7 @@ def fetch(source: str, file: str, digest: str = "") -> Path:
         if (there := _kept(repo, file, told.commit_hash)) is not None:
             return _known(there, digest, source)
         return _fetched(repo, file, revision, told, digest)
+
 
 def licence(source: str) -> str:
     """What a repository's own card says of its licence; "" where it says nothing, or there is no connection to ask.
@@ -191,7 +193,7 @@ def _refusal(error: Exception, repo: str, revision: str) -> VtzooError | None:
         (errors.GatedRepoError, lambda: Network(f"{repo} is gated: its owner must let you in", f"ask on its page, then {_LOGIN}")),
         (errors.RepositoryNotFoundError, lambda: NotFound(f"the hub shows no repository {repo}", f"check the name; for a private one {_LOGIN}")),
         (errors.RevisionNotFoundError, lambda: NotFound(f"{repo} has no revision {shown(revision or MAIN)}", "name a branch, a tag or a commit")),
-        (errors.LocalEntryNotFoundError, lambda: Network(f"{where} could not be fetched from the hub: {_why(error)}", f"connect and repeat, or {_AWAY}")),
+        (errors.LocalEntryNotFoundError, lambda: Dropped(f"{where} could not be fetched from the hub: {_why(error)}", f"connect and repeat, or {_AWAY}")),
         (errors.EntryNotFoundError, lambda: NotFound(f"{where} has no such file: {_file(error)}", "is it a timm model, with model.safetensors?")),
         (errors.HfHubHTTPError, lambda: _answered(error, where)),
     )  # fmt: skip
@@ -199,7 +201,7 @@ def _refusal(error: Exception, repo: str, revision: str) -> VtzooError | None:
         if isinstance(error, kind):
             return refusal()
     if _unreachable(error) or (isinstance(error, OSError) and error.errno is None):
-        return Network(f"{where} could not be fetched from the hub: {_why(error)}", "connect and repeat the command")
+        return Dropped(f"{where} could not be fetched from the hub: {_why(error)}", "connect and repeat the command")
     return None
 
 
@@ -209,7 +211,7 @@ def _answered(error: Any, where: str) -> VtzooError:
     if status in (401, 403):
         return Network(f"the hub does not let you at {where} ({status}): {_why(error)}", _LOGIN)
     if status == 429 or status >= 500:
-        return Network(f"the hub can't serve {where} now ({status})", "repeat the command in a while")
+        return Dropped(f"the hub can't serve {where} now ({status})", "repeat the command in a while")
     return Network(f"the hub refused {where} ({status}): {_why(error)}", "repeat, or look at its page")
 
 

@@ -4,6 +4,7 @@ Keys and their values are those of https://github.com/huggingface/hub-docs/blob/
 written by the hub's own library.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ _METRICS = {"top1": "accuracy", "map": "mAP", "f1": "f1"}
 """Metrics that tell how good a classifier is, with their names on the hub."""
 
 _SPLITS = ("test", "val", "train")
+_BEGIN, _END = "<!-- vtzoo: what stands between these two lines is written at each push -->", "<!-- vtzoo: end -->"
+_OURS = ("library_name", "base_model", "metrics", "model-index")
 _LICENCES = frozenset({
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc", "cc-by-2.0",
     "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
@@ -120,3 +123,65 @@ def _licence(entries: Iterable[Entry]) -> dict[str, str]:
     if len(found) == 1 and found <= _LICENCES:
         return {"license": found.pop()}
     return {"license": "other", "license_name": AND.join(sorted(found))} if found else {}
+
+
+def readme(old: str, repo: str, entries: Sequence[Entry]) -> str:
+    """A repository's README: its table of entries and front matter made anew, the text and keys of people left as they are.
+
+    Args:
+        old: what stands there; "" for nothing.
+        repo: org/name.
+        entries: all that the repository holds.
+    """
+    head, text = _taken_apart(old)
+    facts = {**front_matter(entries), **{k: v for k, v in head.items() if k not in _OURS}}
+    facts["tags"] = list(dict.fromkeys([*(head.get("tags") or ()), *front_matter(entries)["tags"]]))
+    if "license" in head and "license_name" not in head:
+        facts.pop("license_name", None)
+    before, begun, rest = text.partition(_BEGIN)
+    after = rest.partition(_END)[2] if begun else ""
+    title = before if begun or before.strip() else f"# {repo}\n\n"
+    return with_front(
+        facts, f"{title.rstrip()}\n\n{_BEGIN}\n{_shelf(repo, entries)}\n{_END}{after or chr(10)}".lstrip()
+    )
+
+
+def _taken_apart(text: str) -> tuple[dict[str, Any], str]:
+    """Front matter and the rest; what can't be read as front matter is text."""
+    import yaml
+
+    found = re.match(r"---\r?\n(.*?)\r?\n---\r?\n?", text, re.DOTALL)
+    if found is None:
+        return {}, text
+    try:
+        head = yaml.safe_load(found[1])
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}, text
+    return (cast("dict[str, Any]", head), text[found.end() :]) if isinstance(head, dict) else ({}, text)
+
+
+def _shelf(repo: str, entries: Sequence[Entry]) -> str:
+    """What is there, and how to have it."""
+    rows = [_row(e) for e in entries if e.section != "backbones"] or [_row(e) for e in entries]
+    first = next((e.name for e in entries if e.section != "backbones"), "NAME")
+    lines = [
+        "A zoo of vtzoo: small deltas on frozen backbones, and models made of them.",
+        "",
+        "| entry | kind | backbone | tasks | top-1 |",
+        "| --- | --- | --- | --- | ---: |",
+        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows),
+        "",
+        "```console",
+        f"$ vtzoo pull {first} hf://{repo}",
+        f"$ vtzoo predict {first} photo.jpg",
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    facts = entry.facts
+    top1 = [v for _, _, name, v in measured(facts.get("metrics") or {}, _tasks(entry)) if name == "top1"]
+    shown = f"{sum(top1) / len(top1):.1%}" if top1 else ""
+    kind = facts.get("method") or facts.get("kind") or entry.section[:-1]
+    return entry.name, str(kind), str(facts.get("backbone") or facts.get("arch") or ""), ", ".join(_tasks(entry)), shown

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtzoo.anatomy import Site, head_names, survey
 from vtzoo import hub
+from vtzoo.anatomy import Site, head_names, survey
 from vtzoo.artifact import CONFIG, WEIGHTS, described, resolved_card
 from vtzoo.backbone import build_card, create, timm_card
 from vtzoo.delta import HEAD, Delta, Part
@@ -68,7 +68,7 @@ def add_hub_backbone(*, name: str, source: str, license: str = "", zoo: Zoo | No
 
     Args:
         name: what to call it.
-        source: `hf-hub:org/name[@revision]`.
+        source: `org/name[@revision]`, with `hf-hub:` before it or not.
         license: SPDX name; the repository's own unless given.
         zoo: where to keep it.
 
@@ -80,6 +80,7 @@ def add_hub_backbone(*, name: str, source: str, license: str = "", zoo: Zoo | No
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
+    source = hub.SOURCE + source.removeprefix(hub.SOURCE)
     config = hub.fetch(source, CONFIG)
     source = hub.pinned(source, config)
     try:
@@ -112,7 +113,6 @@ def _looked_at(card: BackboneCard, weights: Path) -> BackboneCard:
 
 def _put(zoo: Zoo, card: BackboneCard, digest: str, weights: Path) -> None:
     zoo.put("backbones", card.name, {**card.json(), "digest": digest, "size_bytes": weights.stat().st_size})
-
 
 
 def add_delta(
