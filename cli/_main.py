@@ -72,8 +72,8 @@ def _run(words: list[str]) -> int:
     _render.setup(quiet="--quiet" in said.flags or not machine.first(), color="--no-color" not in said.flags)
     if "--offline" in said.flags:
         os.environ.update(dict.fromkeys(machine.OFFLINE, "1"))
-    if "--quiet" in said.flags:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the hub's library is loaded
+    if "--quiet" in said.flags or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the hub's library is loaded
     if "--version" in said.flags:
         return _version(said)
     from ._app import build

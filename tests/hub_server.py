@@ -79,9 +79,10 @@ class Seen:
 class Refused(Exception):
     """An answer of the hub that is an error."""
 
-    def __init__(self, status: int, code: str = "", message: str = "", **headers: str) -> None:
+    def __init__(self, status: int, code: str = "", message: str = "", url: str = "", **headers: str) -> None:
         super().__init__(message)
         self.status = status
+        self.body: dict[str, Any] = {"error": message, "url": url}
         self.headers = {k.replace("_", "-"): v for k, v in headers.items()}
         self.headers |= ({"X-Error-Code": code} if code else {}) | ({"X-Error-Message": message} if message else {})
 
@@ -171,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def _serve(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self._received()
         path = unquote(urlsplit(self.path).path)
         if "/commit/" in path and (rival := self.server.before_commit):
             self.server.before_commit = None
@@ -180,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 answer, data = self._route(path)
         except Refused as refusal:
-            self._answer(refusal.status, json.dumps({"error": str(refusal)}).encode(), refusal.headers)
+            self._answer(refusal.status, json.dumps(refusal.body).encode(), refusal.headers)
             return
         if isinstance(data, bytes):
             self._file(data, answer)
@@ -193,6 +194,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - the base's names
 
+    def _received(self) -> bytes:
+        """The body, also one sent in chunks, as parts of uploads are."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
     def _route(self, path: str) -> tuple[dict[str, Any], Any]:
         for method, pattern, act in _ROUTES:
             if self.command in method.split() and (found := re.fullmatch(pattern, path)):
@@ -201,9 +213,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, data: bytes, headers: dict[str, Any]) -> None:
         """Send a file or the range of it that was asked for."""
+        status = int(headers.pop("status", 200))
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if not asked:
-            self._answer(int(headers.pop("status", 200)), data, {"Accept-Ranges": "bytes", **headers})
+        if status != 200 or not asked:
+            self._answer(status, data, {"Accept-Ranges": "bytes", **headers})
             return
         start, end = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
         if start >= len(data):
@@ -288,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
         said = json.loads(self.body)
         name = f"{said['organization']}/{said['name']}"
         if name in self.server.repos:
-            raise Refused(409, message="You already created this model repo")
+            raise Refused(409, message="You already created this model repo", url=f"{self.server.endpoint}/{name}")
         self.server.add(name, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
         return {}, {"url": f"{self.server.endpoint}/{name}", "name": name, "id": name}
 

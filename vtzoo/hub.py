@@ -109,7 +109,8 @@ def explained(repo: str, revision: str = "") -> Generator[None, None, None]:
     except VtzooError:
         raise
     except Exception as error:
-        refusal = _refusal(error, repo, revision)
+        inner = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
+        refusal = _refusal(inner, repo, revision)  # of an upload the library tells the reason only as the cause
         if refusal is None:
             raise
         raise refusal from error
