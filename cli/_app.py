@@ -23,12 +23,15 @@ from . import (
     methods,
     mv,
     predict,
+    pull,
+    push,
     report,
     rm,
     sensitivity,
     show,
     suggest,
     sweep,
+    sync,
     train,
 )
 from ._argv import GLOBALS
@@ -39,10 +42,10 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, push, pull, sync, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
-_ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color --offline (vtzoo --help)."
+_ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."
 
 
 def _block(title: str, *lines: str) -> str:

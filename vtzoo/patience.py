@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,9 +21,9 @@ class Patience:
 
     Attributes:
         tries: how often in a row something may fail.
-        pause_s: before the second try; doubled before each further one, up to `longest_s`, times a draw from [0.5, 1].
+        pause_s: before the second try; doubled before each further one up to `longest_s`, times a draw from [0.5, 1].
         stall_s: how long a connection may be silent.
-        least_bytes_s: what it must bring in a second, seen over `stall_s`.
+        least_bytes_s: what it must bring in a second, on average over `stall_s`.
     """
 
     tries: int = 5
@@ -36,19 +36,34 @@ class Patience:
         """Wait after so many failures in a row."""
         time.sleep(min(self.pause_s * 2 ** (failures - 1), self.longest_s) * random.uniform(0.5, 1))
 
+    def watched(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass pieces on, as long as they come fast enough.
+
+        Raises:
+            Dropped: they drip.
+        """
+        since, came = time.monotonic(), 0
+        for piece in pieces:
+            yield piece
+            came += len(piece)
+            if (took := time.monotonic() - since) > self.stall_s:
+                if came < self.least_bytes_s * took:
+                    raise Dropped(f"only {came} bytes came in {took:.0f} s", "try again later")
+                since, came = time.monotonic(), 0
+
 
 PATIENCE = Patience()
 
 
-def patiently(act: Callable[[], T], patience: Patience = PATIENCE) -> T:
+def patiently(act: Callable[[], T]) -> T:
     """Do something until it works; what is not a dropped connection passes through.
 
     Raises:
-        Network: it failed too often; the message has the last reason.
+        Dropped: it failed too often; the message has the last reason.
     """
-    for failures in range(1, patience.tries):
+    for failures in range(1, PATIENCE.tries):
         try:
             return act()
         except Dropped:
-            patience.pause(failures)
+            PATIENCE.pause(failures)
     return act()

@@ -1,26 +1,42 @@
 """hf://org/name as a remote, from a server on loopback that speaks the hub's API: what a repository holds, what goes over the wire."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 import yaml
 from huggingface_hub import ModelCard, hf_hub_download
+from PIL import Image
+from safetensors.torch import save_file
 
 from tests.hub_server import PART_BYTES, Hub
+from vtzoo import patience
 from vtzoo.catalogue import INDEX, Index
 from vtzoo.errors import Network, NotFound, UsageError
 from vtzoo.files import sha256_bytes
 from vtzoo.remotes import object_path, open_remote
-from vtzoo.remotes.hub import Repository
+from vtzoo.remotes.hub import Repository, connect
+from vtzoo.sharing import pull, push
+from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.predict import predict
+from vtzoo.verbs.train import train
+from vtzoo.zoo import Zoo
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the hub's library, of its own uploads
-REPO = "lab/zoo"
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Use 'content=:DeprecationWarning"
+)  # the hub's library, of its own uploads
+REPO, REF = "lab/zoo", "fashion/lora"
 URL = f"hf://{REPO}"
+HEADER_BYTES = 20_000
 LARGE = bytes(range(256)) * 9000  # more than two parts of an upload
 SMALL = b'{"architecture": "test_vit"}'
 
@@ -136,7 +152,9 @@ def test_a_pinned_revision_is_read_only(hub: Hub, tmp_path: Path) -> None:
         pinned.publish(index, token)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 10), (5, 300_000), (len(LARGE) - 7, len(LARGE)), (len(LARGE) - 7, 10**9)])
+@pytest.mark.parametrize(
+    ("start", "end"), [(0, 10), (5, 300_000), (len(LARGE) - 7, len(LARGE)), (len(LARGE) - 7, 10**9)]
+)
 def test_a_range_moves_only_itself(hub: Hub, tmp_path: Path, start: int, end: int) -> None:
     """What is fetched later spares what came before."""
     _, digest = _pushed(tmp_path)
@@ -148,26 +166,21 @@ def test_a_range_moves_only_itself(hub: Hub, tmp_path: Path, start: int, end: in
 
 
 def test_a_stream_that_breaks_is_worth_another_try(hub: Hub, tmp_path: Path) -> None:
-    """A cut connection gives what came, then a network's failure."""
-    from vtzoo.patience import Dropped
-
+    """A cut connection gives all that came, then a network's failure."""
     _, digest = _pushed(tmp_path)
     remote = _remote()
     remote.index()
-    hub.fault = lambda data: data[: len(data) // 2]
-    came = b""
-    with pytest.raises(Dropped):
-        for piece in remote.stream(digest, 0, len(LARGE)):
-            came += piece
-    assert LARGE.startswith(came)
+    hub.fault = lambda data: data[:700_000]
+    came: list[bytes] = []
+    with pytest.raises(patience.Dropped):
+        came.extend(remote.stream(digest, 0, len(LARGE)))
+    assert b"".join(came) == LARGE[:700_000]
 
 
 @pytest.mark.parametrize("url", ["hf://lab", "hf://lab/../x", "hf://lab/zoo/deep", "hf://lab/zoo@../x"])
 def test_what_names_no_repository(url: str) -> None:
     """A URL that could mean another place is refused before anything is asked."""
     with pytest.raises(UsageError, match="names no repository"):
-        from vtzoo.remotes.hub import connect
-
         connect(url)
 
 
@@ -243,3 +256,90 @@ def test_a_repository_without_an_index_is_an_empty_zoo(hub: Hub, tmp_path: Path)
     assert token == hub.repos[REPO].refs["main"]
     _pushed(tmp_path)
     assert "notes.txt" in hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """A zoo with a tiny ViT and a delta trained on it."""
+    root = tmp_path_factory.mktemp("trained")
+    made = Zoo.init(root / "zoo")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), root / "tiny.safetensors")
+    add_backbone(name="tiny", arch="test_vit", weights=root / "tiny.safetensors", license="mit", zoo=made)
+    recipe = {"epochs": 1, "limit": 20, "batch_size": 10, "eval_limit": 10}
+    train(backbone="tiny", data="vtzoo:fashion", method="lora[rank=2]", name=REF, zoo=made, recipe=recipe)
+    return made
+
+
+def _run(hub: Hub, cache: Path, *words: str) -> dict[str, Any]:
+    """A command line as a process of its own, which knows the hub by its variables only."""
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "VTZOO_OFFLINE")}
+    env |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_x"}
+    line = [sys.executable, "-m", "vtzoo_cli", "--json", *words]
+    ran = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_there_and_back_again(hub: Hub, trained: Zoo, tmp_path: Path) -> None:
+    """A delta and its backbone are pushed, the zoo is deleted, and what is pulled into a new one predicts the same."""
+    hub.token = "hf_x"
+    zoo = Zoo(shutil.copytree(trained.root, tmp_path / "zoo"))
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 30), "teal").save(image)
+    before = predict(ref=REF, images=[image], zoo=zoo).predictions
+    sizes = [zoo.object(zoo.resolve(name).digest).stat().st_size for name in ("tiny", REF)]
+    cache = tmp_path / "cache"
+    pushed = _run(hub, cache, "--zoo", str(zoo.root), "push", REF, URL)
+    assert pushed["moved_bytes"] == sum(sizes)
+    assert [len(hub.asked("/commit/")), hub.moved("/lfs/") > sum(sizes)] == [1, True]
+    shutil.rmtree(zoo.root)
+    seen = len(hub.seen)
+    new = Zoo.init(tmp_path / "new")
+    pulled = _run(hub, cache, "--zoo", str(new.root), "pull", REF, URL)
+    assert pulled["moved_bytes"] == sum(sizes)
+    came = sum(s.sent for s in hub.seen[seen:] if "/cdn/" in s.path)
+    assert 0 <= came - sum(sizes) < HEADER_BYTES  # which backbone it stands on is read of the delta's header first
+    assert {s.path.split("/resolve/")[1].split("/")[0] for s in hub.seen[seen:] if "/resolve/" in s.path} == {
+        hub.repos[REPO].refs["main"]
+    }
+    assert predict(ref=REF, images=[image], zoo=new).predictions == before
+    card = ModelCard(hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]["README.md"].data.decode())
+    assert (card.data.license, card.data.eval_results[0].dataset_name) == ("mit", "fashion")
+
+
+def test_a_push_that_was_outrun_is_made_again(hub: Hub, trained: Zoo, tmp_path: Path) -> None:
+    """Two zoos push to one repository at once: the slower reads again, and sends no object twice."""
+    zoo = Zoo(shutil.copytree(trained.root, tmp_path / "zoo"))
+    push(["tiny"], URL, zoo=zoo)
+    hub.before_commit = lambda: _pushed(tmp_path, "rival") and None
+    sent = hub.moved("/lfs/")
+    made = push([REF], URL, zoo=zoo)
+    assert [i.action for i in made.entries if i.ref == REF] == ["push"]
+    assert [s.status for s in hub.seen if "/commit/" in s.path] == [200, 200, 412, 200]
+    index, _ = _remote().index()
+    assert set(index.sections["deltas"]) == {"rival", REF}
+    size = zoo.resolve(REF).facts["size_bytes"]
+    assert sum(s.received for s in hub.seen if "/lfs/" in s.path and s.method == "PUT") < sent + 2 * size + len(LARGE)
+
+
+def test_a_pull_goes_on_where_it_was_cut(
+    hub: Hub, trained: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer ends half-way: every try fetches only what is missing yet."""
+    monkeypatch.setattr(patience, "PATIENCE", replace(patience.PATIENCE, pause_s=0.0))
+    push([REF], URL, zoo=Zoo(trained.root))
+    new = Zoo.init(tmp_path / "new")
+    hub.fault = lambda data: data[: max(len(data) // 2, 20_000)]
+    moved = hub.moved("/cdn/")
+    made = pull([REF], URL, zoo=new)
+    assert made.moved_bytes == sum(e.facts["size_bytes"] for e in new.entries() if not e.builtin)
+    assert 0 <= hub.moved("/cdn/") - moved - made.moved_bytes < HEADER_BYTES
+    assert len(hub.asked("/cdn/")) > 4
+
+
+def test_pull_of_what_is_not_there(hub: Hub, tmp_path: Path, said: list[str]) -> None:
+    """No repository, or none of that name: not found, and it is told that the hub shows none."""
+    with pytest.raises(NotFound):
+        pull(["x"], URL, zoo=Zoo.init(tmp_path / "new"))
+    assert f"the hub shows no repository {REPO}" in said[0]

@@ -5,7 +5,6 @@
 One module of this package for each kind; each has `connect(url) -> Remote`, which opens no connection yet.
 """
 
-import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +13,10 @@ from urllib.parse import urlsplit
 
 from vtzoo.catalogue import Index, parse
 from vtzoo.errors import Corrupt, Network, UsageError, did_you_mean
+from vtzoo.machine import OFFLINE, offline
 from vtzoo.refs import check_digest
 
 INDEX_LIMIT_BYTES = 64_000_000
-OFFLINE = ("VTZOO_OFFLINE", "HF_HUB_OFFLINE")
 _KINDS = {
     "file": "folder",
     "gcs": "bucket",
@@ -29,7 +28,6 @@ _KINDS = {
     "sftp": "bucket",
     "ssh": "bucket",
 }
-_ON = frozenset({"1", "on", "true", "yes"})
 
 
 class Remote(Protocol):
@@ -83,11 +81,6 @@ def open_remote(url: str) -> Remote:
     if scheme != "file" and offline():
         raise Network(f"offline: {shown(url)} is not asked", f"leave --offline out, or unset {' and '.join(OFFLINE)}")
     return cast("Remote", import_module(f"vtzoo.remotes.{_KINDS[scheme]}").connect(url))
-
-
-def offline() -> bool:
-    """Whether the environment (or `--offline`, which sets it) forbids to use the network."""
-    return any(os.environ.get(name, "").lower() in _ON for name in OFFLINE)
 
 
 def is_folder(url: str) -> bool:

@@ -19,7 +19,6 @@ from vtzoo.remotes import INDEX_LIMIT_BYTES, object_path, parsed
 SCHEME = "hf://"
 README = "README.md"
 _README_LIMIT_BYTES = 1 << 20
-_PIECE_BYTES = 1 << 20
 _OUTRUN = frozenset({409, 412})
 """What the hub answers when the branch has another head than the parent that a commit names, or is being written."""
 
@@ -146,6 +145,9 @@ class Repository:
             except RepositoryNotFoundError as error:
                 if isinstance(error, GatedRepoError):
                     raise
+                talk.say(
+                    f"the hub shows no repository {self._repo}; a private one takes a token (HF_TOKEN, hf auth login)"
+                )
                 return ""
         return info.sha or ""
 
@@ -189,7 +191,7 @@ class Repository:
         with self._explained(), get_session().stream("GET", url, headers=headers, timeout=wait_s) as answer:
             hf_raise_for_status(answer)
             at = start if answer.status_code == 206 else 0
-            for piece in answer.iter_bytes(_PIECE_BYTES):
+            for piece in answer.iter_bytes():  # as they come: collecting larger ones would lose them when it breaks
                 if wanted := piece[max(0, start - at) : max(0, end - at)]:
                     yield wanted
                 at += len(piece)
