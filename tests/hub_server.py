@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,46 +21,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 
+from tests.hub_repos import Blob, Refused, Repo, changed, is_large, told
+
 PART_BYTES = 1 << 20
 """LFS uploads above this size are asked for in parts."""
 
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
-_LARGE_BYTES = 10_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A file's content; `lfs` as the hub keeps what is large or binary."""
-
-    data: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        """What Git LFS calls it by."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def oid(self) -> str:
-        """What git calls it by."""
-        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
-
-
-@dataclass(slots=True)
-class Repo:
-    """Commits by id, each a whole tree; branches and tags by name."""
-
-    commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-    gated: bool = False
-
-    def commit(self, tree: Mapping[str, Blob], branch: str = "main") -> str:
-        """Put a tree on top of a branch."""
-        told = [branch, self.refs.get(branch, ""), len(self.commits), sorted((p, b.oid) for p, b in tree.items())]
-        oid = hashlib.sha1(json.dumps(told).encode()).hexdigest()
-        self.commits[oid] = dict(tree)
-        self.refs[branch] = oid
-        return oid
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +40,6 @@ class Seen:
     sent: int
     host: str
     authorization: str
-
-
-class Refused(Exception):
-    """An answer of the hub that is an error."""
-
-    def __init__(self, status: int, code: str = "", message: str = "", url: str = "", **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body: dict[str, Any] = {"error": message, "url": url}
-        self.headers = {k.replace("_", "-"): v for k, v in headers.items()}
-        self.headers |= ({"X-Error-Code": code} if code else {}) | ({"X-Error-Message": message} if message else {})
 
 
 class Hub(ThreadingHTTPServer):
@@ -123,7 +78,7 @@ class Hub(ThreadingHTTPServer):
         """Commit files over those that are there; gives the commit."""
         mine = self.repos.setdefault(repo, Repo())
         tree = dict(mine.commits.get(mine.refs.get(branch, ""), {}))
-        return mine.commit(tree | {p: Blob(d, _is_large(p, d[:512], len(d))) for p, d in files.items()}, branch)
+        return mine.commit(tree | {p: Blob(d, is_large(p, d[:512], len(d))) for p, d in files.items()}, branch)
 
     def moved(self, part: str = "") -> int:
         """Bytes of bodies that went either way in requests whose path has this in it."""
@@ -283,12 +238,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Of the paths that were asked for, those that are there."""
         _, tree = self._tree(repo, revision)
         asked = parse_qs(self.body.decode()).get("paths", [])
-        return {}, [_told(p, tree[p]) for p in asked if p in tree]
+        return {}, [told(p, tree[p]) for p in asked if p in tree]
 
     def tree(self, repo: str, revision: str, folder: str | None = None) -> tuple[dict[str, Any], Any]:
         """Every file below a folder."""
         _, tree = self._tree(repo, revision)
-        return {}, [_told(p, b) for p, b in sorted(tree.items()) if p.startswith(f"{folder}/" if folder else "")]
+        return {}, [told(p, b) for p, b in sorted(tree.items()) if p.startswith(f"{folder}/" if folder else "")]
 
     # ------------------------------------------------------------------------------------------------------- writing
     def _may_write(self) -> None:
@@ -320,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = [
             {
                 "path": f["path"],
-                "uploadMode": "lfs" if _is_large(f["path"], base64.b64decode(f["sample"]), f["size"]) else "regular",
+                "uploadMode": "lfs" if is_large(f["path"], base64.b64decode(f["sample"]), f["size"]) else "regular",
                 "shouldIgnore": False,
                 "oid": (tree[f["path"]].sha256 if tree[f["path"]].lfs else tree[f["path"]].oid)
                 if f["path"] in tree
@@ -378,35 +333,8 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in self.body.splitlines()]
         if lines[0]["value"].get("parentCommit", oid) != oid:
             raise Refused(412, message="A commit has happened since. Please refresh and try again.")
-        made = mine.commit(_changed(tree, lines[1:], self.server.lfs), revision)
+        made = mine.commit(changed(tree, lines[1:], self.server.lfs), revision)
         return {}, {"success": True, "commitOid": made, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{made}"}
-
-
-def _changed(tree: Mapping[str, Blob], lines: list[dict[str, Any]], lfs: Mapping[str, bytes]) -> dict[str, Blob]:
-    made = dict(tree)
-    for line in lines:
-        value = line["value"]
-        match line["key"]:
-            case "file":
-                made[value["path"]] = Blob(base64.b64decode(value["content"]), lfs=False)
-            case "lfsFile":
-                if value["oid"] not in lfs:
-                    raise Refused(400, message=f"the object of {value['path']} was never uploaded")
-                made[value["path"]] = Blob(lfs[value["oid"]], lfs=True)
-            case "deletedFile":
-                del made[value["path"]]
-            case other:
-                raise Refused(400, message=f"unknown operation {other}")
-    return made
-
-
-def _is_large(path: str, sample: bytes, size: int) -> bool:
-    return path.endswith(".safetensors") or size > _LARGE_BYTES or b"\0" in sample
-
-
-def _told(path: str, blob: Blob) -> dict[str, Any]:
-    lfs = {"lfs": {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 134}} if blob.lfs else {}
-    return {"type": "file", "path": path, "size": len(blob.data), "oid": blob.oid, **lfs}
 
 
 _ROUTES: tuple[tuple[str, str, Callable[..., tuple[dict[str, Any], Any]]], ...] = (

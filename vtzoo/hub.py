@@ -201,6 +201,9 @@ def _refusal(error: Exception, repo: str, revision: str) -> VtzooError | None:
     for kind, refusal in kinds:
         if isinstance(error, kind):
             return refusal()
+    if isinstance(error, ValueError):  # README metadata that it doesn't take, or an answer that is no JSON
+        said = f"the hub and {where} don't go together: {' '.join(str(error).split())}"
+        return Network(said, "is HF_ENDPOINT, or a proxy, set wrongly?")
     if _unreachable(error) or (isinstance(error, OSError) and error.errno is None):
         return Dropped(f"{where} could not be fetched from the hub: {_why(error)}", "connect and repeat the command")
     return None

@@ -134,8 +134,10 @@ def readme(old: str, repo: str, entries: Sequence[Entry]) -> str:
         entries: all that the repository holds.
     """
     head, text = _taken_apart(old)
-    facts = {**front_matter(entries), **{k: v for k, v in head.items() if k not in _OURS}}
-    facts["tags"] = list(dict.fromkeys([*(head.get("tags") or ()), *front_matter(entries)["tags"]]))
+    made = front_matter(entries)
+    facts = {**made, **{k: v for k, v in head.items() if k not in _OURS}}
+    own = head["tags"] if isinstance(head.get("tags"), list) else []
+    facts["tags"] = list(dict.fromkeys([*(t for t in own if isinstance(t, str)), *made["tags"]]))
     if "license" in head and "license_name" not in head:
         facts.pop("license_name", None)
     before, begun, rest = text.partition(_BEGIN)

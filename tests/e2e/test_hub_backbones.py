@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -26,9 +27,11 @@ SOURCE = f"hf-hub:{REPO}"
 README = b"---\nlicense: cc-by-4.0\nlibrary_name: timm\n---\n# tiny\n"
 
 
-def _config(arch: str = "test_vit") -> bytes:
+def _config(arch: str = "test_vit", **more: Any) -> bytes:
     shown = {"input_size": [3, 160, 160], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear"}
-    return json.dumps({"architecture": arch, "num_classes": 7, "pretrained_cfg": {**shown, "crop_pct": 0.9}}).encode()
+    return json.dumps(
+        {"architecture": arch, "num_classes": 7, "pretrained_cfg": {**shown, "crop_pct": 0.9}, **more}
+    ).encode()
 
 
 def _weights(path: Path, seed: int = 0) -> bytes:
@@ -236,8 +239,11 @@ def test_add_from_the_hub(hub: Hub, commit: str, zoo: Zoo, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("config", "weights", "error"),
-    [(b'{"model_type": "bert"}', False, Mismatch), (_config("no_such_net"), True, NotFound), (_config("test_resnet"), True, Mismatch)],
-    ids=["not timm", "unknown", "other weights"],
+    [
+        (b'{"model_type": "bert"}', False, Mismatch), (_config("no_such_net"), True, NotFound), (_config("test_resnet"), True, Mismatch),
+        (_config(model_args={"checkpoint_path": "/tmp/x.pth"}), True, UsageError), (_config(model_args={"pretrained": True}), True, UsageError),
+    ],
+    ids=["not timm", "unknown", "other weights", "a file", "twice"],
 )  # fmt: skip
 def test_what_is_no_timm_model_is_not_added(
     hub: Hub, commit: str, zoo: Zoo, config: bytes, weights: bool, error: type[Exception]

@@ -26,7 +26,7 @@ from vtzoo.files import sha256_bytes
 from vtzoo.remotes import object_path, open_remote
 from vtzoo.remotes.hub import Repository, connect
 from vtzoo.sharing import pull, push
-from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.add import add_backbone, add_hub_backbone
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
@@ -343,3 +343,36 @@ def test_pull_of_what_is_not_there(hub: Hub, tmp_path: Path, said: list[str]) ->
     with pytest.raises(NotFound):
         pull(["x"], URL, zoo=Zoo.init(tmp_path / "new"))
     assert f"the hub shows no repository {REPO}" in said[0]
+
+
+def test_a_backbone_of_the_hub_is_not_pushed(hub: Hub, zoo: Zoo, tmp_path: Path) -> None:
+    """A delta on it takes only itself along: who pulls it has the backbone of the commit that it was made on from the hub."""
+    shown = {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = json.dumps({"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": shown}).encode()
+    hub.add("lab/tiny", {"config.json": config, "model.safetensors": (tmp_path / "tiny.safetensors").read_bytes()})
+    add_hub_backbone(name="hubbed", source="hf-hub:lab/tiny", zoo=zoo)
+    train(
+        backbone="hubbed",
+        data="vtzoo:fashion",
+        method="ssf",
+        name=REF,
+        zoo=zoo,
+        recipe={"epochs": 1, "limit": 20, "eval_limit": 10},
+    )
+    assert zoo.object(zoo.resolve(REF).digest).stat().st_size == push([REF], URL, zoo=zoo).moved_bytes
+    hub.add("lab/tiny", {"model.safetensors": b"something else"})
+    new = Zoo.init(tmp_path / "new")
+    pull([REF], URL, zoo=new)
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 30), "teal").save(image)
+    assert (
+        predict(ref=REF, images=[image], zoo=new).predictions == predict(ref=REF, images=[image], zoo=zoo).predictions
+    )
+
+
+def test_a_portal_instead_of_a_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers every address with a page is told as such, not shown as a traceback."""
+    monkeypatch.setattr(hub.RequestHandlerClass, "_route", lambda *_: ({}, b"<html>Please log in</html>"))
+    with pytest.raises(Network, match="don't go together") as refused:
+        _remote().index()
+    assert "HF_ENDPOINT" in refused.value.hint
