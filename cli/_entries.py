@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtzoo.errors import Corrupt
 from vtzoo.files import header
-from vtzoo.refs import Entry, as_path, is_path
+from vtzoo.refs import Entry, as_path, is_path, resolve
 
 from ._blocks import Block, Line, Table, number, size
 
@@ -34,6 +34,20 @@ def described(session: "Session", ref: str) -> dict[str, Any]:
     digest: str = entry.facts.get("digest", "")
     held = bool(digest) and (entry.section == "deltas" or entry.facts.get("source", "").startswith("object:"))
     return {**found, **_inside(zoo.object(digest))} if held else found
+
+
+def elsewhere(url: str) -> list[Entry]:
+    """The entries of a zoo elsewhere."""
+    from vtzoo.moves import entries_of
+    from vtzoo.patience import patiently
+    from vtzoo.remotes import open_remote
+
+    return entries_of(patiently(open_remote(url).index)[0])
+
+
+def described_elsewhere(ref: str, url: str) -> dict[str, Any]:
+    """One entry of a zoo elsewhere, as its index has it."""
+    return listed(resolve(ref, elsewhere(url)))
 
 
 def tables(found: list[dict[str, Any]]) -> list[Block]:

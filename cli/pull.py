@@ -29,7 +29,7 @@ def run(
     no_backbone: NoBackbone = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Bring entries of a zoo elsewhere into this one; a stopped pull goes on where it was."""
+    """Bring entries of a zoo elsewhere into this one, verified."""
     session = Session.of(ctx)
     if every == bool(refs):
         raise UsageError(

@@ -22,7 +22,7 @@ def run(
     no_backbone: NoBackbone = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Bring entries to a zoo elsewhere, with what they need to be used there."""
+    """Bring entries to a zoo elsewhere, with the backbones they stand on."""
     session = Session.of(ctx)
     zoo = session.zoo(*refs)
     from vtzoo.sharing import push

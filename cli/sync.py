@@ -9,7 +9,7 @@ EXAMPLES = ("vtzoo sync s3://bucket/zoo --dry-run", "vtzoo sync /mnt/zoo")
 
 
 def run(ctx: typer.Context, *, remote: Remote, dry_run: DryRun = False) -> None:
-    """Bring what this zoo and one elsewhere lack to each other; conflicts are listed, not resolved."""
+    """Bring what each lacks to this zoo and one elsewhere; list conflicts."""
     session = Session.of(ctx)
     zoo = session.zoo()
     from vtzoo.sharing import sync

@@ -118,7 +118,9 @@ def explained(repo: str, revision: str = "") -> Generator[None, None, None]:
 
 def size(count: int | None) -> str:
     """Bytes for people, in powers of ten: 88.2 MB."""
-    return "of unknown size" if count is None else f"{count / 1e6:.1f} MB"
+    if count is None:
+        return "of unknown size"
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} bytes"
 
 
 def _kept(repo: str, file: str, revision: str) -> Path | None:
@@ -211,12 +213,12 @@ def _refusal(error: Exception, repo: str, revision: str) -> VtzooError | None:
 
 def _answered(error: Any, where: str) -> VtzooError:
     """A refusal that the hub answered with."""
-    status = int(getattr(error.response, "status_code", 0))
+    status, why = int(getattr(error.response, "status_code", 0)), error.server_message or _why(error)
     if status in (401, 403):
-        return Network(f"the hub does not let you at {where} ({status}): {_why(error)}", _LOGIN)
+        return Network(f"the hub does not let you at {where} ({status}): {why}", _LOGIN)
     if status == 429 or status >= 500:
         return Dropped(f"the hub can't serve {where} now ({status})", "repeat the command in a while")
-    return Network(f"the hub refused {where} ({status}): {_why(error)}", "repeat, or look at its page")
+    return Network(f"the hub refused {where} ({status}): {why}", "repeat, or look at its page")
 
 
 def _unreachable(error: Exception) -> bool:

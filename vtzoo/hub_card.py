@@ -19,7 +19,7 @@ _METRICS = {"top1": "accuracy", "map": "mAP", "f1": "f1"}
 
 _SPLITS = ("test", "val", "train")
 _BEGIN, _END = "<!-- vtzoo: what stands between these two lines is written at each push -->", "<!-- vtzoo: end -->"
-_OURS = ("library_name", "base_model", "metrics", "model-index")
+_OURS = ("library_name", "metrics", "model-index")
 _LICENCES = frozenset({
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc", "cc-by-2.0",
     "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
@@ -125,27 +125,34 @@ def _licence(entries: Iterable[Entry]) -> dict[str, str]:
     return {"license": "other", "license_name": AND.join(sorted(found))} if found else {}
 
 
-def readme(old: str, repo: str, entries: Sequence[Entry]) -> str:
-    """A repository's README: its table of entries and front matter made anew, the text and keys of people left as they are.
+def readme(old: str, repo: str, entries: Sequence[Entry], before: Sequence[Entry] = ()) -> str:
+    """A repository's README: table and front matter made anew, the text and keys of people left as they are.
 
     Args:
         old: what stands there; "" for nothing.
         repo: org/name.
         entries: all that the repository holds.
+        before: what it held when `old` was made: a key that says what they say is ours.
     """
     head, text = _taken_apart(old)
-    made = front_matter(entries)
-    facts = {**made, **{k: v for k, v in head.items() if k not in _OURS}}
-    own = head["tags"] if isinstance(head.get("tags"), list) else []
-    facts["tags"] = list(dict.fromkeys([*(t for t in own if isinstance(t, str)), *made["tags"]]))
-    if "license" in head and "license_name" not in head:
-        facts.pop("license_name", None)
-    before, begun, rest = text.partition(_BEGIN)
-    after = rest.partition(_END)[2] if begun else ""
-    title = before if begun or before.strip() else f"# {repo}\n\n"
+    facts = _joined(head, front_matter(entries), front_matter(before))
+    above, begun, rest = text.partition(_BEGIN)
+    below = rest.partition(_END)[2] if begun else ""
+    title = above if begun or above.strip() else f"# {repo}\n\n"
     return with_front(
-        facts, f"{title.rstrip()}\n\n{_BEGIN}\n{_shelf(repo, entries)}\n{_END}{after or chr(10)}".lstrip()
+        facts, f"{title.rstrip()}\n\n{_BEGIN}\n{_shelf(repo, entries)}\n{_END}{below or chr(10)}".lstrip()
     )
+
+
+def _joined(head: Mapping[str, Any], made: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of people over ours; in a list theirs after ours. A licence goes with its name."""
+    own = {k: v for k, v in head.items() if k not in _OURS and v != before.get(k)}
+    mine = {k: v for k, v in made.items() if not ("license" in own and k == "license_name")}
+    for key in ("tags", "base_model"):
+        if isinstance(theirs := own.pop(key, None), list):
+            more = [x for x in cast("list[Any]", theirs) if isinstance(x, str) and x not in before.get(key, ())]
+            mine[key] = list(dict.fromkeys([*made.get(key, ()), *more]))
+    return {k: v for k, v in {**mine, **own}.items() if v}
 
 
 def _taken_apart(text: str) -> tuple[dict[str, Any], str]:

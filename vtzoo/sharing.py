@@ -165,25 +165,19 @@ def _pull(remote: Remote, zoo: Zoo, moves: Sequence[Move], *, force: bool = Fals
     """Fetch objects, entry by entry, each published when it is whole; gives the bytes received."""
     keeper, moved = copy(zoo), 0
     keeper.command = ""  # an entry keeps the command that made it
-    moving = [m for m in moves if m.action == "pull"]
-    own = {(e.section, e.name) for e in entries_of(Folder(zoo).index()[0])}
-    for move in moving:
-        if (move.new.section, move.new.name) not in own:
+    here = Folder(zoo).index()[0]
+    moving = [(m, verdict(here, m.entry, m.new.name, force=force)) for m in moves if m.action == "pull"]
+    for move, _ in moving:
+        if move.new.name not in here.sections[move.new.section]:
             keeper.check_free(move.new.section, move.new.name)
-    for move in moving:
+    for move, listed in moving:
         for digest in sorted(move.entry.objects):
             if size := move.sizes.get(digest):
                 say(f"fetching {digest[:12]}… of {move.new.name} ({size:,} bytes) from {remote.where}")
-            moved += fetch(
-                remote,
-                digest,
-                keeper,
-                most_bytes=move.entry.facts.get("size_bytes"),
-                tensors=_is_tensors(move.entry, digest),
-            )
-        keeper.put(
-            move.new.section, move.new.name, move.new.facts, replace=force or (move.new.section, move.new.name) in own
-        )
+            most = move.entry.facts.get("size_bytes")
+            moved += fetch(remote, digest, keeper, most_bytes=most, tensors=_is_tensors(move.entry, digest))
+        if not listed:
+            keeper.put(move.new.section, move.new.name, move.new.facts, replace=force)
     return moved
 
 

@@ -236,7 +236,7 @@ def test_people_may_write_in_the_readme(hub: Hub, tmp_path: Path) -> None:
     _pushed(tmp_path, "second", SMALL)
     card = ModelCard(hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]["README.md"].data.decode())
     said = card.data.to_dict()
-    assert (said["license"], said["datasets"], said["tags"][0]) == ("mit", ["mnist"], "mine")
+    assert (said["license"], said["datasets"], said["tags"]) == ("mit", ["mnist"], ["vtzoo", "timm", "lora", "mine"])
     assert card.text.count("| second |") == card.text.count("# My zoo") == card.text.count("Thanks to all.") == 1
 
 
@@ -346,7 +346,7 @@ def test_pull_of_what_is_not_there(hub: Hub, tmp_path: Path, said: list[str]) ->
 
 
 def test_a_backbone_of_the_hub_is_not_pushed(hub: Hub, zoo: Zoo, tmp_path: Path) -> None:
-    """A delta on it takes only itself along: who pulls it has the backbone of the commit that it was made on from the hub."""
+    """A delta on it takes itself along, and the entry: who pulls it has the weights of the commit that it was made on from the hub."""
     shown = {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     config = json.dumps({"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": shown}).encode()
     hub.add("lab/tiny", {"config.json": config, "model.safetensors": (tmp_path / "tiny.safetensors").read_bytes()})

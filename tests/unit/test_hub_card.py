@@ -100,9 +100,28 @@ def test_a_readme_of_any_kind_is_taken(old: str) -> None:
     once = readme(old, "lab/zoo", [_delta()])
     assert once.count("| fashion/lora |") == 1
     assert ("text" in once) == ("text" in old)
-    assert readme(once, "lab/zoo", [_delta()]) == once
+    assert readme(once, "lab/zoo", [_delta()], [_delta()]) == once
 
 
 def test_a_table_cell_holds_a_bar() -> None:
     """Targets are separated by bars, which Markdown takes for cells."""
     assert r"lora[targets=qkv\|proj]" in readme("", "lab/zoo", [_delta(method="lora[targets=qkv|proj]")])
+
+
+def test_a_licence_that_we_wrote_follows_the_entries() -> None:
+    """One of people stays, with or without a name; so do their base models and tags, after ours."""
+    first = [_backbone("a", license="mit", source="hf-hub:timm/a"), _delta("x", backbone="a")]
+    second = [*first, _backbone("b", license="apache-2.0"), _delta("y", backbone="b")]
+    once = readme("", "lab/zoo", first)
+    assert _head(once)["license"] == "mit"
+    twice = readme(once, "lab/zoo", second, first)
+    assert (_head(twice)["license"], _head(twice)["license_name"]) == ("other", "apache-2.0 AND mit")
+    theirs = twice.replace("license: other\nlicense_name: apache-2.0 AND mit", "license: cc0-1.0").replace(
+        "- timm/a", "- timm/a\n- lab/c"
+    )
+    again = _head(readme(theirs, "lab/zoo", second[2:], second))
+    assert (again["license"], "license_name" in again, again["base_model"]) == ("cc0-1.0", False, ["lab/c"])
+
+
+def _head(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---")[1])

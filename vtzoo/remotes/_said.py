@@ -52,7 +52,7 @@ def _refusal(error: Exception, where: str) -> VtzooError | None:
     said = " ".join((str(error) or type(error).__name__).split())[:300]
     code, kind = status(error), type(error).__name__
     if isinstance(error, FileNotFoundError) or code == 404:
-        return NotFound(f"{where} does not exist", "check the URL; see what is there with: vtzoo ls --remote URL")
+        return NotFound(f"{where} does not exist", "check the URL; see what is there with: vtzoo ls URL")
     if (
         isinstance(error, PermissionError)
         or code in (401, 403)

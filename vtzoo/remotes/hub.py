@@ -200,7 +200,7 @@ class Repository:
 
     def _readme(self, index: Index) -> str:
         old = self._whole(README, _README_LIMIT_BYTES).decode(errors="replace")
-        return hub_card.readme(old, self._repo, _entries(index))
+        return hub_card.readme(old, self._repo, _entries(index), _entries(self._before))
 
     def _message(self, index: Index) -> str:
         """What a commit adds or changes, by name."""

@@ -46,14 +46,14 @@ class Web:
         Raises:
             NotFound: there is no zoo.
         """
-        data = b""
+        data = bytearray()
         try:
             with self._answer(INDEX) as file:
                 while len(data) <= INDEX_LIMIT_BYTES and (piece := self._read(file)):
                     data += piece
         except NotFound as error:
             raise NotFound(f"{self.where} has no {INDEX}", "check the URL: it is that of a zoo's folder") from error
-        return parsed(data, f"{self.where}/{INDEX}"), sha256_bytes(data)
+        return parsed(bytes(data), f"{self.where}/{INDEX}"), sha256_bytes(bytes(data))
 
     def size(self, digest: str) -> int | None:
         """As the server announces it, asked for the first byte only."""
