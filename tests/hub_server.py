@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
@@ -46,7 +46,7 @@ class Hub(ThreadingHTTPServer):
     """The server and all that it keeps.
 
     Attributes:
-        token: what writing takes; None for everybody.
+        token: what writing takes, and what reading takes where one is sent; None for any.
         fault: changes what a large file's download sends, or None.
         before_commit: called once, before the next commit is looked at: a chance to be faster.
     """
@@ -196,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------------------------------------------------- reading
     def _repo(self, name: str) -> Repo:
+        said = self.headers.get("Authorization")
+        if said and self.server.token and said != f"Bearer {self.server.token}":
+            raise Refused(401, message="Invalid credentials in Authorization header")
         repo = self.server.repos.get(name)
         if repo is None:
             raise Refused(401, "RepoNotFound", "Repository not found")
@@ -233,12 +236,6 @@ class _Handler(BaseHTTPRequestHandler):
         found = re.match(rb"---\n(.*?)\n---", tree["README.md"].data, re.DOTALL) if "README.md" in tree else None
         card = yaml.safe_load(found[1]) if found else None
         return {}, {"id": repo, "sha": oid, "siblings": [{"rfilename": p} for p in tree], "cardData": card, "tags": []}
-
-    def paths(self, repo: str, revision: str) -> tuple[dict[str, Any], Any]:
-        """Of the paths that were asked for, those that are there."""
-        _, tree = self._tree(repo, revision)
-        asked = parse_qs(self.body.decode()).get("paths", [])
-        return {}, [told(p, tree[p]) for p in asked if p in tree]
 
     def tree(self, repo: str, revision: str, folder: str | None = None) -> tuple[dict[str, Any], Any]:
         """Every file below a folder."""
@@ -342,7 +339,6 @@ _ROUTES: tuple[tuple[str, str, Callable[..., tuple[dict[str, Any], Any]]], ...] 
     ("GET HEAD", rf"/cdn/{_REPO}/(?P<sha256>[0-9a-f]+)", _Handler.cdn),
     ("GET", rf"/api/models/{_REPO}", _Handler.info),
     ("GET", rf"/api/models/{_REPO}/revision/(?P<revision>.+)", _Handler.info),
-    ("POST", rf"/api/models/{_REPO}/paths-info/(?P<revision>.+)", _Handler.paths),
     ("GET", rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate),

@@ -23,6 +23,7 @@ MAIN = "main"
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+_WORTH_A_WORD_BYTES = 100_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AWAY = "add the weights from a file: vtzoo add backbone NAME --arch ARCH --weights FILE"
 _LOGIN = "log in: hf auth login (or set HF_TOKEN)"
@@ -66,22 +67,24 @@ def fetch(source: str, file: str, digest: str = "") -> Path:
         Resources: the disk has no room for it.
         UsageError: the source does not read as one.
     """
+    from huggingface_hub import constants
+
     repo, revision = place(source)
-    with explained(repo, revision):
+    with files.writing(Path(constants.HF_HUB_CACHE)), explained(repo, revision):
         kept = _kept(repo, file, revision)
         if kept is not None and (COMMIT.fullmatch(revision) or machine.offline()):
             return _known(kept, digest, source)
         if machine.offline():
             raise Network(f"{repo} is not in the hub's cache, and this is offline", f"go online, or {_AWAY}")
-        told = _told(repo, file, revision)
-        if told is None:
+        said = _told_or_away(repo, file, revision)
+        if said is None:
             if kept is None:
                 raise Network(f"the hub can't be reached for {repo}", f"connect and repeat, or {_AWAY}")
             talk.say(f"the hub can't be reached: {repo} is taken as it was fetched last")
             return _known(kept, digest, source)
-        if (there := _kept(repo, file, told.commit_hash)) is not None:
+        if (there := _kept(repo, file, said.commit_hash)) is not None:
             return _known(there, digest, source)
-        return _fetched(repo, file, revision, told, digest)
+        return _fetched(repo, file, revision, said, digest)
 
 
 def licence(source: str) -> str:
@@ -99,6 +102,21 @@ def licence(source: str) -> str:
         card = HfApi().model_info(repo, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT).card_data
     found = getattr(card, "license", None)
     return found if isinstance(found, str) else ""
+
+
+def told(repo: str, file: str, revision: str = "") -> Any:
+    """What the hub says of a file, in the hub's library's words: `commit_hash`, `etag` and `size` in bytes; for use within `explained`.
+
+    Raises:
+        Network: that is no hub.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(repo, file, revision=revision or MAIN)
+    said = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if said.commit_hash is None or said.etag is None:
+        raise Network(f"{url} is answered by something that is no hub", "is HF_ENDPOINT, or a proxy, set wrongly?")
+    return said
 
 
 @contextmanager
@@ -130,36 +148,30 @@ def _kept(repo: str, file: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _told(repo: str, file: str, revision: str) -> Any | None:
-    """What the hub says of a file: its commit, etag and size; None when it can't be reached."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-
-    url = hf_hub_url(repo, file, revision=revision or MAIN)
+def _told_or_away(repo: str, file: str, revision: str) -> Any | None:
     try:
-        told = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        return told(repo, file, revision)
     except Exception as error:
         if _unreachable(error):
             return None
         raise
-    if told.commit_hash is None or told.etag is None:
-        raise Network(f"{url} is answered by something that is no hub", "is HF_ENDPOINT, or a proxy, set wrongly?")
-    return told
 
 
-def _fetched(repo: str, file: str, revision: str, told: Any, digest: str) -> Path:
+def _fetched(repo: str, file: str, revision: str, said: Any, digest: str) -> Path:
     """Fetch what is not there yet; say how much, and look at what came before anybody uses it."""
     from huggingface_hub import constants, hf_hub_download
 
     cache = Path(constants.HF_HUB_CACHE)
-    if told.size is not None and told.size > (free := machine.free_bytes(cache)):
-        said = f"{repo} needs {size(told.size)}, the disk of {cache} has {size(free)} left"
-        raise Resources(said, "free some space, or set HF_HUB_CACHE to a folder on another disk")
-    talk.say(f"fetching {repo}@{told.commit_hash[:7]}, {file}: {size(told.size)}")
+    if said.size is not None and said.size > (free := machine.free_bytes(cache)):
+        lacking = f"{repo} needs {size(said.size)}, the disk of {cache} has {size(free)} left"
+        raise Resources(lacking, "free some space, or set HF_HUB_CACHE to a folder on another disk")
+    if said.size is None or said.size >= _WORTH_A_WORD_BYTES:
+        talk.say(f"fetching {repo}@{said.commit_hash[:7]}, {file}: {size(said.size)}")
     path = Path(hf_hub_download(repo, file, revision=revision or MAIN))
     seen = files.sha256(path)
-    if _SHA256.fullmatch(told.etag) and seen != told.etag:  # a large file's etag on the hub is its sha256
+    if _SHA256.fullmatch(said.etag) and seen != said.etag:  # a large file's etag on the hub is its sha256
         _drop(path)
-        raise Corrupt(f"{file} of {repo} arrived damaged ({seen[:12]}…, not {told.etag[:12]}…)", "repeat the command")
+        raise Corrupt(f"{file} of {repo} arrived damaged ({seen[:12]}…, not {said.etag[:12]}…)", "repeat the command")
     return _same(path, seen, digest, repo)
 
 

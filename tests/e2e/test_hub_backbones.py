@@ -208,6 +208,25 @@ def test_a_full_disk_is_told_before_a_byte_is_fetched(
     assert not hub.moved("/cdn/")
 
 
+def test_a_wrong_token(hub: Hub, commit: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told what to do, also where reading takes none."""
+    hub.token = "hf_right"
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(Network, match=r"401.*Invalid credentials") as refused:
+        weights_path(_put(zoo), zoo)
+    assert "hf auth login" in refused.value.hint
+
+
+def test_a_cache_that_takes_no_files(
+    hub: Hub, commit: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place that can't hold the cache is named."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UsageError, match=r"can't write .*cache: not a directory"):
+        weights_path(_put(zoo), zoo)
+
+
 def test_the_token_goes_to_the_hub_and_nowhere_else(
     hub: Hub, commit: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

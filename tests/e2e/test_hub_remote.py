@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -22,7 +22,7 @@ from tests.hub_server import PART_BYTES, Hub
 from vtzoo import patience
 from vtzoo.catalogue import INDEX, Index
 from vtzoo.errors import Network, NotFound, UsageError
-from vtzoo.files import sha256_bytes
+from vtzoo.files import sha256, sha256_bytes
 from vtzoo.remotes import object_path, open_remote
 from vtzoo.remotes.hub import Repository, connect
 from vtzoo.sharing import pull, push
@@ -246,6 +246,14 @@ def test_objects_are_plain_files_of_the_repository(hub: Hub, tmp_path: Path) -> 
     index = yaml.safe_load(Path(hf_hub_download(REPO, INDEX)).read_text())
     assert index["deltas"]["fashion"]["digest"] == digest
     assert Path(hf_hub_download(REPO, object_path(digest))).read_bytes() == LARGE
+
+
+def test_a_snapshot_is_a_zoo(hub: Hub, trained: Zoo) -> None:
+    """The hub's library alone fetches a repository as a folder, which vtzoo opens as it is."""
+    push([REF], URL, zoo=Zoo(trained.root))
+    zoo = Zoo(snapshot_download(REPO))
+    assert sha256(zoo.object(zoo.resolve(REF).digest)) == zoo.resolve(REF).digest == trained.resolve(REF).digest
+    assert {e.name for e in zoo.entries() if not e.builtin} == {REF, "tiny"}
 
 
 def test_a_repository_without_an_index_is_an_empty_zoo(hub: Hub, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Repository:
         return Index({s: dict(table) for s, table in self._before.sections.items()}), self._commit
 
     def size(self, digest: str) -> int | None:
-        """As the hub's listing has it.
+        """As the hub announces it.
 
         Raises:
             NotFound: it isn't there.
@@ -166,12 +166,14 @@ class Repository:
         return self._commit
 
     def _listed(self, path: str) -> Any | None:
-        """What the hub knows of a file at the commit that is read; None when it isn't there."""
-        from huggingface_hub import HfApi
+        """What the hub says of a file at the commit that is read; None when it isn't there."""
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
         with self._explained():
-            found = HfApi().get_paths_info(self._repo, [path], revision=self._commit or None)
-        return next(iter(found), None)
+            try:
+                return hub.told(self._repo, path, self._commit or self._revision)
+            except (EntryNotFoundError, RepositoryNotFoundError):
+                return None
 
     def _whole(self, path: str, limit_bytes: int) -> bytes:
         """A small file; empty where it isn't there."""
