@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.hub_server import PART_BYTES, Hub
 from vtzoo import patience
 from vtzoo.catalogue import INDEX, Index
 from vtzoo.errors import Network, NotFound, UsageError
-from vtzoo.files import sha256, sha256_bytes
+from vtzoo.files import safetensors_header, sha256, sha256_bytes
 from vtzoo.remotes import object_path, open_remote
 from vtzoo.remotes.hub import Repository, connect
 from vtzoo.sharing import pull, push
@@ -30,6 +31,7 @@ from vtzoo.verbs.add import add_backbone, add_hub_backbone
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
+from vtzoo_cli._main import main
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Use 'content=:DeprecationWarning"
@@ -384,3 +386,42 @@ def test_a_portal_instead_of_a_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(Network, match="don't go together") as refused:
         _remote().index()
     assert "HF_ENDPOINT" in refused.value.hint
+
+
+def test_an_answer_that_was_lost(hub: Hub, trained: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit is made, but nobody says so: asked again, the push finds its entries there, and makes no second commit."""
+    monkeypatch.setattr(patience, "PATIENCE", replace(patience.PATIENCE, pause_s=0.0))
+    hub.silent = True
+    push([REF], URL, zoo=Zoo(trained.root))
+    assert not hub.silent
+    assert len(hub.repos[REPO].commits) == 2
+    assert set(_remote().index()[0].sections["deltas"]) == {REF}
+
+
+def test_many_push_at_once(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four zoos push three entries each into a repository that is not there yet: all twelve are there."""
+    monkeypatch.setattr(patience, "PATIENCE", replace(patience.PATIENCE, pause_s=0.02, longest_s=0.2))
+
+    def work(who: int) -> None:
+        zoo = Zoo.init(tmp_path / f"zoo-{who}")
+        for n in range(3):
+            digest = zoo.add_object(safetensors_header([], {"who": f"{who}.{n}"}))
+            zoo.put("deltas", f"from-{who}/{n}", {"digest": digest})
+            push([f"from-{who}/{n}"], URL, zoo=zoo)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    index, _ = _remote().index()
+    assert set(index.sections["deltas"]) == {f"from-{who}/{n}" for who in range(4) for n in range(3)}
+    assert all(_remote().size(facts["digest"]) for facts in index.sections["deltas"].values())
+    outrun = sum(s.status == 412 for s in hub.seen)
+    assert len([s for s in hub.seen if "/commit/" in s.path]) == 12 + outrun
+
+
+def test_looking_into_a_repository(hub: Hub, trained: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ls` and `show` with its URL, and a README row for each entry."""
+    push([REF], URL, zoo=Zoo(trained.root))
+    assert main(["ls", URL, "--json"]) == 0
+    assert {e["name"] for e in json.loads(capsys.readouterr().out)} == {REF, "tiny"}
+    assert main(["show", REF, URL]) == 0
+    assert "lora[rank=2]" in capsys.readouterr().out
