@@ -24,6 +24,7 @@ MAIN = "main"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 _WORTH_A_WORD_BYTES = 100_000
+_ETAG = re.compile(r"[\w-][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AWAY = "add the weights from a file: vtzoo add backbone NAME --arch ARCH --weights FILE"
 _LOGIN = "log in: hf auth login (or set HF_TOKEN)"
@@ -114,7 +115,9 @@ def told(repo: str, file: str, revision: str = "") -> Any:
 
     url = hf_hub_url(repo, file, revision=revision or MAIN)
     said = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if said.commit_hash is None or said.etag is None:
+    if not COMMIT.fullmatch(said.commit_hash or "") or not _ETAG.fullmatch(
+        said.etag or ""
+    ):  # they become names of files
         raise Network(f"{url} is answered by something that is no hub", "is HF_ENDPOINT, or a proxy, set wrongly?")
     return said
 

@@ -164,6 +164,21 @@ def test_refusals_say_what_to_do(
     assert refused.value.hint
 
 
+@pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Linked-Etag"])
+@pytest.mark.parametrize("value", ["", "../../../up", "a/b"])
+def test_headers_that_would_become_paths(
+    hub: Hub, commit: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, header: str, value: str
+) -> None:
+    """A server whose commit or etag is none is no hub; nothing is written."""
+    answer = hub.RequestHandlerClass._file
+    monkeypatch.setattr(
+        hub.RequestHandlerClass, "_file", lambda self, data, said: answer(self, data, {**said, header: value})
+    )
+    with pytest.raises(Network, match="no hub"):
+        weights_path(_put(zoo), zoo)
+    assert not Path(constants.HF_HUB_CACHE).exists()
+
+
 def test_offline_takes_what_was_fetched_and_asks_nobody(
     hub: Hub, commit: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
