@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from vtzoo import patience
 from vtzoo.errors import Conflict, Corrupt, Network, NotFound, UsageError, VtzooError
 from vtzoo.files import sha256
 from vtzoo.patience import Patience
+from vtzoo.remotes import bucket as bucket_module
 from vtzoo.remotes import open_remote, shown
 from vtzoo.remotes.bucket import Bucket as Store
 from vtzoo.sharing import Shared, pull, push, sync
@@ -240,6 +243,56 @@ def test_an_index_that_moved_on_is_not_written_over(bucket: Bucket, tmp_path: Pa
     assert not first.publish(index, token)
     assert [a.status for a in bucket.log if a.method == "PUT"] == [200, 412, 200, 412]
     assert sorted(first.index()[0].sections["models"]) == ["a", "b"]
+
+
+def test_the_lock_holds_a_second_push_back(tmp_path: Path) -> None:
+    """Where renames are the only means: of two who read the same version and write at the same time, one is told to read again."""
+
+    class Slow(LocalFileSystem):
+        def pipe_file(self, path: str, value: bytes, **options: object) -> None:
+            time.sleep(0.05 if b"first" in value else 0.5)
+            super().pipe_file(path, value)
+
+    stores = [
+        Store(lambda: Slow(skip_instance_cache=True), str(tmp_path / "far"), "far", folders=True, matches=False)
+        for _ in range(2)
+    ]
+    ready, told = Barrier(2), dict[str, bool]()
+
+    def run(store: Store, name: str) -> None:
+        index, token = store.index()
+        index.sections["models"][name] = {"files": {"model.onnx": "a" * 64}}
+        ready.wait()
+        told[name] = store.publish(index, token)
+
+    threads = [Thread(target=run, args=pair) for pair in zip(stores, ("first", "second"), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told.values()) == [False, True]
+    assert list(stores[0].index()[0].sections["models"]) == [name for name, done in told.items() if done]
+    assert listing(tmp_path / "far") == {"zoo_index.yaml"}
+
+
+def test_a_lock_that_was_left_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push that was killed holds the others back for a while only."""
+    monkeypatch.setattr(bucket_module, "_LOCK_S", 0.3)
+    (tmp_path / "far" / ".vtzoo" / "pushing").mkdir(parents=True)
+    store = Store(LocalFileSystem, str(tmp_path / "far"), "far", folders=True, matches=False)
+    assert store.publish(*store.index())
+    assert not (tmp_path / "far" / ".vtzoo" / "pushing").exists()
+
+
+def test_a_folder_that_changed_is_read_again(tmp_path: Path) -> None:
+    """What another has put under a name meanwhile is not put back."""
+    theirs = small(tmp_path / "theirs", "a")
+    remote = open_remote(str(theirs.root))
+    index, token = remote.index()
+    other = theirs.add_object(b"other")
+    theirs.put("models", "a", {"files": {"model.onnx": other}}, replace=True)
+    assert not remote.publish(index, token)
+    assert theirs.resolve("a").digest == other
 
 
 def test_an_upload_that_breaks_leaves_nothing_taken_for_whole(tmp_path: Path) -> None:
