@@ -30,15 +30,15 @@ _AWAY = "add the weights from a file: vtzoo add backbone NAME --arch ARCH --weig
 _LOGIN = "log in: hf auth login (or set HF_TOKEN)"
 
 
-def place(text: str) -> tuple[str, str]:
-    """The repository and the revision ("" where none stands) that `[hf-hub:]org/name[@revision]` names.
+def place(text: str, scheme: str = SOURCE) -> tuple[str, str]:
+    """The repository and the revision ("" where none stands) that `[hf-hub:]org/name[@revision]` names, or one of another scheme.
 
     Raises:
         UsageError: it does not read so.
     """
-    repo, at, revision = text.removeprefix(SOURCE).partition("@")
+    repo, at, revision = text.removeprefix(scheme).partition("@")
     if not _REPO.fullmatch(repo) or ".." in text or "--" in repo or (at and not _REVISION.fullmatch(revision)):
-        hint = "write hf-hub:org/name, or hf-hub:org/name@REVISION"
+        hint = f"write {scheme}org/name, or {scheme}org/name@REVISION"
         raise UsageError(f"{shown(text)} names no repository of the hub", hint)
     return repo, revision
 
@@ -115,9 +115,7 @@ def told(repo: str, file: str, revision: str = "") -> Any:
 
     url = hf_hub_url(repo, file, revision=revision or MAIN)
     said = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if not COMMIT.fullmatch(said.commit_hash or "") or not _ETAG.fullmatch(
-        said.etag or ""
-    ):  # they become names of files
+    if not (COMMIT.fullmatch(said.commit_hash or "") and _ETAG.fullmatch(said.etag or "")):  # names of files, soon
         raise Network(f"{url} is answered by something that is no hub", "is HF_ENDPOINT, or a proxy, set wrongly?")
     return said
 
@@ -171,11 +169,21 @@ def _fetched(repo: str, file: str, revision: str, said: Any, digest: str) -> Pat
     if said.size is None or said.size >= _WORTH_A_WORD_BYTES:
         talk.say(f"fetching {repo}@{said.commit_hash[:7]}, {file}: {size(said.size)}")
     path = Path(hf_hub_download(repo, file, revision=revision or MAIN))
-    seen = files.sha256(path)
-    if _SHA256.fullmatch(said.etag) and seen != said.etag:  # a large file's etag on the hub is its sha256
+    seen, announced = files.sha256(path), _announced(path, said)
+    if announced and seen != announced:
         _drop(path)
-        raise Corrupt(f"{file} of {repo} arrived damaged ({seen[:12]}…, not {said.etag[:12]}…)", "repeat the command")
+        raise Corrupt(f"{file} of {repo} arrived damaged ({seen[:12]}…, not {announced[:12]}…)", "repeat the command")
     return _same(path, seen, digest, repo)
+
+
+def _announced(path: Path, said: Any) -> str:
+    """The sha256 that the hub told of a large file: its etag, which the cache makes its name where the system has links.
+
+    "" where none is told, or the branch has moved on between question and download.
+    """
+    name = path.resolve().name
+    name = said.etag if name == path.name and path.parent.name == said.commit_hash else name
+    return name if _SHA256.fullmatch(name) else ""
 
 
 def _known(path: Path, digest: str, source: str) -> Path:
@@ -212,7 +220,7 @@ def _refusal(error: Exception, repo: str, revision: str) -> VtzooError | None:
         (errors.RepositoryNotFoundError, lambda: NotFound(f"the hub shows no repository {repo}", f"check the name; for a private one {_LOGIN}")),
         (errors.RevisionNotFoundError, lambda: NotFound(f"{repo} has no revision {shown(revision or MAIN)}", "name a branch, a tag or a commit")),
         (errors.LocalEntryNotFoundError, lambda: Dropped(f"{where} could not be fetched from the hub: {_why(error)}", f"connect and repeat, or {_AWAY}")),
-        (errors.EntryNotFoundError, lambda: NotFound(f"{where} has no such file: {_file(error)}", "is it a timm model, with model.safetensors?")),
+        (errors.EntryNotFoundError, lambda: NotFound(f"{where} has no such file: {_file(error)}", "see on its page what it holds")),
         (errors.HfHubHTTPError, lambda: _answered(error, where)),
     )  # fmt: skip
     for kind, refusal in kinds:

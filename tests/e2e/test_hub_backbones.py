@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import load_file, save_file
 
+import vtzoo.hub
 from tests.hub_server import Hub
 from vtzoo import build, machine
 from vtzoo.bases import weights_path
@@ -124,6 +125,26 @@ def test_bytes_that_were_flipped_are_noticed(hub: Hub, commit: str, zoo: Zoo) ->
         weights_path(card, zoo)
     hub.fault = None
     assert weights_path(card, zoo).read_bytes() == hub.repos[REPO].commits[commit]["model.safetensors"].data
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_branch_that_moves_on_meanwhile(
+    hub: Hub, commit: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Between the question and the download there is a new commit: its file is taken for what it is, not for a damaged one."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
+    new = _weights(tmp_path / "new.safetensors", seed=1)
+    ask = vtzoo.hub.told
+
+    def told(*args: str) -> Any:
+        said = ask(*args)
+        hub.add(REPO, {"model.safetensors": new})
+        return said
+
+    monkeypatch.setattr(vtzoo.hub, "told", told)
+    path = weights_path(_put(zoo), zoo)
+    assert path.read_bytes() == new
+    assert path.parent.name == hub.repos[REPO].refs["main"] != commit
 
 
 def test_a_download_that_is_cut_is_told(

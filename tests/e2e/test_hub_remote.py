@@ -95,6 +95,14 @@ def test_what_is_there_is_not_sent_again(hub: Hub, tmp_path: Path) -> None:
     assert set(_remote().index()[0].sections["deltas"]) == {"fashion", "again"}
 
 
+def test_other_bytes_in_an_objects_place_are_replaced(hub: Hub, tmp_path: Path) -> None:
+    """Somebody has put another file where an object belongs: it is not taken for that."""
+    digest, _ = _file(tmp_path, LARGE)
+    hub.add(REPO, {object_path(digest): LARGE[::-1]})
+    _pushed(tmp_path)
+    assert b"".join(_remote().stream(digest, 0, len(LARGE))) == LARGE
+
+
 def test_a_stale_parent_is_refused_and_the_next_try_loses_nobody(hub: Hub, tmp_path: Path) -> None:
     """Somebody commits between reading and writing: `publish` says so, and after reading again both entries are there."""
     _pushed(tmp_path)
@@ -182,8 +190,9 @@ def test_a_stream_that_breaks_is_worth_another_try(hub: Hub, tmp_path: Path) -> 
 @pytest.mark.parametrize("url", ["hf://lab", "hf://lab/../x", "hf://lab/zoo/deep", "hf://lab/zoo@../x"])
 def test_what_names_no_repository(url: str) -> None:
     """A URL that could mean another place is refused before anything is asked."""
-    with pytest.raises(UsageError, match="names no repository"):
+    with pytest.raises(UsageError, match="names no repository") as refused:
         connect(url)
+    assert refused.value.hint.startswith("write hf://org/name")
 
 
 def test_without_the_right_to_write(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

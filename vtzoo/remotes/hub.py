@@ -29,7 +29,7 @@ def connect(url: str) -> "Repository":
     Raises:
         UsageError: it names none.
     """
-    return Repository(*hub.place(url[len(SCHEME) :].rstrip("/")))
+    return Repository(*hub.place(SCHEME + url[len(SCHEME) :].rstrip("/"), SCHEME))
 
 
 class Repository:
@@ -83,7 +83,7 @@ class Repository:
         from huggingface_hub import CommitOperationAdd, HfApi
 
         place = object_path(digest)
-        if place in self._staged or (self._commit and self._listed(place) is not None):
+        if place in self._staged or (self._commit and self._holds(place, digest, path)):
             return
         self._make()
         made = CommitOperationAdd(path_in_repo=place, path_or_fileobj=str(path))
@@ -174,6 +174,13 @@ class Repository:
                 return hub.told(self._repo, path, self._commit or self._revision)
             except (EntryNotFoundError, RepositoryNotFoundError):
                 return None
+
+    def _holds(self, place: str, digest: str, path: Path) -> bool:
+        """Whether an object is there whole: of a large file the hub tells the sha256, of a small one the size has to do."""
+        found = self._listed(place)
+        return found is not None and (
+            found.etag == digest or (len(found.etag) != len(digest) and found.size == path.stat().st_size)
+        )
 
     def _whole(self, path: str, limit_bytes: int) -> bytes:
         """A small file; empty where it isn't there."""
