@@ -6,7 +6,8 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 
 from vtzoo import patience
-from vtzoo.errors import Conflict, Corrupt, UsageError
+from vtzoo.catalogue import INDEX
+from vtzoo.errors import Conflict, Corrupt, NotFound, UsageError
 from vtzoo.files import sha256
 from vtzoo.moves import Move, entries_of, planned, refuse_conflicts, verdict
 from vtzoo.patience import patiently
@@ -96,7 +97,10 @@ def pull(
         Network: it can't be reached.
     """
     zoo, there, began = zoo or Zoo.find(), open_remote(remote), time.monotonic()
-    every = entries_of(patiently(there.index)[0])
+    index, token = patiently(there.index)
+    if not token:
+        raise NotFound(f"{there.where} has no {INDEX}", "check the URL: it is that of a zoo")
+    every = entries_of(index)
     chosen = [resolve(ref, every) for ref in refs] if refs else every
     moves = planned(there, Folder(zoo), chosen, name=name, force=force, backbone=backbone, action="pull")
     refuse_conflicts(moves, str(zoo.root))
@@ -182,9 +186,10 @@ def _pull(remote: Remote, zoo: Zoo, moves: Sequence[Move], *, force: bool = Fals
 
 
 def _is_tensors(entry: Entry, digest: str) -> bool:
-    """Whether an object has to be a safetensors file: by its name among a model's files, else always."""
-    names = [member for member, own in (entry.facts.get("files") or {}).items() if own == digest]
-    return not names or any(n.endswith(".safetensors") for n in names)
+    """Whether an object has to be a safetensors file: of a model by its name among the files, else all but a signature."""
+    if entry.section != "models":
+        return digest != entry.facts.get("signature")
+    return any(own == digest and name.endswith(".safetensors") for name, own in entry.facts["files"].items())
 
 
 def _shared(remote: Remote, moves: Sequence[Move], moved: int, began: float, *, dry_run: bool) -> Shared:

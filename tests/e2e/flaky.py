@@ -6,12 +6,15 @@ index and the asking for a size (`bytes=0-0`), it is honest, but for `announces`
 
 import random
 import re
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -140,12 +143,16 @@ class Flaky:
 
 
 @contextmanager
-def flaky(folder: Path) -> Iterator[Flaky]:
-    """Serve a folder on loopback for as long as the block lasts."""
+def flaky(folder: Path, certificate: Path | None = None) -> Iterator[Flaky]:
+    """Serve a folder on loopback for as long as the block lasts; by https with a certificate (and its key in the same file)."""
     state = Flaky(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    state.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -155,6 +162,27 @@ def flaky(folder: Path) -> Iterator[Flaky]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def certificate(path: Path) -> Path:
+    """Write a certificate for 127.0.0.1 that vouches for itself, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    place = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    made = made.add_extension(place, critical=False).add_extension(
+        x509.BasicConstraints(ca=True, path_length=0), critical=True
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(secret + made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return path
 
 
 def _handler(state: Flaky) -> type[BaseHTTPRequestHandler]:

@@ -72,15 +72,9 @@ print(points)
 """
 
 
-@pytest.mark.skipif(not hasattr(sys, "addaudithook") or sys.platform == "win32", reason="needs fork")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize(
-    "verb",
-    [
-        pytest.param("push", marks=pytest.mark.slow),
-        "pull",
-        pytest.param("force", marks=pytest.mark.slow),
-        pytest.param("sync", marks=pytest.mark.slow),
-    ],
+    "verb", ["force", *(pytest.param(v, marks=pytest.mark.slow) for v in ("push", "pull", "sync"))]
 )
 def test_killed_anywhere(verb: str, tmp_path: Path) -> None:
     """Nothing listed is missing or damaged, nothing that was listed is gone, and the same command then ends well."""

@@ -472,6 +472,9 @@ def test_what_no_remote_is(tmp_path: Path, bucket: Bucket) -> None:
     mine = small(tmp_path / "mine", "a")
     with pytest.raises(NotFound, match="zoo_index"):
         push(["a"], str(tmp_path), zoo=mine)
+    for url in ("s3://zoos/nothing", str(tmp_path / "nothing")):
+        with pytest.raises(NotFound, match="zoo_index"):
+            pull([], url, zoo=mine)
     with pytest.raises(NotFound):
         push(["a"], "s3://nothing/x", zoo=mine)
     with pytest.raises(UsageError, match="catalogue"):

@@ -49,7 +49,7 @@ def status(error: BaseException) -> int:
 
 
 def _refusal(error: Exception, where: str) -> VtzooError | None:
-    said = " ".join((str(error) or type(error).__name__).split())[:300]
+    said = _printable(str(error) or type(error).__name__)
     code, kind = status(error), type(error).__name__
     if isinstance(error, FileNotFoundError) or code == 404:
         return NotFound(f"{where} does not exist", "check the URL; see what is there with: vtzoo ls URL")
@@ -63,8 +63,13 @@ def _refusal(error: Exception, where: str) -> VtzooError | None:
         return Network(
             f"{where}: {said}", "ask who keeps that server for its key; then: ssh-keyscan HOST >> ~/.ssh/known_hosts"
         )
-    if "Redirect" in kind or (400 <= code < 500 and code not in _PASSING):
+    if "Redirect" in kind or "Certificate" in kind or (400 <= code < 500 and code not in _PASSING):
         return Network(f"{where} refuses: {said}", "check the URL, and what that server is")
     if isinstance(error, OSError | EOFError) or type(error).__module__.partition(".")[0] in _LIBRARIES:
         return Dropped(f"{where}: {said}", "try again; what has come already is kept")
     return None
+
+
+def _printable(text: str) -> str:
+    """One line that moves no cursor: a server may have written it."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:300]

@@ -20,7 +20,8 @@ def connect(url: str) -> "Folder":
         NotFound: there is something, but no zoo.
     """
     path = Path(url2pathname(urlsplit(url).path) if url.lower().startswith("file:") else url).expanduser().absolute()
-    fresh = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    begun = (".vtzoo", f".{INDEX}")  # by another, whose index is still to come
+    fresh = not path.exists() or (path.is_dir() and all(p.name.startswith(begun) for p in path.iterdir()))
     if not fresh and not (path / INDEX).is_file():
         raise NotFound(f"{path} has no {INDEX}", f"make it a zoo: vtzoo init {path}")
     return Folder(Zoo(path, create=fresh))
@@ -37,9 +38,9 @@ class Folder:
         self.where = str(zoo.root)
 
     def index(self) -> tuple[Index, str]:
-        """Its own entries; the token is their digest."""
+        """Its own entries; the token is their digest, empty before there are any."""
         index = Index(self.zoo.index())
-        return index, _token(index)
+        return index, sha256_bytes(dump(index).encode()) if (self.zoo.root / INDEX).is_file() else ""
 
     def size(self, digest: str) -> int:
         """Of the file."""
@@ -68,20 +69,17 @@ class Folder:
 
     def publish(self, index: Index, token: str) -> bool:
         """Put what is new, entry by entry, each under the zoo's lock: what others add meanwhile stays."""
-        before = self.zoo.index()
-        if _token(Index(before)) != token:
+        before, found = self.index()
+        if found != token:
             return False
         try:
             for section, table in index.sections.items():
                 for name, facts in table.items():
-                    if before[section].get(name) != facts:
-                        self.zoo.put(section, name, facts, replace=name in before[section])
+                    old = before.sections[section].get(name)
+                    if old != facts:
+                        self.zoo.put(section, name, facts, replace=old is not None)
         except Conflict:
-            if _token(Index(self.zoo.index())) == token:
+            if self.index()[1] == token:
                 raise  # the lock, or a name of the catalogue
             return False
         return True
-
-
-def _token(index: Index) -> str:
-    return sha256_bytes(dump(index).encode())

@@ -20,7 +20,7 @@ from vtzoo.patience import Dropped
 from vtzoo.remotes import INDEX_LIMIT_BYTES, object_path, parsed, shown
 from vtzoo.remotes._said import translated
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 64 << 10  # more would be lost when a connection breaks: aiohttp buffers twice of it
 _CONNECT_S = 10.0
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
