@@ -10,9 +10,12 @@ from . import (
     demo,
     distill,
     doctor,
+    du,
     eval,  # noqa: A004 - modules are named like their verbs
     export,
     fold,
+    fsck,
+    gc,
     import_,
     init,
     inits,
@@ -42,7 +45,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, push, pull, sync, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, push, pull, sync, du, gc, fsck, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."
