@@ -197,7 +197,7 @@ def test_a_line_that_makes_nothing_is_not_run(
 
 def test_a_delta_that_was_trained_among_others(place: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sweep's line makes many: the delta's own header says what made it, and the user where the images are."""
-    _recorded(place, "pets/lora", "vtzoo sweep sweep.yaml")
+    _recorded(place, "pets/lora", "vtzoo --quiet --zoo elsewhere sweep sweep.yaml")
     at = ("--zoo", place / "zoo")
     assert "--data DATA" in _asked(capsys, "reproduce", "pets/lora", *at)[2]
     code, found, _ = _asked(capsys, "reproduce", "pets/lora", "--data", made / "pets", *at)
