@@ -43,6 +43,16 @@ def read(command: str) -> "Line":
     return line
 
 
+def verb_of(command: str) -> str:
+    """The first word of a recorded line that is no global option; "" of an empty one.
+
+    Raises:
+        UsageError: it is no line of this program.
+    """
+    words = _words(command) if command else []
+    return words[0] if words else ""
+
+
 def run(line: "Line", values: Mapping[str, Any], zoo: "Zoo", awaited: Sequence[str]) -> None:
     """Run a parsed line in a zoo, with some of its values replaced, on images of these digests alone."""
     node, name, words = line.handle

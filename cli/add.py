@@ -19,8 +19,14 @@ def backbone(
     ctx: typer.Context,
     *,
     name: New,
-    arch: Annotated[str, typer.Option("--arch", metavar="TIMM_ARCH", help="The timm architecture of the weights.")],
-    weights: Weights,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", metavar="hf-hub:ORG/NAME[@REVISION]", help="A timm model of the Hugging Face Hub."),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option("--arch", metavar="TIMM_ARCH", help="The timm architecture of the weights.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE.safetensors", help="The weights.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Of the input, in [0, 1] units.")] = None,
     std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Of the input, in [0, 1] units.")] = None,
     input_size: Annotated[
@@ -28,10 +34,20 @@ def backbone(
     ] = None,
     license_: Annotated[str, typer.Option("--license", metavar="SPDX", help="Licence of the weights.")] = "",
 ) -> None:
-    """Keep a backbone: the weights of a timm architecture, from a file."""
+    """Keep a backbone: the weights of a timm architecture from a file, or a timm model of the Hugging Face Hub."""
     session = Session.of(ctx)
     pixels = _input_size(input_size)
     means, stds = numbers(mean, "--mean"), numbers(std, "--std")
+    if origin is not None:
+        _refuse_beside({"--arch": arch, "--weights": weights, "--mean": means, "--std": stds, "--input-size": pixels})
+        from vtzoo.verbs.add import add_hub_backbone
+
+        result = add_hub_backbone(name=name, source=origin, license=license_, zoo=session.zoo())
+        session.show(result, _results.added)
+        return
+    if arch is None or weights is None:
+        lacking = "--arch" if arch is None else "--weights"
+        raise UsageError(f"{lacking} is missing", "give --arch and --weights, or --from hf-hub:org/name")
     from vtzoo.verbs.add import add_backbone
 
     result = add_backbone(
@@ -63,6 +79,13 @@ def delta(
     session.show(result, _results.added)
 
 
+def _refuse_beside(options: dict[str, object]) -> None:
+    """A model of the hub says these things itself."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"--from and {given[0]} don't go together", "the model's own config says it: leave it out")
+
+
 def _input_size(text: str | None) -> tuple[int, int, int] | None:
     """`224` is square with three channels; `3,224,288` says all."""
     sizes = [int(p) if p.strip().isdecimal() else None for p in text.split(",")] if text is not None else []
@@ -78,6 +101,13 @@ def _input_size(text: str | None) -> tuple[int, int, int] | None:
 
 
 COMMANDS = (
-    ("backbone", backbone, ("vtzoo add backbone my-vit --arch vit_tiny_patch16_224 --weights vit.safetensors",)),
+    (
+        "backbone",
+        backbone,
+        (
+            "vtzoo add backbone my-vit --arch vit_tiny_patch16_224 --weights vit.safetensors",
+            "vtzoo add backbone dino --from hf-hub:timm/vit_small_patch14_dinov2.lvd142m",
+        ),
+    ),
     ("delta", delta, ("vtzoo add delta pets/full --backbone my-vit --weights pets.safetensors --classes pets.txt",)),
 )

@@ -1,7 +1,7 @@
 """`vtzoo card`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,10 @@ from ._blocks import Block, Line
 from ._options import Ref
 from ._origin import origin_of
 from ._session import Session
+
+if TYPE_CHECKING:
+    from vtzoo.lineage import Origin
+    from vtzoo.zoo import Zoo
 
 EXAMPLES = ("vtzoo card fashion/lora", "vtzoo card fashion/lora --out README.md")
 
@@ -34,8 +38,17 @@ def run(
     found = origin_of(zoo, ref)
     text = card(zoo, found)
     if out is not None:
-        atomic_text(out, text)
+        atomic_text(out, _with_front(zoo, found, text))
     session.show({"ref": found.name, "path": str(out or ""), "card": text}, _view)
+
+
+def _with_front(zoo: "Zoo", found: "Origin", text: str) -> str:
+    """With what a hub reads first, of an entry; it takes the hub's library, so what is only printed goes without."""
+    if found.entry is None:
+        return text
+    from vtzoo.hub_card import front_matter, with_front
+
+    return with_front(front_matter([found.entry], zoo.entries()), text)
 
 
 def _view(facts: dict[str, Any]) -> list[Block]:

@@ -41,12 +41,13 @@ def run(
     session = Session.of(ctx)
     zoo = session.zoo()
     entry = zoo.resolve(ref)
-    from vtzoo.again import command_of
+    from vtzoo.again import MANY, trained_line
     from vtzoo.lineage import of_entry
 
     from . import _again
 
-    line = _again.read(command_of(of_entry(zoo, entry), data or ()))
+    command = str(entry.facts.get("command") or "")
+    line = _again.read(trained_line(of_entry(zoo, entry), data or ()) if _again.verb_of(command) in MANY else command)
     from vtzoo.verbs.reproduce import reproduce
 
     found = reproduce(ref=ref, line=line, run=_again.run, data=data or (), tolerance=tolerance, keep=keep, zoo=zoo)

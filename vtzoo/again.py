@@ -17,6 +17,8 @@ from vtzoo.refs import Entry, as_path, is_path
 from vtzoo.spec import as_map
 from vtzoo.zoo import Zoo
 
+MANY = ("", "sweep", "demo")
+"""Those that make many, and no command at all."""
 MAKERS = ("train", "merge", "distill", "fold", "add delta", "import peft", "import lycoris", "export onnx", "export pt2", "export openvino", "export executorch")  # fmt: skip
 """The commands that make a delta or a model."""
 REFS = ("ref", "refs", "teachers", "more")
@@ -57,15 +59,13 @@ def check_kept(line: Line) -> None:
         raise UsageError(f"the recorded 'vtzoo {line.verb}' keeps nothing in a zoo", "make it anew, with --name")
 
 
-def command_of(before: Origin, data: Sequence[str]) -> str:
-    """The line that made an artifact: as recorded; of a delta that one command trained among others, by its own header.
+def trained_line(before: Origin, data: Sequence[str]) -> str:
+    """The line that would train a delta, by its own header: of one that has none of its own, or was trained among others.
 
     Raises:
-        UsageError: there is none, or nobody says where the images are.
+        UsageError: it wasn't trained, or nobody says where the images are.
     """
-    recorded, name = str(before.facts.get("command") or ""), before.name
-    if recorded.split()[1:2] not in ([], ["sweep"], ["demo"]):
-        return recorded
+    name = before.name
     recipe = as_map(before.said.get("recipe"))
     if before.lineage.get("verb") != "train" or not recipe:
         raise UsageError(f"'{name}' has no recorded command", f"vtzoo log {name} tells what it was made from")

@@ -10,6 +10,7 @@ from timm.layers.drop import DropPath
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 
+from vtzoo import hub
 from vtzoo.anatomy import head_names
 from vtzoo.bases import checked_path, file_fingerprint
 from vtzoo.errors import NotFound, UsageError, did_you_mean
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PASSING = ("num_classes", "drop_path_rate")
 """Arguments that a card does not keep: they say nothing of the features."""
+
+_LOADING = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
 
 
 def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
@@ -84,7 +87,7 @@ def build_card(
     weights: Path | None = None,
     **model_args: Any,
 ) -> nn.Module:
-    """Build what a card describes; the card, with its fingerprint, stays on the model.
+    """Build what a card describes; the card, with its fingerprint, stays on the model. A branch of the hub becomes the commit that was fetched.
 
     Args:
         card: of it.
@@ -98,6 +101,9 @@ def build_card(
     """
     overlay: dict[str, Any] = {}
     path = weights or (checked_path(card, zoo) if pretrained else None)
+    if path is not None and weights is None:
+        card = replace(card, source=hub.pinned(card.source, path))
+    refuse_loading(card.model_args)
     args = {"num_classes": 0, **card.model_args, **model_args}
     if path is not None:
         stored = dict(TensorFile(path))
@@ -162,15 +168,31 @@ def soften(model: nn.Module, loaded: Mapping[str, tuple[int, ...]] | None = None
 
 
 def create(arch: str, **args: Any) -> nn.Module:
-    """timm's `create_model` with refusals that a person can act on."""
+    """timm's `create_model` with refusals that a person can act on.
+
+    Raises:
+        NotFound: timm has no such architecture.
+        UsageError: it doesn't take these arguments, or one of them would load a file (they may come from elsewhere).
+    """
     if not is_model(arch):
         raise NotFound(f"timm has no architecture '{arch}'", did_you_mean(arch, timm.list_models()))
+    refuse_loading({k: v for k, v in args.items() if k not in ("pretrained", "pretrained_cfg_overlay")})
     try:
         return timm.create_model(arch, **args)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it"
         ) from error
+
+
+def refuse_loading(args: Mapping[str, Any]) -> None:
+    """Refuse arguments by which an entry, a header or a config from elsewhere could have timm load a file, pickled even.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if loading := sorted(_LOADING & set(args)):
+        raise UsageError(f"'{loading[0]}' says what to load, not what the network is", "leave it out of its model_args")
 
 
 def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[str, Any]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vtzoo.errors import Network, NotFound, UsageError, WrongBackbone
+from vtzoo import hub
+from vtzoo.errors import NotFound, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.spec import BackboneCard
 from vtzoo.tensors import Lazy, TensorFile
@@ -20,6 +21,7 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
     Raises:
         NotFound: the object or package resource is missing.
         Network: the hub can't be reached.
+        Mismatch: what it has is not of the card's digest.
         UsageError: a source of an unknown kind.
     """
     kind, _, rest = card.source.partition(":")
@@ -32,7 +34,7 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
                 raise NotFound(f"package {package} carries no {resource}", "reinstall vtzoo")
             return path
     if kind == "hf-hub":
-        return _fetch(*rest.partition("@")[::2])
+        return hub.fetch(card.source, "model.safetensors", card.digest)
     raise UsageError(
         f"'{card.name}' has no weights (source '{card.source}')", "vtzoo add backbone NAME --arch … --weights FILE"
     )
@@ -81,17 +83,3 @@ def without_head(source: TensorFile, head: tuple[str, ...]) -> Mapping[str, Tens
     names = [n for n in source if n not in head and not (inside and n.startswith(inside))]
     shapes, dtypes = {n: source.shape(n) for n in names}, {n: source.dtype(n) for n in names}
     return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes, {n: source.pieces(n) for n in names})
-
-
-def _fetch(repo: str, revision: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(hf_hub_download(repo, "model.safetensors", revision=revision or None))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise Network(
-            f"{repo} could not be fetched from the hub: {why}",
-            "connect, or: vtzoo add backbone NAME --arch ARCH --weights FILE",
-        ) from error

@@ -1,7 +1,7 @@
 """A model card in Markdown: what an artifact is, how it was made and measured, and how to use it.
 
-Everything stands in the artifact, its entry or its parents; what is not recorded is left out. The front matter that a hub wants is
-put before it by whoever sends it there.
+Everything stands in the artifact, its entry or its parents; what is not recorded is left out. The front matter that a hub reads is
+`vtzoo.hub_card`'s.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,8 @@
 """What has to move so that one zoo has what another has; nothing moves yet.
 
 Two entries are the same when their content is: the digests of their files, or the source of a backbone that has none.
-A delta brings the backbone that it stands on, if that is one of weights added from a file.
+A delta brings the backbone that it stands on, if that is one of weights added from a file; of one of the Hugging Face Hub it
+brings what the entry says.
 """
 
 import json
@@ -68,6 +69,9 @@ def planned(
     if there.catalogue:
         raise UsageError(f"{target.where} is a catalogue: nothing is written there", "push to a zoo")
     more = [e for e in _backbones(source, entries) if not _stands(there, e)] if backbone else []
+    more = [
+        e for e in more if e.objects or verdict(there, e, e.name, force=False) != "conflict"
+    ]  # the hub has its weights
     named = [(e, e.name) for e in more] + [(e, check_name(name or e.name)) for e in entries]
     moves = [
         Move(entry=e, new=Entry(e.section, n, e.facts), action=verdict(there, e, n, force=force)) for e, n in named
@@ -148,13 +152,14 @@ def _content(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _backbones(source: Remote, entries: Sequence[Entry]) -> list[Entry]:
-    """The backbones, objects of the source, that deltas among these stand on; those that are named already left out."""
-    wanted = {s for e in entries if e.section == "deltas" and (s := _stands_on(source, e)).startswith("object:")}
+    """The backbones that deltas among these stand on, as far as the source has them; those that are named already left out."""
+    kinds = ("object:", "hf-hub:")
+    wanted = {s for e in entries if e.section == "deltas" and (s := _stands_on(source, e)).startswith(kinds)}
     if not wanted:
         return []
     every = entries_of(patiently(source.index)[0])
     found = {e.facts["source"]: e for e in reversed(every) if e.section == "backbones" and e.facts["source"] in wanted}
-    for missing in sorted(wanted - set(found)):
+    for missing in sorted(s for s in wanted - set(found) if s.startswith("object:")):
         say(f"the backbone {missing[:26]}… is not in {source.where}: what stands on it won't run without")
     return [found[s] for s in sorted(found) if found[s] not in entries]
 

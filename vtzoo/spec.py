@@ -90,7 +90,10 @@ def check_labels(classes: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneCard:
-    """What must be known of a backbone to rebuild, recognise and use it."""
+    """What must be known of a backbone to rebuild, recognise and use it.
+
+    `digest`: the sha256 of its file, where an entry of the zoo tells it; what a delta carries has the fingerprint instead.
+    """
 
     name: str
     arch: str
@@ -103,6 +106,7 @@ class BackboneCard:
     preprocess: Preprocess = field(default_factory=Preprocess)
     model_args: Mapping[str, Any] = field(default_factory=dict)
     good_for: str = ""
+    digest: str = ""
 
     @classmethod
     def of(cls, name: str, facts: Mapping[str, Any]) -> "BackboneCard":
@@ -114,7 +118,7 @@ class BackboneCard:
     def json(self) -> dict[str, Any]:
         """Flat JSON, the form the index and headers hold."""
         facts = plain(asdict(self))
-        return {**{k: v for k, v in facts.items() if k not in ("name", "preprocess")}, **facts["preprocess"]}
+        return {**{k: v for k, v in facts.items() if k not in ("name", "preprocess", "digest")}, **facts["preprocess"]}
 
 
 def plain(value: Any) -> Any:

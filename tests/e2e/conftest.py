@@ -1,5 +1,6 @@
 """What trainings start from: a zoo with a tiny network, and what is said while they go on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from tests.hub_server import Hub, serving, use
 from vtzoo import talk
 from vtzoo.verbs.add import add_backbone
 from vtzoo.zoo import Zoo
@@ -28,3 +30,14 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(talk, "say", lines.append)
     return lines
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback, which the hub's library asks in this test."""
+    from huggingface_hub import close_session
+
+    with serving() as made:
+        use(made, tmp_path / "hub-cache", monkeypatch)
+        yield made
+        close_session()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.e2e.chain import chain, ran
@@ -196,7 +197,7 @@ def test_a_line_that_makes_nothing_is_not_run(
 
 def test_a_delta_that_was_trained_among_others(place: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sweep's line makes many: the delta's own header says what made it, and the user where the images are."""
-    _recorded(place, "pets/lora", "vtzoo sweep sweep.yaml")
+    _recorded(place, "pets/lora", "vtzoo --quiet --zoo elsewhere sweep sweep.yaml")
     at = ("--zoo", place / "zoo")
     assert "--data DATA" in _asked(capsys, "reproduce", "pets/lora", *at)[2]
     code, found, _ = _asked(capsys, "reproduce", "pets/lora", "--data", made / "pets", *at)
@@ -354,6 +355,17 @@ def test_a_card_says_what_is_recorded(made: Path, capsys: pytest.CaptureFixture[
     card = _asked(capsys, "card", "pets/onnx", "--zoo", made / "zoo")[1]["card"]
     assert "With plain timm" not in card
     assert "mit" in card
+
+
+def test_a_cards_front_matter(made: Path, tmp_path: Path) -> None:
+    """What is written to a file begins with what a hub reads: licence, tags, and metrics as `model-index`; the rest is what is printed."""
+    assert ran("--zoo", made / "zoo", "card", "pets/lora", "--out", tmp_path / "README.md") == 0
+    _, front, body = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert (facts["license"], facts["library_name"]) == ("mit", "vtzoo")
+    assert "lora" in facts["tags"]
+    assert facts["model-index"][0]["results"][0]["metrics"][0]["type"] == "accuracy"
+    assert body.lstrip().startswith("# pets/lora\n")
 
 
 def test_a_card_is_not_written_over(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

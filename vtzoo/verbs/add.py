@@ -1,4 +1,4 @@
-"""Bring weights from a file into the zoo: a backbone, or a fine-tuned checkpoint as a `full` delta."""
+"""Bring weights from a file or the Hugging Face Hub into the zoo: a backbone, or a fine-tuned checkpoint as a `full` delta."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtzoo import hub
 from vtzoo.anatomy import Site, head_names, survey
-from vtzoo.artifact import resolved_card
-from vtzoo.backbone import build_card, create, timm_card
+from vtzoo.artifact import CONFIG, WEIGHTS, described, resolved_card
+from vtzoo.backbone import build_card, create, refuse_loading, timm_card
 from vtzoo.delta import HEAD, Delta, Part
-from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
+from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
 from vtzoo.graft import has_statistics
@@ -51,21 +52,69 @@ def add_backbone(
     given = {k: v for k, v in {"mean": mean, "std": std, "input_size": input_size}.items() if v is not None}
     preprocess = replace(card.preprocess, **given)
     _check(preprocess)
-    source = _open(weights)
     height, width = preprocess.input_size[1:]
     side = height if height == width else [height, width]
     args = {"img_size": side} if input_size and _takes_size(arch) else {}
-    model = create(arch, pretrained=False, num_classes=1, **args)
+    license = license or card.license  # noqa: A001 - the field's word
+    made = _looked_at(replace(card, name=name, license=license, preprocess=preprocess, model_args=args), weights)
+    digest = zoo.add_object(weights)
+    _put(zoo, replace(made, source=f"object:sha256:{digest}"), digest, weights)
+    return Result(ref=name, path=str(zoo.object(digest)))
+
+
+def add_hub_backbone(*, name: str, source: str, license: str = "", zoo: Zoo | None = None) -> Result:  # noqa: A002 - the field's word
+    """Keep a timm model of the Hugging Face Hub as a backbone, pinned to the commit that its revision means now.
+
+    The weights stay in the hub's own cache, and are fetched again, and compared, where they are missing.
+
+    Args:
+        name: what to call it.
+        source: `org/name[@revision]`, with `hf-hub:` before it or not.
+        license: SPDX name; the repository's own unless given.
+        zoo: where to keep it.
+
+    Raises:
+        NotFound: no such repository, revision or file.
+        Network: it can't be fetched.
+        Mismatch: it is no timm model.
+        ShapeMismatch: its weights are not those of its architecture.
+    """
+    zoo = zoo or Zoo.find()
+    zoo.check_free("backbones", name)
+    source = hub.SOURCE + source.removeprefix(hub.SOURCE)
+    config = hub.fetch(source, CONFIG)
+    source = hub.pinned(source, config)
+    try:
+        card, _ = described({CONFIG: config})
+    except Corrupt as error:
+        raise Mismatch(f"{source} is no timm model: {error.message}", "see huggingface.co/timm for such") from error
+    _check(card.preprocess)
+    weights = hub.fetch(source, WEIGHTS)
+    license = license or card.license or hub.licence(source)  # noqa: A001
+    made = _looked_at(replace(card, name=name, license=license, source=source), weights)
+    _put(zoo, made, sha256(weights), weights)
+    return Result(ref=name, path=str(weights))
+
+
+def _looked_at(card: BackboneCard, weights: Path) -> BackboneCard:
+    """The card with what its weights say: fingerprint, head, parameters, features.
+
+    Raises:
+        ShapeMismatch: they are not those of its architecture.
+    """
+    source = _open(weights)
+    refuse_loading(card.model_args)
+    model = create(card.arch, pretrained=False, num_classes=1, **card.model_args)
     inside = tuple(f"{h}." for h in head_names(model))
     base = {n: source[n] for n in source if not n.startswith(inside)}
-    _fits(base, base_state(model), arch)
-    digest = zoo.add_object(weights)
-    made = BackboneCard(
-        name=name, arch=arch, source=f"object:sha256:{digest}", license=license or card.license, fingerprint=fingerprint(base), head=tuple(n for n in source if n.startswith(inside)),
-        params=sum(p.numel() for n, p in model.named_parameters() if not n.startswith(inside)), features=int(getattr(model, "num_features", 0)), preprocess=preprocess, model_args=args,
-    )  # fmt: skip
-    zoo.put("backbones", name, {**made.json(), "digest": digest, "size_bytes": weights.stat().st_size})
-    return Result(ref=name, path=str(zoo.object(digest)))
+    _fits(base, base_state(model), card.arch)
+    params = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(inside))
+    head, features = tuple(n for n in source if n.startswith(inside)), int(getattr(model, "num_features", 0))
+    return replace(card, fingerprint=fingerprint(base), head=head, params=params, features=features)
+
+
+def _put(zoo: Zoo, card: BackboneCard, digest: str, weights: Path) -> None:
+    zoo.put("backbones", card.name, {**card.json(), "digest": digest, "size_bytes": weights.stat().st_size})
 
 
 def add_delta(
