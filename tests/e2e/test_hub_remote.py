@@ -434,3 +434,22 @@ def test_looking_into_a_repository(hub: Hub, trained: Zoo, capsys: pytest.Captur
     assert {e["name"] for e in json.loads(capsys.readouterr().out)} == {REF, "tiny"}
     assert main(["show", REF, URL]) == 0
     assert "lora[rank=2]" in capsys.readouterr().out
+
+
+def test_a_push_that_was_stopped(hub: Hub, trained: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub goes away before the commit: nothing is listed there; the next push sends none of the large files again."""
+    monkeypatch.setattr(patience, "PATIENCE", replace(patience.PATIENCE, pause_s=0.0))
+
+    def away() -> None:
+        hub.before_commit = away
+        raise ConnectionError
+
+    hub.before_commit = away
+    with pytest.raises(Network):
+        push([REF], URL, zoo=Zoo(trained.root))
+    assert not any(_remote().index()[0].sections.values())
+    sent = sum(s.received for s in hub.seen if s.method == "PUT")
+    hub.before_commit = None
+    push([REF], URL, zoo=Zoo(trained.root))
+    assert sum(s.received for s in hub.seen if s.method == "PUT") == sent > 1_000_000
+    assert set(_remote().index()[0].sections["deltas"]) == {REF}
