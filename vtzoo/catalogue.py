@@ -63,6 +63,11 @@ def parse(data: bytes, where: Path) -> Index:
     return Index(content["sections"], catalogue=content["catalogue"])
 
 
+def check(data: bytes, where: Path) -> None:
+    """Refuse what `parse` refuses."""
+    _content(data, where)
+
+
 @lru_cache(maxsize=4)
 def _content(data: bytes, where: Path) -> str:
     """An index's content as JSON text, of which each reader makes a copy of its own."""

@@ -69,16 +69,17 @@ def rebuild(zoo: Zoo) -> Rebuilt:
     if not (zoo.root / ".vtzoo").is_dir():
         zoo.index()
     sections, lost, found = Index().sections, list[str](), dict[str, str]()
-    sources = [(zoo.root / INDEX, "index"), *((path, path.stem + " copy") for path in copies(zoo.root))]
-    for path, source in sources:
-        for entry in _said(path):
-            _keep(zoo, sections, entry, source, found, lost)
+    entries, source = _listed(zoo)
+    for entry in entries:
+        _keep(zoo, sections, entry, lost)
+    kept = {name for table in sections.values() for name in table}
+    if source:
+        found |= dict.fromkeys(kept, source)
     for entry in _headers(zoo, sections):
-        _keep(zoo, sections, entry, "header", found, lost)
+        _keep(zoo, sections, entry, lost)
+        found[entry.name] = "header"
     count = sum(len(table) for table in sections.values())
-    found = {name: source for name, source in found.items() if source != "index"}
-    names = {name for table in sections.values() for name in table}
-    return Rebuilt(count - len(found), found, sorted(set(lost) - names), zoo.replace_index(sections))
+    return Rebuilt(count - len(found), found, sorted(lost), zoo.replace_index(sections))
 
 
 def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
@@ -136,29 +137,26 @@ def _strangers(zoo: Zoo) -> list[str]:
 
 
 def _told(zoo: Zoo) -> str:
-    there = copies(zoo.root)
-    count = sum(1 for _ in _said(there[0])) if there else 0
-    return f"which has a copy with {count} entries" if there else "which reads what deltas say of themselves"
+    entries, source = _listed(zoo)
+    return f"which has a copy with {len(entries)} entries" if source else "which reads what deltas say of themselves"
 
 
-def _said(path: Path) -> list[Entry]:
-    """The entries of an index file; none where it can't be read."""
-    with suppress(VtzooError, OSError), reading(path):
-        sections = parse(path.read_bytes(), path).sections
-        return [Entry(s, n, f) for s in SECTIONS for n, f in sections[s].items()]
-    return []
+def _listed(zoo: Zoo) -> tuple[list[Entry], str]:
+    """The entries of the index, else of its newest copy that can be read, and which copy; none at all else."""
+    for path in (zoo.root / INDEX, *copies(zoo.root)):
+        with suppress(VtzooError, OSError), reading(path):
+            sections = parse(path.read_bytes(), path).sections
+            source = "" if path.name == INDEX else f"{path.stem} copy"
+            return [Entry(s, n, f) for s in SECTIONS for n, f in sections[s].items()], source
+    return [], ""
 
 
-def _keep(zoo: Zoo, sections: Sections, entry: Entry, source: str, found: dict[str, str], lost: list[str]) -> None:
-    """Take an entry whose objects are there and whose name is free."""
-    if any(entry.name in table for table in sections.values()):
-        return
-    if not all(place(zoo.root, digest).is_file() for digest in entry.objects):
-        if source != "previous copy":
-            lost.append(entry.name)
-        return
-    sections[entry.section][entry.name] = entry.facts
-    found[entry.name] = source
+def _keep(zoo: Zoo, sections: Sections, entry: Entry, lost: list[str]) -> None:
+    """Take an entry whose objects are there."""
+    if all(place(zoo.root, digest).is_file() for digest in entry.objects):
+        sections[entry.section][entry.name] = entry.facts
+    else:
+        lost.append(entry.name)
 
 
 def _headers(zoo: Zoo, sections: Sections) -> Iterator[Entry]:

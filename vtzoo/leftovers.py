@@ -1,7 +1,7 @@
 """What lies in a zoo's folder: what entries keep, what can be made again, and what nobody refers to.
 
     loose     objects of no entry
-    halves    files and folders that a killed program was writing
+    halves    files and folders that a killed program was writing, or that came and were not what they should be
     answers   teachers' answers and features, made again when they are asked for
     runs      checkpoints and logs of training
 
@@ -20,6 +20,7 @@ from typing import Literal
 
 from vtzoo.files import writing
 from vtzoo.objects import hall, held, place
+from vtzoo.quarantine import FOLDER
 from vtzoo.refs import Entry
 from vtzoo.zoo import Zoo
 
@@ -108,9 +109,9 @@ def _loose(zoo: Zoo, now: float) -> list[Leftover]:
 
 
 def _halves(zoo: Zoo, now: float) -> list[Leftover]:
-    hall_, found = hall(zoo.root), [p for p in zoo.root.glob(".*.tmp") if _HALF.fullmatch(p.name)]
+    places, found = {hall(zoo.root), zoo.root / FOLDER}, [p for p in zoo.root.glob(".*.tmp") if _HALF.fullmatch(p.name)]
     for folder, folders, names in os.walk(zoo.root / ".vtzoo"):
-        halves = {n for n in [*folders, *names] if Path(folder) == hall_ or _HALF.fullmatch(n)}
+        halves = {n for n in [*folders, *names] if Path(folder) in places or _HALF.fullmatch(n)}
         folders[:] = [n for n in folders if n not in halves]
         found += [Path(folder, name) for name in sorted(halves)]
     return [_whole("halves", path, now) for path in found]

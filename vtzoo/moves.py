@@ -8,13 +8,13 @@ brings what the entry says.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vtzoo.catalogue import Index
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError
 from vtzoo.patience import patiently
-from vtzoo.refs import Entry, check_name, shown
+from vtzoo.refs import SECTIONS, Entry, check_name, shown
 from vtzoo.remotes import Remote
 from vtzoo.remotes.folder import Folder
 from vtzoo.talk import say
@@ -73,10 +73,10 @@ def planned(
         e for e in more if e.objects or verdict(there, e, e.name, force=False) != "conflict"
     ]  # the hub has its weights
     named = [(e, e.name) for e in more] + [(e, check_name(name or e.name)) for e in entries]
-    return [
-        _move(source, target, e, Entry(e.section, n, e.facts), verdict(there, e, n, force=force) or action)
-        for e, n in named
+    moves = [
+        Move(entry=e, new=Entry(e.section, n, e.facts), action=verdict(there, e, n, force=force)) for e, n in named
     ]
+    return [_sized(source, target, move, action) for move in moves]
 
 
 def refuse_conflicts(moves: Sequence[Move], where: str) -> None:
@@ -96,12 +96,13 @@ def refuse_conflicts(moves: Sequence[Move], where: str) -> None:
 
 def verdict(there: Index, entry: Entry, name: str, *, force: bool) -> str:
     """`none` where the same content has the name already, `conflict` where other content has it, else nothing."""
-    for other in entries_of(there):
-        if other.name != name:
+    for section in SECTIONS:
+        facts = there.sections[section].get(name)
+        if facts is None:
             continue
-        if other.section == entry.section and _content(other.facts) == _content(entry.facts):
+        if section == entry.section and _content(facts) == _content(entry.facts):
             return "none"
-        if other.section != entry.section or not force:
+        if section != entry.section or not force:
             return "conflict"
     return ""
 
@@ -111,19 +112,20 @@ def entries_of(index: Index) -> list[Entry]:
     return [Entry(s, name, facts) for s, table in index.sections.items() for name, facts in sorted(table.items())]
 
 
-def _move(source: Remote, target: Remote, entry: Entry, new: Entry, action: str) -> Move:
-    """A move with the sizes of what is lacking; of an entry that a folder lists, too, whose file may have been lost."""
-    if action == "conflict" or (action == "none" and not isinstance(target, Folder)):
-        return Move(entry=entry, new=new, action=action)
+def _sized(source: Remote, target: Remote, move: Move, action: str) -> Move:
+    """A move with the sizes of what is lacking; a folder may lack a file of an entry that it lists."""
+    listed = move.action == "none"
+    if move.action == "conflict" or (listed and not isinstance(target, Folder)):
+        return move
     sizes: dict[str, int] = {}
-    for digest in sorted(entry.objects):
+    for digest in sorted(move.entry.objects):
         held = _size(target, digest)
-        if action == "none" and held is not None:
+        if listed and held is not None:
             continue
-        size = announced(source, digest, entry.facts.get("size_bytes"))
+        size = announced(source, digest, move.entry.facts.get("size_bytes"))
         if held != size:
             sizes[digest] = size
-    return Move(entry=entry, new=new, action="pull" if sizes and action == "none" else action, sizes=sizes)
+    return replace(move, action=action if sizes or not listed else "none", sizes=sizes)
 
 
 def _check_source(entry: Entry, source: Remote) -> None:

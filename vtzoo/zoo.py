@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
+from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import atomic_write, header, reading
@@ -61,7 +61,7 @@ class Zoo:
         """
         if path is not None:
             zoo = cls(path)
-            zoo.index()
+            check(zoo.index_bytes() or b"", zoo._index_path)
             return zoo
         if named := os.environ.get(ENVIRONMENT):
             return cls(named, create=True)
@@ -98,11 +98,30 @@ class Zoo:
             NotFound: there is no zoo here.
             Corrupt: the index is damaged; the message has the line.
         """
-        return self._parsed(self._bytes()).sections
+        return self._parsed(self.index_bytes()).sections
+
+    def index_bytes(self) -> bytes | None:
+        """The index file's content; None when it is still to be made.
+
+        Raises:
+            NotFound: there is no zoo here.
+            Corrupt: there was one, and its index is gone.
+        """
+        try:
+            with reading(self._index_path):
+                return self._index_path.read_bytes()
+        except NotFound as error:
+            if there := copies(self.root):
+                raise Corrupt(
+                    f"{self.root} has lost its {INDEX} ({there[0].name} is a copy)", "vtzoo fsck --rebuild"
+                ) from error
+            if self._create:
+                return None
+            raise NotFound(f"{self.root} has no {INDEX}", f"make it a zoo: vtzoo init {self.root}") from error
 
     def entries(self, section: Section | None = None) -> list[Entry]:
         """List the entries by section and name; an own one hides the catalogue's of that name."""
-        index = self._parsed(self._bytes())
+        index = self._parsed(self.index_bytes())
         own = _own(index.sections, builtin=index.catalogue)
         by_key = {(e.section, e.name): e for e in [*builtin(), *own]}
         wanted = None if section is None else check_section(section)
@@ -136,7 +155,7 @@ class Zoo:
             UsageError: the name is not legal, or this is the built-in catalogue.
             Conflict: the name is taken.
         """
-        index = self._parsed(self._bytes())
+        index = self._parsed(self.index_bytes())
         self._refuse_catalogue(index)
         self._check_new(index.sections, check_section(section), check_name(name), replace=False)
 
@@ -149,7 +168,7 @@ class Zoo:
             Conflict: the file changed while it was read.
             Resources: the disk is full.
         """
-        self._refuse_catalogue(self._parsed(self._bytes()))
+        self._refuse_catalogue(self._parsed(self.index_bytes()))
         digest, new = store(self.root, source)
         if new:
             self._fresh[digest] = _stored_at(self.root, digest)
@@ -260,20 +279,6 @@ class Zoo:
         return aside
 
     # -------------------------------------------------------------------------------------------------------- inside
-    def _bytes(self) -> bytes | None:
-        """The index file's content; None when it is still to be made."""
-        try:
-            with reading(self._index_path):
-                return self._index_path.read_bytes()
-        except NotFound as error:
-            if there := copies(self.root):
-                raise Corrupt(
-                    f"{self.root} has lost its {INDEX} ({there[0].name} is a copy)", "vtzoo fsck --rebuild"
-                ) from error
-            if self._create:
-                return None
-            raise NotFound(f"{self.root} has no {INDEX}", f"make it a zoo: vtzoo init {self.root}") from error
-
     def _parsed(self, data: bytes | None) -> Index:
         return Index() if data is None else parse(data, self._index_path)
 
@@ -318,10 +323,10 @@ class Zoo:
 
     def _change(self, change: Callable[[Sections], tuple[T, Iterable[str]]]) -> T:
         """Change the index under the lock; `change` also names the objects that may have lost their last reference."""
-        self._refuse_catalogue(self._parsed(self._bytes()))
+        self._refuse_catalogue(self._parsed(self.index_bytes()))
         with self._locked():
             for _ in range(_TRIES):
-                before = self._bytes()
+                before = self.index_bytes()
                 index = self._parsed(before)
                 self._refuse_catalogue(index)
                 result, loose = change(index.sections)
@@ -334,7 +339,7 @@ class Zoo:
         """Write the index unless someone changed it since; say whether it was written."""
 
         def guard() -> None:
-            if self._bytes() != before:
+            if self.index_bytes() != before:
                 raise _Moved
 
         try:

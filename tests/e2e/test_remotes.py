@@ -365,14 +365,18 @@ def test_names_and_contents(tmp_path: Path) -> None:
     assert actions(pull([f"mi@sha256:{theirs.resolve('mine/a').digest[:8]}"], url, zoo=new)) == {"mine/a": "pull"}
 
 
-def test_what_was_lost_here_is_fetched_again(zoo: Zoo, tmp_path: Path) -> None:
-    """An entry that is listed, but whose file has gone, is not up to date."""
-    push([REF], str(tmp_path / "share"), zoo=zoo)
-    path = zoo.object(zoo.resolve(REF).digest)
-    path.chmod(0o644)
-    path.unlink()
-    assert actions(pull([REF], str(tmp_path / "share"), zoo=zoo)) == {REF: "pull"}
-    assert sha256(path) == path.name
+def test_what_was_lost_is_brought_again(zoo: Zoo, tmp_path: Path) -> None:
+    """An entry that is listed, but whose file has gone, is not up to date, neither here nor there."""
+    share = str(tmp_path / "share")
+    push([REF], share, zoo=zoo)
+    facts = zoo.resolve(REF).facts
+    for lost, again, action in ((zoo, pull, "pull"), (Zoo(share), push, "push")):
+        path = lost.object(facts["digest"])
+        path.chmod(0o644)
+        path.unlink()
+        assert actions(again([REF], share, zoo=zoo)) == {REF: action}
+        assert sha256(path) == path.name
+        assert lost.resolve(REF).facts == facts
 
 
 def test_weights_of_a_package_do_not_travel(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from vtzoo.catalogue import INDEX, Index, dump
+from vtzoo.catalogue import INDEX, Index, parse
 from vtzoo.errors import Conflict, NotFound
 from vtzoo.files import explained, sha256_bytes
 from vtzoo.zoo import Zoo
@@ -39,8 +39,8 @@ class Folder:
 
     def index(self) -> tuple[Index, str]:
         """Its own entries; the token is their digest, empty before there are any."""
-        index = Index(self.zoo.index())
-        return index, sha256_bytes(dump(index).encode()) if (self.zoo.root / INDEX).is_file() else ""
+        data = self.zoo.index_bytes()
+        return (Index(), "") if data is None else (parse(data, self.zoo.root / INDEX), sha256_bytes(data))
 
     def size(self, digest: str) -> int:
         """Of the file."""
