@@ -27,9 +27,11 @@ from . import (
     rm,
     sensitivity,
     show,
+    sign,
     suggest,
     sweep,
     train,
+    verify,
 )
 from ._argv import GLOBALS
 
@@ -39,7 +41,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, verify, sign, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."

@@ -1,10 +1,10 @@
 """Entries of a zoo, as JSON facts, tables and a page."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtzoo import strict
 from vtzoo.errors import Corrupt
 from vtzoo.files import header
 from vtzoo.refs import Entry, as_path, is_path
@@ -63,9 +63,9 @@ def _inside(path: Path) -> dict[str, Any]:
     """What a safetensors file says of itself: its facts when it is a delta, and its tensors."""
     head = header(path)
     try:
-        facts = json.loads(head.metadata.get("vtzoo", "{}"))
+        facts = strict.record(head.metadata.get("vtzoo", "{}"))
     except ValueError as error:
-        raise Corrupt(f"{path}: its header is no JSON ({error})", "fetch it or make it again") from error
+        raise Corrupt(f"{path}: what its header says {error}", "fetch it or make it again") from error
     tensors = {name: {"dtype": span.dtype, "shape": list(span.shape)} for name, span in head.tensors.items()}
     return {"path": str(path), "header": facts, "tensors": tensors}
 

@@ -167,7 +167,7 @@ def create(arch: str, **args: Any) -> nn.Module:
         raise NotFound(f"timm has no architecture '{arch}'", did_you_mean(arch, timm.list_models()))
     try:
         return timm.create_model(arch, **args)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it"
         ) from error

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vtzoo import files, knobs, registry
+from vtzoo import files, knobs, registry, strict
 from vtzoo.anatomy import Site
-from vtzoo.errors import Conflict, Corrupt
+from vtzoo.errors import Conflict, Corrupt, Mismatch
+from vtzoo.refs import shown
 from vtzoo.spec import BackboneCard, Task, chosen, plain
 from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
 
@@ -151,6 +152,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         NotFound: no such file.
         Corrupt: damaged, or not a delta.
+        Mismatch: written by a newer vtzoo.
     """
     text = files.header(path).metadata.get("vtzoo")
     if text is None:
@@ -159,13 +161,14 @@ def read_header(path: Path) -> dict[str, Any]:
             "add it with: vtzoo add delta NAME --backbone REF --weights FILE",
         )
     try:
-        doc = json.loads(text)
-    except (ValueError, RecursionError):
-        doc = None
-    if not isinstance(doc, dict):
-        raise Corrupt(f"{path}: the delta's header is no JSON document", "make the delta again, or fetch it again")
-    if doc.get("schema") != SCHEMA:
-        raise Corrupt(f"{path} has schema {doc.get('schema')!r}, this vtzoo reads {SCHEMA}", "upgrade vtzoo")
+        doc = strict.record(text)
+    except ValueError as error:
+        raise Corrupt(f"{path}: the delta's header {error}", "make the delta again, or fetch it again") from error
+    schema = doc.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise Mismatch(f"{path} has schema {schema}, this vtzoo knows up to {SCHEMA}", "pip install -U vtzoo")
+    if type(schema) is not int or schema < 1:
+        raise Corrupt(f"{path}: the delta's schema is {shown(schema)}", "make the delta again, or fetch it again")
     return doc
 
 

@@ -21,6 +21,7 @@ from torch._export.verifier import SpecViolationError
 from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2
 
+from vtzoo import strict
 from vtzoo.errors import Corrupt
 from vtzoo.formats._plain import check_plain
 from vtzoo.formats._program import exported
@@ -60,7 +61,7 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
             file.seek(0)
             found = load_pt2(file)  # torch.export.load reads what it fails to read a second way, which unpickles
         network = found.exported_programs["model"].module(check_guards=False)  # guards are run as source
-        metadata = dict(json.loads(found.extra_files.get(SAID, "{}")))
+        metadata = dict(strict.record(found.extra_files.get(SAID, "{}")))
     except (
         RuntimeError,
         ValueError,

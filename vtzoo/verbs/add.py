@@ -15,6 +15,7 @@ from vtzoo.delta import HEAD, Delta, Part
 from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
 from vtzoo.graft import has_statistics
+from vtzoo.pickled import unpickled
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
 from vtzoo.tensors import TensorFile, dtype_of, shape_of
@@ -24,7 +25,7 @@ from vtzoo.zoo import Zoo
 
 def add_backbone(
     *, name: str, arch: str, weights: Path, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-    input_size: tuple[int, int, int] | None = None, license: str = "", zoo: Zoo | None = None,  # noqa: A002 - the field's word
+    input_size: tuple[int, int, int] | None = None, license: str = "", from_pickle: bool = False, zoo: Zoo | None = None,  # noqa: A002 - the field's word
 ) -> Result:  # fmt: skip
     """Keep a backbone: a timm architecture's weights from a safetensors file.
 
@@ -36,12 +37,14 @@ def add_backbone(
         std: likewise.
         input_size: [3, height, width] in pixels; likewise.
         license: SPDX name.
+        from_pickle: whether the file may be a pickle, which a process of its own then reads; see `vtzoo.pickled`.
         zoo: where to keep it.
 
     Raises:
         UsageError: mean, std or size that no RGB image can have.
         ShapeMismatch: tensors are missing, left over, or of another shape or kind than the architecture's at this size.
         Corrupt: a tensor of a type that isn't read here, or with NaN or infinity in it.
+        Mismatch: a pickle without `from_pickle`; ShapeMismatch among them.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
@@ -49,17 +52,29 @@ def add_backbone(
     given = {k: v for k, v in {"mean": mean, "std": std, "input_size": input_size}.items() if v is not None}
     preprocess = replace(card.preprocess, **given)
     _check(preprocess)
-    source = _open(weights)
+    with unpickled(weights, allowed=from_pickle) as file:
+        return _keep_backbone(
+            zoo,
+            name,
+            replace(card, name=name, preprocess=preprocess, license=license or card.license),
+            file,
+            sized=bool(input_size),
+        )
+
+
+def _keep_backbone(zoo: Zoo, name: str, card: BackboneCard, weights: Path, *, sized: bool) -> Result:
+    """See `add_backbone`; the card has what was asked for."""
+    source, arch, preprocess = _open(weights), card.arch, card.preprocess
     height, width = preprocess.input_size[1:]
     side = height if height == width else [height, width]
-    args = {"img_size": side} if input_size and _takes_size(arch) else {}
+    args = {"img_size": side} if sized and _takes_size(arch) else {}
     model = create(arch, pretrained=False, num_classes=1, **args)
     inside = tuple(f"{h}." for h in head_names(model))
     base = {n: source[n] for n in source if not n.startswith(inside)}
     _fits(base, base_state(model), arch)
     digest = zoo.add_object(weights)
     made = BackboneCard(
-        name=name, arch=arch, source=f"object:sha256:{digest}", license=license or card.license, fingerprint=fingerprint(base), head=tuple(n for n in source if n.startswith(inside)),
+        name=name, arch=arch, source=f"object:sha256:{digest}", license=card.license, fingerprint=fingerprint(base), head=tuple(n for n in source if n.startswith(inside)),
         params=sum(p.numel() for n, p in model.named_parameters() if not n.startswith(inside)), features=int(getattr(model, "num_features", 0)), preprocess=preprocess, model_args=args,
     )  # fmt: skip
     zoo.put("backbones", name, {**made.json(), "digest": digest, "size_bytes": weights.stat().st_size})
@@ -67,8 +82,8 @@ def add_backbone(
 
 
 def add_delta(
-    *, name: str, backbone: str, weights: Path, classes: Path | None = None, zoo: Zoo | None = None
-) -> Result:
+    *, name: str, backbone: str, weights: Path, classes: Path | None = None, from_pickle: bool = False, zoo: Zoo | None = None
+) -> Result:  # fmt: skip
     """Keep a fine-tuned checkpoint as a `full` delta of its backbone; it must be complete.
 
     Args:
@@ -76,16 +91,24 @@ def add_delta(
         backbone: what it was fine-tuned from.
         weights: timm-named tensors of the same architecture, with its classifier.
         classes: a text file, one label a line, in the order of the classifier's rows.
+        from_pickle: whether the file may be a pickle; see `vtzoo.pickled`.
         zoo: where to keep it.
 
     Raises:
         ShapeMismatch: not the backbone's architecture, or not complete.
+        Mismatch: a pickle without `from_pickle`.
     """
-    import tempfile
-
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
     card = resolved_card(backbone, zoo)
+    with unpickled(weights, allowed=from_pickle) as file:
+        return _keep_delta(zoo, name, card, file, classes)
+
+
+def _keep_delta(zoo: Zoo, name: str, card: BackboneCard, weights: Path, classes: Path | None) -> Result:
+    """See `add_delta`."""
+    import tempfile
+
     model = build_card(card, zoo=zoo, num_classes=1)
     source = _open(weights)
     inside = tuple(h + "." for h in head_names(model))

@@ -1,0 +1,47 @@
+"""`vtzoo verify`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtzoo.errors import Corrupt
+
+from ._blocks import Block, Line, Table, size
+from ._session import Session
+
+EXAMPLES = ("vtzoo verify", "vtzoo verify fashion/lora both", "vtzoo verify --require-signed --public-key team.pub")
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    refs: Annotated[list[str] | None, typer.Argument(metavar="[REF]...", help="Entries (default: all).")] = None,
+    require_signed: Annotated[
+        bool, typer.Option("--require-signed", help="An entry must be signed ($VTZOO_REQUIRE_SIGNED=1).")
+    ] = False,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", metavar="FILE", help="Compare signatures ($VTZOO_PUBLIC_KEY).")
+    ] = None,
+) -> None:
+    """Read every file of the zoo and say what is wrong: digests, headers, numbers, modes, signatures."""
+    session = Session.of(ctx)
+    zoo = session.zoo(*(refs or ()))
+    from vtzoo.verbs.verify import verify
+
+    found = verify(*(refs or ()), require_signed=require_signed, public_key=public_key, zoo=zoo)
+    session.show(found, _view)
+    if bad := [r["name"] for r in found.rows if r["wrong"]]:
+        said = f"{len(bad)} of {len(found.rows)} entries can't be trusted, the first is '{bad[0]}'"
+        raise Corrupt(said, f"fetch or make them again, or take them away: vtzoo rm {bad[0]}")
+
+
+def _view(facts: dict[str, Any]) -> list[Block]:
+    told = facts["report"]
+    rows = [(r["name"], r["section"], w) for r in facts["rows"] for w in r["wrong"]]
+    blocks: list[Block] = [Table(("entry", "section", "what is wrong"), rows)] if rows else []
+    elsewhere = sum(not r["here"] for r in facts["rows"])
+    words = f"{told['entries']} entries, {told['objects']} files, {size(told['size_bytes'])} read in {told['seconds']:.1f} s"
+    words += f"; {elsewhere} have nothing here" if elsewhere else ""
+    words += f"; {told['signed']} signed" if told["signed"] else ""
+    return [*blocks, Line(f"{words}; {told['wrong']} wrong" if rows else f"{words}: all sound")]
