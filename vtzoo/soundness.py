@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vtzoo import strict
-from vtzoo.delta import read_header
 from vtzoo.errors import Corrupt, VtzooError
 from vtzoo.files import Header, explained, header
+from vtzoo.headers import read_header
 from vtzoo.refs import Entry, check_contained, objects_of
 from vtzoo.zoo import Zoo
 

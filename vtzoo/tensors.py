@@ -380,6 +380,7 @@ def fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
 
     Raises:
         ShapeMismatch: a tensor without a place, a place without a tensor, or another shape.
+        Corrupt: NaN or infinity.
     """
     for name in tensors:
         if name not in places:
@@ -397,4 +398,6 @@ def fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ShapeMismatch(f"the delta lacks {lacking[0]}{more}", "fetch the file again")
     for name, value in tensors.items():
+        if value.is_floating_point() and not _finite(value.reshape(-1)):
+            raise Corrupt(f"{name} holds NaN or infinity in the delta", "fetch the file again, or train it again")
         places[name].copy_(value)

@@ -9,9 +9,10 @@ import torch
 
 from tests import families
 from vtzoo import files
-from vtzoo.delta import Delta, Part, read_header, renamed
+from vtzoo.delta import Delta, Part, renamed
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.folding import fold
+from vtzoo.headers import read_header
 from vtzoo.identity import RESIZED
 from vtzoo.live import extract, inject
 from vtzoo.spec import BackboneCard, Preprocess, Task
