@@ -17,7 +17,10 @@ def run(
     refs: Annotated[list[str], typer.Argument(metavar="REF...", help="Entries of this zoo.")],
     key: Annotated[Path, typer.Option("--key", metavar="FILE.pem", help="A private key on an elliptic curve.")],
 ) -> None:
-    """Sign entries, their files and facts, with a key of your own; verify and pull compare it."""
+    """Sign entries with a key of your own.
+
+    Their files and facts, as they are: see verify --public-key.
+    """
     session = Session.of(ctx)
     zoo = session.zoo(*refs)
     from vtzoo.verbs.sign import sign

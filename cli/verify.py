@@ -16,7 +16,7 @@ EXAMPLES = ("vtzoo verify", "vtzoo verify fashion/lora both", "vtzoo verify --re
 def run(
     ctx: typer.Context,
     *,
-    refs: Annotated[list[str] | None, typer.Argument(metavar="[REF]...", help="Entries (default: all).")] = None,
+    refs: Annotated[list[str] | None, typer.Argument(metavar="[REF...]", help="Entries (default: all).")] = None,
     require_signed: Annotated[
         bool, typer.Option("--require-signed", help="An entry must be signed ($VTZOO_REQUIRE_SIGNED=1).")
     ] = False,
@@ -24,7 +24,10 @@ def run(
         Path | None, typer.Option("--public-key", metavar="FILE", help="Compare signatures ($VTZOO_PUBLIC_KEY).")
     ] = None,
 ) -> None:
-    """Read every file of the zoo and say what is wrong: digests, headers, numbers, modes, signatures."""
+    """Read every file and say what is wrong.
+
+    Digests, sizes, headers, numbers, places, modes, and signatures where a key is given.
+    """
     session = Session.of(ctx)
     zoo = session.zoo(*(refs or ()))
     from vtzoo.verbs.verify import verify

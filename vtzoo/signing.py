@@ -72,7 +72,7 @@ def sign(entry: Entry, key: Path) -> bytes:
         config: Any = library.signing.Config()
         try:
             config.use_elliptic_key_signer(private_key=key)
-        except (ValueError, TypeError) as error:  # TypeError: it is encrypted
+        except (ValueError, TypeError, AttributeError) as error:  # encrypted, or of another kind
             raise UsageError(
                 f"{key} can't sign: {_line(error)}", "give a private key in PEM form, not encrypted"
             ) from error
@@ -115,7 +115,7 @@ def _verify(entry: Entry, signature: bytes, key: Path) -> None:
         config: Any = library.verifying.Config()
         try:
             config.use_elliptic_key_verifier(public_key=key)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{key} can't verify: {_line(error)}", "give a public key on an elliptic curve, in PEM form"
             ) from error

@@ -5,6 +5,7 @@ anything else up. Should it fail, the limits below still hold: no further proces
 """
 
 import pickle
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from vtzoo.tensors import CODES, write
 
 PLACES = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 """Where checkpoints of timm and others keep the weights, in the order of preference."""
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 SLACK_BYTES = 512 << 20
 """Memory for torch itself, beside three times the file."""
 
@@ -94,15 +96,8 @@ def _limit(size_bytes: int, seconds: int) -> None:
 
 def _reason(error: BaseException) -> str:
     """What torch says of a pickle, without its advice to read it all the same."""
-    text = " ".join(str(error).split())
-    for start in ("Unsupported global: GLOBAL ", "Unsupported operand ", "Unsupported class "):
-        if start in text:
-            return (
-                f"it would look up {text.partition(start)[2].split(' ')[0]}"
-                if "GLOBAL" in start
-                else text[text.index(start) :][:80].lower()
-            )
-    return "torch's reader of plain tensors refuses it"
+    looked_up = _GLOBAL.search(str(error))
+    return f"it would look up {looked_up[1]}" if looked_up else "torch's reader of plain tensors refuses it"
 
 
 if __name__ == "__main__":
