@@ -323,7 +323,14 @@ def store_model(
             write(Path(folder) / HEADS, named, {"format": "pt"})
         files = {path.name: zoo.add_object(path) for path in sorted(Path(folder).iterdir())}
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    shown = {"kind": kind, "files": files, "size_bytes": size, "arch": card.arch, "tasks": [t.name for t in tasks]}
+    shown = {
+        "kind": kind,
+        "files": files,
+        "size_bytes": size,
+        "arch": card.arch,
+        "license": card.license,
+        "tasks": [t.name for t in tasks],
+    }
     zoo.put("models", name, {**shown, **facts})
     return files[WEIGHTS]
 

@@ -132,7 +132,7 @@ def _keep_delta(zoo: Zoo, name: str, card: BackboneCard, weights: Path, classes:
         digest, size = zoo.add_object(path), path.stat().st_size
     zoo.put(
         "deltas", name,
-        {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "tasks": [t.name for t in delta.tasks], "metrics": {}},
+        {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "license": card.license, "tasks": [t.name for t in delta.tasks], "metrics": {}},
     )  # fmt: skip
     return Result(ref=name, path=str(zoo.object(digest)))
 
