@@ -329,6 +329,7 @@ CASES: dict[str, Case] = {
     **{f"model: {k}": Case(_billion if "billion classes" in k else partial(_model, at, value), code) for k, (at, value, code) in MODELS.items()},
     **{f"onnx: {k}": Case(partial(_onnx, v), 4) for k, v in ONNX.items()},
     **{f"archive: {k}": Case(partial(_archive, v), 4) for k, v in ARCHIVES.items()},
+    "archive: zeros squeezed": Case(partial(_archive, {**GOOD, "archive/extra/x": bytes(200 << 20)}, how=zipfile.ZIP_DEFLATED), 4),
     **{f"openvino: {k}": Case(partial(_xml, v), 4) for k, v in XMLS.items()},
     "openvino: no weights": Case(partial(_xml, NET.format(dtd="", layers=""), weights=None), 3),
     **{f"pickle: {k}": Case(partial(_pickle, v, False), 4) for k, v in PICKLES.items()},

@@ -23,7 +23,7 @@ from torch.export.pt2_archive._package import load_pt2
 
 from vtzoo import strict
 from vtzoo.errors import Corrupt
-from vtzoo.formats._plain import check_plain
+from vtzoo.formats._plain import check_plain, check_stored
 from vtzoo.formats._program import exported
 from vtzoo.onnx._quiet import quiet
 from vtzoo.onnx.convert import first_line
@@ -55,6 +55,7 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
         Corrupt: it is no such archive, or holds something pickled.
     """
     path = files[PARTS[0]]
+    check_stored(path)
     try:
         with quiet(), path.open("rb") as file:
             check_plain(PT2ArchiveReader(file), path)
