@@ -1,7 +1,7 @@
 """The process that reads a pickled checkpoint: `python -m vtzoo.unpickle FROM TO SECONDS`; `vtzoo.pickled` starts it.
 
 torch's restricted unpickler (weights_only; sound since torch 2.6, see CVE-2025-32434) makes tensors, lists, dictionaries and numbers, and refuses to look
-anything else up. Should it fail, the limits below still hold: no further process, no file larger than what was read, and an end.
+anything else up. Should it fail, limits still hold where the system knows them: of memory, time, the size of a file, further processes.
 """
 
 import pickle

@@ -18,6 +18,9 @@ with atheris.instrument_imports(include=["vtzoo", "json"]):
     from vtzoo import files, strict
     from vtzoo.errors import Corrupt
 
+NAMES = ["a", "b", "", "\ud800", "@head/x/w", "a" * 300]
+KINDS = [*files.BITS, "F31", 3, None]
+SIDES = [0, 1, 2, 3, 2**31, 2**62, 2**63, -1, 1.5, True, "2"]
 PLACE = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)) / "w.safetensors"
 ONE = {"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 SEEDS: list[tuple[object, int]] = [
@@ -28,8 +31,27 @@ SEEDS: list[tuple[object, int]] = [
 ]  # fmt: skip
 
 
+def built(data: bytes) -> bytes:
+    """A file whose header is JSON of tensors, right or nearly so, as bytes choose."""
+    choose, table = atheris.FuzzedDataProvider(data), {}
+    for _ in range(choose.ConsumeIntInRange(0, 4)):
+        shape = [choose.PickValueInList(SIDES) for _ in range(choose.ConsumeIntInRange(0, 3))]
+        offsets = [choose.ConsumeIntInRange(-1, 64) for _ in range(choose.ConsumeIntInRange(1, 3))]
+        table[choose.PickValueInList(NAMES)] = {
+            "dtype": choose.PickValueInList(KINDS),
+            "shape": shape,
+            "data_offsets": offsets,
+        }
+    if choose.ConsumeBool():
+        table["__metadata__"] = {"vtzoo": choose.ConsumeUnicode(40)}
+    text = json.dumps(table).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(choose.ConsumeIntInRange(0, 64))
+
+
 def one(data: bytes) -> None:
-    """Read a file of these bytes; half of them with the length of the header put right, which chance never does."""
+    """Read a file of these bytes, or with the length of the header put right, which chance never does, or of what they build."""
+    if data[:1] < b"\x40":
+        data = built(data[1:])
     if data[:1] > b"\x7f":
         cut = int.from_bytes(data[1:3], "little")
         data = struct.pack("<Q", min(cut, len(data) - 3)) + data[3:] if len(data) > 3 else data
