@@ -293,8 +293,10 @@ def weights_of(folder: Path) -> Path:
     """The file with the tensors; older ones are pickles.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is none, or no config beside it.
     """
+    if not (folder / CONFIG).is_file():
+        raise NotFound(f"no file {folder / CONFIG}", "give a folder that PEFT's save_pretrained wrote")
     found = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if found is None:
         raise NotFound(f"{folder} has no {WEIGHTS}", "give a folder that PEFT's save_pretrained wrote")
