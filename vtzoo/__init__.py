@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from vtzoo.verbs.predict import predict
     from vtzoo.verbs.report import report
     from vtzoo.verbs.sensitivity import sensitivity_of
+    from vtzoo.verbs.sign import sign
     from vtzoo.verbs.suggest import suggest
     from vtzoo.verbs.sweep import sweep
     from vtzoo.verbs.train import train
+    from vtzoo.verbs.verify import verify
     from vtzoo.zoo import Zoo
 
 __version__ = "0.1.0.dev0"
@@ -58,9 +60,11 @@ __all__ = [
     "predict",
     "report",
     "sensitivity_of",
+    "sign",
     "suggest",
     "sweep",
     "train",
+    "verify",
 ]
 
 _HOME = {
@@ -85,9 +89,11 @@ _HOME = {
     "predict": "vtzoo.verbs.predict",
     "report": "vtzoo.verbs.report",
     "sensitivity_of": "vtzoo.verbs.sensitivity",
+    "sign": "vtzoo.verbs.sign",
     "suggest": "vtzoo.verbs.suggest",
     "sweep": "vtzoo.verbs.sweep",
     "train": "vtzoo.verbs.train",
+    "verify": "vtzoo.verbs.verify",
 }
 
 
