@@ -132,9 +132,11 @@ def _run(files: Sequence[Path], pixels: int) -> Callable[[], object]:
     """The batch through one file, or each task's part of it through its own."""
     shape = Preprocess(input_size=(3, pixels, pixels))
     batch = mixtures(shape, len(METHODS))[-1]
-    opened = [Runtime(session(f), shape, embedded=False) for f in files]
+    sessions = [session(f) for f in files]
+    opened = [Runtime(s, shape, embedded=False) for s in sessions]
     if len(files) == 1:
-        return opened[0].bare(batch.images, batch.tasks)
+        many = len(sessions[0].get_inputs()) > 1
+        return opened[0].bare(batch.images, batch.tasks if many else None)
     runs = [r.bare(batch.images[batch.tasks == i]) for i, r in enumerate(opened)]
     return lambda: [run() for run in runs]
 

@@ -10,9 +10,12 @@ from . import (
     demo,
     distill,
     doctor,
+    du,
     eval,  # noqa: A004 - modules are named like their verbs
     export,
     fold,
+    fsck,
+    gc,
     import_,
     init,
     inits,
@@ -23,6 +26,8 @@ from . import (
     methods,
     mv,
     predict,
+    pull,
+    push,
     report,
     rm,
     sensitivity,
@@ -30,6 +35,7 @@ from . import (
     sign,
     suggest,
     sweep,
+    sync,
     train,
     verify,
 )
@@ -41,10 +47,10 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, verify, sign, doctor,
+    demo, init, ls, show, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, verify, sign, push, pull, sync, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
-_ALSO = "Also, before or after the verb: --zoo DIR --json --quiet --no-color (vtzoo --help)."
+_ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."
 
 
 def _block(title: str, *lines: str) -> str:

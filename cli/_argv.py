@@ -13,6 +13,7 @@ from vtzoo.errors import UsageError
 GLOBALS = {
     "--zoo": "Which zoo (default: $VTZOO_ZOO, the nearest folder upward, the user's own).",
     "--json": "Print one JSON document on stdout.",
+    "--offline": "Ask no server: no remotes, no hub (so does the variable VTZOO_OFFLINE=1).",
     "--quiet": "No talk and no progress on stderr.",
     "--no-color": "No colours (so does the variable NO_COLOR).",
     "--version": "Print the version and stop.",

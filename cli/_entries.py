@@ -9,7 +9,7 @@ from vtzoo import strict
 from vtzoo.documents import document
 from vtzoo.errors import Corrupt, VtzooError
 from vtzoo.files import header
-from vtzoo.refs import Entry, as_path, is_path
+from vtzoo.refs import Entry, as_path, is_path, resolve
 
 from ._blocks import Block, Line, Table, number, size
 
@@ -44,6 +44,20 @@ def described(session: "Session", ref: str) -> dict[str, Any]:
         told = document(zoo.object(config)).get("pretrained_cfg")
         return {**found, "license": told.get("license")} if isinstance(told, dict) else found
     return found
+
+
+def elsewhere(url: str) -> list[Entry]:
+    """The entries of a zoo elsewhere."""
+    from vtzoo.moves import entries_of
+    from vtzoo.patience import patiently
+    from vtzoo.remotes import open_remote
+
+    return entries_of(patiently(open_remote(url).index)[0])
+
+
+def described_elsewhere(ref: str, url: str) -> dict[str, Any]:
+    """One entry of a zoo elsewhere, as its index has it."""
+    return listed(resolve(ref, elsewhere(url)))
 
 
 def tables(found: list[dict[str, Any]]) -> list[Block]:

@@ -70,6 +70,12 @@ def _status(words: list[str]) -> int:
 def _run(words: list[str]) -> int:
     said = split(words)
     _render.setup(quiet="--quiet" in said.flags or not machine.first(), color="--no-color" not in said.flags)
+    if "--offline" in said.flags:
+        os.environ[machine.OFFLINE[0]] = "1"
+    if machine.offline():
+        os.environ[machine.OFFLINE[1]] = "1"  # read when the hub's library is loaded; timm uses that, too
+    if "--quiet" in said.flags or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if "--version" in said.flags:
         return _version(said)
     from ._app import build

@@ -14,7 +14,9 @@ from vtzoo.errors import VtzooError
 from ._blocks import Block, Line, Table, size
 from ._session import Session
 
-USED = frozenset({"always", "onnx", "hfds", "sign"})  # extras that a verb asks for; the others wait for theirs
+USED = frozenset(
+    {"always", "gs", "hfds", "onnx", "s3", "sign", "ssh"}
+)  # extras that a verb asks for; the others wait for theirs
 EXAMPLES = ("vtzoo doctor", "vtzoo doctor --json")
 _REQUIREMENT = re.compile(
     r"(?P<name>[\w.-]+)(?:\[[^\]]*\])?\s*(?P<wanted>[^;]*?)\s*(?:;.*extra == ['\"](?P<extra>\w+)['\"])?"

@@ -8,15 +8,18 @@ from vtzoo.refs import SECTIONS
 from . import _entries
 from ._session import Session, optional
 
-EXAMPLES = ("vtzoo ls", "vtzoo ls deltas --json")
-USAGE = "[backbones|deltas|models]"
+EXAMPLES = ("vtzoo ls", "vtzoo ls deltas --json", "vtzoo ls s3://bucket/zoo")
+USAGE = "[backbones|deltas|models|REMOTE]"
 
 
 def run(ctx: typer.Context) -> None:
-    """List the entries of the zoo and of its catalogue."""
-    section = optional(ctx)
-    if section is not None and section not in SECTIONS:
-        raise UsageError(f"no section is called '{section}'", did_you_mean(section, SECTIONS))
+    """List the entries of the zoo and of its catalogue, or of a zoo elsewhere."""
+    what = optional(ctx)
     session = Session.of(ctx)
-    entries = session.zoo().entries(section)
+    if what is not None and "://" in what:
+        entries = _entries.elsewhere(what)
+    elif what is None or what in SECTIONS:
+        entries = session.zoo().entries(what)
+    else:
+        raise UsageError(f"no section is called '{what}'", did_you_mean(what, SECTIONS))
     session.show([_entries.listed(e) for e in entries], _entries.tables)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vtzoo.folding import fold
     from vtzoo.live import attach, detach, extract, inject
     from vtzoo.merging import merge
+    from vtzoo.sharing import pull, push, sync
     from vtzoo.verbs.bring.lycoris import import_lycoris
     from vtzoo.verbs.bring.peft import import_peft
     from vtzoo.verbs.distill import distill
@@ -58,11 +59,14 @@ __all__ = [
     "inject",
     "merge",
     "predict",
+    "pull",
+    "push",
     "report",
     "sensitivity_of",
     "sign",
     "suggest",
     "sweep",
+    "sync",
     "train",
     "verify",
 ]
@@ -87,11 +91,14 @@ _HOME = {
     "inject": "vtzoo.live",
     "merge": "vtzoo.merging",
     "predict": "vtzoo.verbs.predict",
+    "pull": "vtzoo.sharing",
+    "push": "vtzoo.sharing",
     "report": "vtzoo.verbs.report",
     "sensitivity_of": "vtzoo.verbs.sensitivity",
     "sign": "vtzoo.verbs.sign",
     "suggest": "vtzoo.verbs.suggest",
     "sweep": "vtzoo.verbs.sweep",
+    "sync": "vtzoo.sharing",
     "train": "vtzoo.verbs.train",
     "verify": "vtzoo.verbs.verify",
 }

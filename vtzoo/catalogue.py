@@ -19,6 +19,7 @@ import yaml
 from vtzoo.errors import Corrupt, Mismatch, UsageError, did_you_mean
 from vtzoo.files import reading
 from vtzoo.refs import SECTIONS, Entry, Section, check_facts, check_name, shown
+from vtzoo.remembered import recall, remember
 
 INDEX = "zoo_index.yaml"
 SCHEMA = 1
@@ -31,6 +32,7 @@ _Loader: Any = yaml.CSafeLoader if _FAST else yaml.SafeLoader
 _DEPTH_LIMIT = 16
 _TOO_DEEP = f"it is nested more than {_DEPTH_LIMIT} levels deep"
 _WIDTH = 1 << 20  # no folding: one fact, one line
+_NOTHING: tuple[Any, str] = (None, "")
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}
 _TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "timestamp")}
 
@@ -57,11 +59,31 @@ def parse(data: bytes, where: Path) -> Index:
         Corrupt: not UTF-8, not YAML, or not an index; the message has the file and the line.
         Mismatch: written by a newer vtzoo.
     """
-    return deepcopy(_parsed(data, where))
+    content = json.loads(_content(data, where))
+    return Index(content["sections"], catalogue=content["catalogue"])
+
+
+def check(data: bytes, where: Path) -> None:
+    """Refuse what `parse` refuses."""
+    _content(data, where)
 
 
 @lru_cache(maxsize=4)
-def _parsed(data: bytes, where: Path) -> Index:
+def _content(data: bytes, where: Path) -> str:
+    """An index's content as JSON text, of which each reader makes a copy of its own."""
+    known = recall(data)
+    if known is None:
+        known = _json(_read(data, where))
+        remember(data, known)
+    return known
+
+
+def _json(index: Index, *, written: bool = False) -> str:
+    """`written`: by `dump`, so that the text has its form."""
+    return json.dumps({"catalogue": index.catalogue, "sections": index.sections, "written": written}, sort_keys=True)
+
+
+def _read(data: bytes, where: Path) -> Index:
     try:
         reader = _Reader(data.decode("utf-8-sig"))
         return _index(reader.document(), reader.lines)
@@ -82,17 +104,53 @@ def _parsed(data: bytes, where: Path) -> Index:
     raise Corrupt(f"{where}, line {line}: {' '.join(reason.split())}", hint)
 
 
-def dump(index: Index) -> str:
+def dump(index: Index, before: bytes = b"") -> str:
     """Write an index: sorted, one fact a line, the same text for the same content.
+
+    Args:
+        index: what to write.
+        before: the file's content until now. Where that is a text of this function's, the entries that stay as they
+            are are copied from it: of a large zoo, all but one.
 
     Raises:
         UsageError: a fact is no plain JSON value.
     """
-    _check_plain(index.sections)
-    content: dict[str, Any] = {"schema": SCHEMA, **index.sections}
-    if index.catalogue:
+    same = {} if index.catalogue else _blocks(before)
+    new: Sections = {
+        s: {n: f for n, f in t.items() if same.get((s, n), _NOTHING)[0] != f} for s, t in index.sections.items()
+    }
+    _check_plain(new)
+    text = _dumped(new, catalogue=index.catalogue)
+    if same:
+        made = _split(text, new)
+        parts = {s: [made.get((s, n)) or same[s, n][1] for n in sorted(t)] for s, t in index.sections.items()}
+        listed = (f"{s}:\n{''.join(parts[s])}" if parts[s] else f"{s}: {{}}\n" for s in SECTIONS)
+        text = f"{''.join(listed)}schema: {SCHEMA}\n"
+    remember(text.encode(), _json(index, written=True))
+    return text
+
+
+def _dumped(sections: Sections, *, catalogue: bool) -> str:
+    content: dict[str, Any] = {"schema": SCHEMA, **sections}
+    if catalogue:
         content["catalogue"] = True
     return yaml.dump(content, Dumper=_Dumper, default_flow_style=None, allow_unicode=True, width=_WIDTH)
+
+
+def _blocks(data: bytes) -> dict[tuple[str, str], tuple[Facts, str]]:
+    """The facts and the lines of each entry of a large index that `dump` wrote; else nothing."""
+    known = json.loads(recall(data) or "{}")
+    if not known.get("written") or known["catalogue"]:
+        return {}
+    lines = _split(data.decode(), known["sections"])
+    return {(s, n): (known["sections"][s][n], own) for (s, n), own in lines.items()}
+
+
+def _split(text: str, sections: Sections) -> dict[tuple[str, str], str]:
+    """The lines of each entry: `dump` indents names by two spaces, and all that belongs to them by more."""
+    pieces = [p for p in re.split(r"(?m)^(?=\S|  \S)", text) if p.startswith("  ")]
+    keys = [(s, n) for s in SECTIONS for n in sorted(sections[s])]
+    return dict(zip(keys, pieces, strict=True))
 
 
 @cache

@@ -5,6 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
+OFFLINE = ("VTZOO_OFFLINE", "HF_HUB_OFFLINE")
+"""Variables of the environment that say so; the second is the hub's own."""
+
 
 def free_bytes(folder: Path) -> int:
     """What the disk of a folder, or of the place where it will be, has left."""
@@ -33,3 +36,8 @@ def processes() -> int:
 def first() -> bool:
     """Whether this is the process that speaks for all."""
     return processes() == 1 or int(os.environ.get("RANK") or 0) == 0
+
+
+def offline() -> bool:
+    """Whether the user keeps this process off the network: by `--offline`, VTZOO_OFFLINE or HF_HUB_OFFLINE."""
+    return any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in OFFLINE)

@@ -19,6 +19,7 @@ from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_contrary, 
 from vtzoo.merges._chain import Step, correcting, curious, steps
 from vtzoo.merges._checks import weights_of
 from vtzoo.merging import Plan, assembled, leveled, look, plan
+from vtzoo.objects import hall
 from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
 from vtzoo.zoo import Zoo
 
@@ -255,10 +256,10 @@ def publish(zoo: Zoo, name: str, made: Made) -> Path:
 @contextmanager
 def folder_of(zoo: Zoo) -> Generator[Path, None, None]:
     """A folder on the zoo's own disk that is gone afterwards."""
-    home = zoo.root / ".vtzoo"
+    home = hall(zoo.root)
     with files.writing(home):
         home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=home, prefix="merge-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True)
     with folder as path:
         yield Path(path)
 

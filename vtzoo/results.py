@@ -1,5 +1,6 @@
 """What each verb gives back: small records, JSON by `dataclasses.asdict`; the command line prints nothing else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,3 +121,8 @@ class Demo(Result):
     """The whole main job's table."""
 
     report: dict[str, Any] = field(default_factory=dict)
+
+
+def leading(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The number by which trainings are compared: top-1, or the mean average precision of several labels."""
+    return {k: metrics[k] for k in ("top1", "map") if k in metrics}

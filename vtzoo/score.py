@@ -1,6 +1,6 @@
 """One evaluation pass and what is measured in it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -96,11 +96,6 @@ def _average_precision(scores: Tensor, truth: Tensor) -> float:
     own, every = scores[truth].sort().values, scores.sort().values
     above, right = (len(s) - torch.searchsorted(s, own) for s in (every, own))
     return (right / above).double().mean().item()
-
-
-def leading(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The number by which trainings are compared: top-1, or the mean average precision of several labels."""
-    return {k: metrics[k] for k in ("top1", "map") if k in metrics}
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:

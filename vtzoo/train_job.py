@@ -28,7 +28,8 @@ from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find, share
 from vtzoo.probes import stepper
 from vtzoo.recipe import Recipe, facts_of
-from vtzoo.score import leading, logits_of, measure
+from vtzoo.results import leading
+from vtzoo.score import logits_of, measure
 from vtzoo.spec import BackboneCard, Task, plain
 from vtzoo.tensors import channels_last
 from vtzoo.zoo import Zoo

@@ -1,29 +1,31 @@
 """The zoo: a folder with `zoo_index.yaml` and content-addressed objects, the built-in catalogue underneath.
 
-Objects come first and the index last, so an entry never names what is not there. An index is changed under a lock, and
-read again at the last moment before it is replaced: where a file system's locks do nothing, no update is lost either.
+Objects come first and the index last, so an entry never names what is not there. An index is changed by the one who
+made the file `.vtzoo/writer` (made only if it isn't there, which network file systems keep to where their `flock` says
+yes to everyone), and is read again at the last moment before it is replaced, for those who write without asking.
 """
 
-import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, Index, Sections, builtin, dump, is_catalogue, parse
-from vtzoo.errors import SHOWN, Conflict, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading, sha256, sha256_bytes, sync_folder, writing
-from vtzoo.refs import Entry, Section, check_digest, check_facts, check_name, check_section, objects_of, resolve
+from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
+from vtzoo.copies import copies, keep_copies
+from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
+from vtzoo.files import atomic_write, header, reading
+from vtzoo.objects import adopt, drop, place, store
+from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
+from vtzoo.writer import writer
 
 T = TypeVar("T")
 ENVIRONMENT = "VTZOO_ZOO"
 _TRIES = 8
-_CHUNK_BYTES = 1 << 20
 
 
 class Zoo:
@@ -43,7 +45,7 @@ class Zoo:
         self._create = create
         self.command = ""
         self._lock_timeout_s = lock_timeout_s
-        self._fresh: set[str] = set()
+        self._fresh: dict[str, int] = {}  # digests stored here, with when
 
     def __repr__(self) -> str:
         return f"Zoo({str(self.root)!r})"
@@ -59,7 +61,7 @@ class Zoo:
         """
         if path is not None:
             zoo = cls(path)
-            zoo.index()
+            check(zoo.index_bytes() or b"", zoo._index_path)
             return zoo
         if named := os.environ.get(ENVIRONMENT):
             return cls(named, create=True)
@@ -88,10 +90,6 @@ class Zoo:
     def _index_path(self) -> Path:
         return self.root / INDEX
 
-    @property
-    def _objects(self) -> Path:
-        return self.root / ".vtzoo" / "objects" / "sha256"
-
     # ------------------------------------------------------------------------------------------------------- reading
     def index(self) -> Sections:
         """Read the zoo's own entries: section, name, facts.
@@ -100,11 +98,30 @@ class Zoo:
             NotFound: there is no zoo here.
             Corrupt: the index is damaged; the message has the line.
         """
-        return self._parsed(self._bytes()).sections
+        return self._parsed(self.index_bytes()).sections
+
+    def index_bytes(self) -> bytes | None:
+        """The index file's content; None when it is still to be made.
+
+        Raises:
+            NotFound: there is no zoo here.
+            Corrupt: there was one, and its index is gone.
+        """
+        try:
+            with reading(self._index_path):
+                return self._index_path.read_bytes()
+        except NotFound as error:
+            if there := copies(self.root):
+                raise Corrupt(
+                    f"{self.root} has lost its {INDEX} ({there[0].name} is a copy)", "vtzoo fsck --rebuild"
+                ) from error
+            if self._create:
+                return None
+            raise NotFound(f"{self.root} has no {INDEX}", f"make it a zoo: vtzoo init {self.root}") from error
 
     def entries(self, section: Section | None = None) -> list[Entry]:
         """List the entries by section and name; an own one hides the catalogue's of that name."""
-        index = self._parsed(self._bytes())
+        index = self._parsed(self.index_bytes())
         own = _own(index.sections, builtin=index.catalogue)
         by_key = {(e.section, e.name): e for e in [*builtin(), *own]}
         wanted = None if section is None else check_section(section)
@@ -126,7 +143,7 @@ class Zoo:
             UsageError: not 64 hex digits.
             NotFound: this zoo does not hold it.
         """
-        path = self._object_path(digest)
+        path = place(self.root, digest)
         if not path.is_file():
             raise NotFound(f"object {digest[:12]}… is missing in {self.root}", "add or make it again")
         return path
@@ -138,7 +155,7 @@ class Zoo:
             UsageError: the name is not legal, or this is the built-in catalogue.
             Conflict: the name is taken.
         """
-        index = self._parsed(self._bytes())
+        index = self._parsed(self.index_bytes())
         self._refuse_catalogue(index)
         self._check_new(index.sections, check_section(section), check_name(name), replace=False)
 
@@ -151,33 +168,27 @@ class Zoo:
             Conflict: the file changed while it was read.
             Resources: the disk is full.
         """
-        self._refuse_catalogue(self._parsed(self._bytes()))
-        digest = sha256_bytes(source) if isinstance(source, bytes) else sha256(source)
-        path = self._object_path(digest)
-        if path.is_file() and sha256(path) == digest:
-            return digest
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        _copy(source, path, digest)
-        self._fresh.add(digest)
+        self._refuse_catalogue(self._parsed(self.index_bytes()))
+        digest, new = store(self.root, source)
+        if new:
+            self._fresh[digest] = _stored_at(self.root, digest)
         return digest
 
     def adopt(self, source: Path, digest: str) -> None:
         """Move a file that was written and synced on the zoo's own disk to its place under its sha256, read-only."""
-        path = self._object_path(digest)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            source.chmod(0o444)
-            source.replace(path)
-            sync_folder(path.parent)
-        self._fresh.add(digest)
+        adopt(self.root, source, digest)
+        self._fresh[digest] = _stored_at(self.root, digest)
 
     def discard(self, digests: Iterable[str]) -> None:
-        """Take back objects that this `Zoo` has just stored and that no entry refers to (when a job fails half-way)."""
-        loose = self._fresh & set(digests)
-        self._fresh -= loose
-        with suppress(VtzooError):
-            self._drop(loose, self.index())
+        """Take back objects that this `Zoo` has just stored and that no entry refers to (when a job fails half-way).
+
+        What someone else has stored since, too, stays; and so does everything while another program writes the index
+        (`vtzoo gc` sweeps it up).
+        """
+        mine = {d: self._fresh.pop(d) for d in set(digests) & set(self._fresh)}
+        if mine:
+            with suppress(VtzooError), self._locked(wait_s=0):
+                self._drop((d for d, when in mine.items() if _stored_at(self.root, d) == when), self.index())
 
     def put(self, section: Section, name: str, facts: Mapping[str, Any], *, replace: bool = False) -> Entry:
         """Publish an entry, with the time and the command that made it; its objects must be stored already.
@@ -200,7 +211,8 @@ class Zoo:
         except BaseException:
             self.discard(entry.objects)
             raise
-        self._fresh -= entry.objects
+        for digest in entry.objects:
+            self._fresh.pop(digest, None)
         return entry
 
     def remove(self, entry: Entry, *, force: bool = False) -> None:
@@ -243,22 +255,32 @@ class Zoo:
 
         return self._change(change)
 
-    # -------------------------------------------------------------------------------------------------------- inside
-    def _bytes(self) -> bytes | None:
-        """The index file's content; None when it is still to be made."""
-        try:
-            with reading(self._index_path):
-                return self._index_path.read_bytes()
-        except NotFound as error:
-            if self._create:
-                return None
-            raise NotFound(f"{self.root} has no {INDEX}", f"make it a zoo: vtzoo init {self.root}") from error
+    def sweep(self, digests: Iterable[str], grace_s: float) -> set[str]:
+        """Delete those of these objects that no entry refers to and nobody has stored for this long; gives which."""
+        with self._locked():
+            kept = {digest for entry in _own(self.index()) for digest in entry.objects}
+            before = time.time_ns() - int(grace_s * 1e9)
+            gone = {d for d in set(digests) - kept if _stored_at(self.root, d) <= before}
+            drop(self.root, gone)
+        return gone
 
+    def replace_index(self, sections: Sections) -> Path | None:
+        """Put these entries in the place of the index, whatever stands there; gives where that was put aside."""
+        with self._locked():
+            aside = None
+            if self._index_path.exists():
+                aside = self._index_path.with_name(f"{INDEX}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+                with atomic_write(aside) as copy:
+                    copy.write(self._index_path.read_bytes())
+            text = dump(Index(sections))
+            with atomic_write(self._index_path) as file:
+                file.write(text.encode())
+            keep_copies(self.root, None, text.encode())
+        return aside
+
+    # -------------------------------------------------------------------------------------------------------- inside
     def _parsed(self, data: bytes | None) -> Index:
         return Index() if data is None else parse(data, self._index_path)
-
-    def _object_path(self, digest: str) -> Path:
-        return self._objects / check_digest(digest)[:2] / digest
 
     def _refuse_catalogue(self, index: Index) -> None:
         if index.catalogue:
@@ -289,7 +311,7 @@ class Zoo:
         kept = {digest for other in _own(sections) for digest in other.objects}
         lost = {f"object:sha256:{digest}" for digest in entry.objects - kept}
         deltas = sections["deltas"].items() if lost else ()
-        return sorted(n for n, facts in deltas if _stands_on(self._object_path(facts["digest"])) in lost)
+        return sorted(n for n, facts in deltas if _stands_on(place(self.root, facts["digest"])) in lost)
 
     def _put(self, sections: Sections, entry: Entry, *, replace: bool) -> tuple[None, Iterable[str]]:
         self._check_new(sections, entry.section, check_name(entry.name), replace=replace)
@@ -301,14 +323,14 @@ class Zoo:
 
     def _change(self, change: Callable[[Sections], tuple[T, Iterable[str]]]) -> T:
         """Change the index under the lock; `change` also names the objects that may have lost their last reference."""
-        self._refuse_catalogue(self._parsed(self._bytes()))
+        self._refuse_catalogue(self._parsed(self.index_bytes()))
         with self._locked():
             for _ in range(_TRIES):
-                before = self._bytes()
+                before = self.index_bytes()
                 index = self._parsed(before)
                 self._refuse_catalogue(index)
                 result, loose = change(index.sections)
-                if self._replace(before, dump(index)):
+                if self._replace(before, dump(index, before or b"")):
                     self._drop(loose, index.sections)
                     return result
         raise Conflict(f"the index of {self.root} keeps changing", "stop the program that writes it without the lock")
@@ -317,7 +339,7 @@ class Zoo:
         """Write the index unless someone changed it since; say whether it was written."""
 
         def guard() -> None:
-            if self._bytes() != before:
+            if self.index_bytes() != before:
                 raise _Moved
 
         try:
@@ -325,39 +347,27 @@ class Zoo:
                 file.write(text.encode())
         except _Moved:
             return False
+        keep_copies(self.root, before, text.encode())
         return True
 
-    @contextmanager
-    def _locked(self) -> Generator[None, None, None]:
-        from filelock import FileLock, Timeout
-
-        folder = self.root / ".vtzoo"
-        with writing(folder / "lock"):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock", timeout=self._lock_timeout_s)
-            try:
-                lock.acquire()
-            except Timeout as error:
-                said = f"{self.root} is locked by another process (waited {self._lock_timeout_s:g} s)"
-                raise Conflict(said, "wait until it is done, then repeat the command") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def _locked(self, wait_s: float | None = None) -> AbstractContextManager[None]:
+        return writer(self.root, self._lock_timeout_s if wait_s is None else wait_s)
 
     def _drop(self, digests: Iterable[str], sections: Sections) -> None:
         """Delete objects that no entry refers to."""
         kept = {digest for entry in _own(sections) for digest in entry.objects}
-        for digest in set(digests) - kept:
-            path = self._object_path(digest)
-            with writing(path), suppress(FileNotFoundError):
-                if os.name == "nt":  # Windows deletes no read-only file
-                    path.chmod(0o644)
-                path.unlink()
+        drop(self.root, set(digests) - kept)
 
 
 class _Moved(Exception):
     """The index changed between reading and replacing it."""
+
+
+def _stored_at(root: Path, digest: str) -> int:
+    """When an object was last stored, in ns; 0 where it is gone."""
+    with suppress(OSError):
+        return place(root, digest).stat().st_mtime_ns
+    return 0
 
 
 def _own(sections: Sections, *, builtin: bool = False) -> list[Entry]:
@@ -369,20 +379,6 @@ def _stands_on(path: Path) -> str:
     with suppress(VtzooError, ValueError, KeyError, TypeError):
         return str(json.loads(header(path).metadata["vtzoo"])["backbone"]["source"])
     return ""
-
-
-def _copy(source: str | Path | bytes, path: Path, digest: str) -> None:
-    """Copy into place read-only; refuse when the content is not what was digested before."""
-    seen = hashlib.sha256()
-    with (
-        io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file,
-        atomic_write(path, mode=0o444) as copy,
-    ):
-        while chunk := file.read(_CHUNK_BYTES):
-            seen.update(chunk)
-            copy.write(chunk)
-        if seen.hexdigest() != digest:
-            raise Conflict(f"{source!s} changed while it was read", "repeat when nothing writes to it")
 
 
 def _upward() -> Path | None:

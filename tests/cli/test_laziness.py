@@ -60,9 +60,14 @@ def test_help_of_every_command_loads_nothing_heavy(python) -> None:
 
 
 def test_lists_and_pages_load_nothing_heavy(python, zoo: Zoo) -> None:
-    """Nor do ls, show, methods, merges, losses, inits, doctor, rm and mv, with whatever they are asked."""
+    """Nor do ls, show, methods, merges, losses, inits, doctor, push, pull, sync, rm and mv, with whatever they are asked."""
     where = ["--zoo", str(zoo.root)]
+    share = f"{zoo.root}-share"
     entries = [
+        ["push", "pets/lora", share],
+        ["pull", "--all", share],
+        ["sync", share],
+        ["ls", f"file://{share}"],
         ["show", "pets/lora"],
         ["show", "tf_efficientnet_lite0"],
         ["mv", "pets/lora", "pets/old"],

@@ -29,9 +29,9 @@ from vtzoo.prefix import Prefix
 from vtzoo.presets import preset
 from vtzoo.probes import asked_for, best_of, sweep
 from vtzoo.recipe import Recipe, facts_of, read
-from vtzoo.results import Trained
+from vtzoo.results import Trained, leading
 from vtzoo.sampling import chosen, class_weights
-from vtzoo.score import brief, leading, logits_of, measure
+from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
