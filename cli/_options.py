@@ -26,6 +26,12 @@ Data = Annotated[
 ]
 Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="Whose head to use, where there are several.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken images instead of stopping at the first.")]
+RequireSigned = Annotated[
+    bool, typer.Option("--require-signed", help="An entry must be signed ($VTZOO_REQUIRE_SIGNED=1).")
+]
+PublicKey = Annotated[
+    Path | None, typer.Option("--public-key", metavar="FILE", help="Compare signatures ($VTZOO_PUBLIC_KEY).")
+]
 FromPickle = Annotated[
     bool, typer.Option("--from-pickle", help="Read a pickle (.pth, .bin), its tensors alone, in a process of its own.")
 ]

@@ -1,6 +1,5 @@
 """`vtzoo verify`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from vtzoo.errors import Corrupt
 
 from ._blocks import Block, Line, Table, size
+from ._options import PublicKey, RequireSigned
 from ._session import Session
 
 EXAMPLES = ("vtzoo verify", "vtzoo verify fashion/lora both", "vtzoo verify --require-signed --public-key team.pub")
@@ -17,12 +17,8 @@ def run(
     ctx: typer.Context,
     *,
     refs: Annotated[list[str] | None, typer.Argument(metavar="[REF...]", help="Entries (default: all).")] = None,
-    require_signed: Annotated[
-        bool, typer.Option("--require-signed", help="An entry must be signed ($VTZOO_REQUIRE_SIGNED=1).")
-    ] = False,
-    public_key: Annotated[
-        Path | None, typer.Option("--public-key", metavar="FILE", help="Compare signatures ($VTZOO_PUBLIC_KEY).")
-    ] = None,
+    require_signed: RequireSigned = False,
+    public_key: PublicKey = None,
 ) -> None:
     """Read every file and say what is wrong.
 

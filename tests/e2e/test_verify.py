@@ -144,3 +144,26 @@ def test_reading_is_about_as_fast_as_hashing(zoo: Zoo, tmp_path: Path) -> None:
     start = time.perf_counter()
     assert not look(zoo, "w.safetensors", digest).wrong
     assert time.perf_counter() - start < 3 * alone
+
+
+def test_a_signature_travels_and_is_asked_for(
+    zoo: Zoo, key: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is signed comes with its signature and verifies there; what isn't is refused before a byte of it is fetched."""
+    other = Zoo.init(tmp_path / "other")
+    words = [
+        "--zoo",
+        str(other.root),
+        "pull",
+        "tiny",
+        str(zoo.root),
+        "--require-signed",
+        "--public-key",
+        str(key["pub"]),
+    ]
+    assert main(words) == 4
+    assert "'tiny' is not signed" in capsys.readouterr().err
+    assert not list((other.root / ".vtzoo").rglob("objects/*/*/*"))
+    sign("tiny", key=key["pem"], zoo=zoo)
+    assert main(words) == 0
+    assert verify("tiny", require_signed=True, public_key=key["pub"], zoo=other).report["signed"] == 1
