@@ -36,10 +36,12 @@ from . import (
     rm,
     sensitivity,
     show,
+    sign,
     suggest,
     sweep,
     sync,
     train,
+    verify,
 )
 from ._argv import GLOBALS
 
@@ -49,7 +51,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, push, pull, sync, doctor,
+    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, verify, sign, push, pull, sync, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."

@@ -1,11 +1,13 @@
 """Entries of a zoo, as JSON facts, tables and a page."""
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtzoo.errors import Corrupt
+from vtzoo import strict
+from vtzoo.documents import document
+from vtzoo.errors import Corrupt, VtzooError
 from vtzoo.files import header
 from vtzoo.refs import Entry, as_path, is_path, resolve
 
@@ -27,13 +29,21 @@ def described(session: "Session", ref: str) -> dict[str, Any]:
     """One entry, or a file outside any zoo, with what its own header says."""
     if is_path(ref):
         path = as_path(ref)
-        return {"name": path.name, "size_bytes": path.stat().st_size, **_inside(path)}
+        return _licensed({"name": path.name, "size_bytes": path.stat().st_size, **_inside(path)})
     zoo = session.zoo()
     entry = zoo.resolve(ref)
     found = listed(entry)
     digest: str = entry.facts.get("digest", "")
     held = bool(digest) and (entry.section == "deltas" or entry.facts.get("source", "").startswith("object:"))
-    return {**found, **_inside(zoo.object(digest))} if held else found
+    if held:
+        return _licensed({**found, **_inside(zoo.object(digest))})
+    config = (found.get("files") or {}).get("config.json")
+    if found.get("license") or not config:
+        return found
+    with suppress(VtzooError):  # verify tells of what is missing or damaged
+        told = document(zoo.object(config)).get("pretrained_cfg")
+        return {**found, "license": told.get("license")} if isinstance(told, dict) else found
+    return found
 
 
 def elsewhere(url: str) -> list[Entry]:
@@ -73,13 +83,20 @@ def top1(metrics: Mapping[str, Any] | None) -> str:
     return f"{sum(found) / len(found):.1%}" if found else ""
 
 
+def _licensed(found: dict[str, Any]) -> dict[str, Any]:
+    """With the licence of the backbone, which older indexes leave to the file."""
+    told = found["header"].get("backbone")
+    license_ = told.get("license") if isinstance(told, dict) else None
+    return {"license": license_, **{k: v for k, v in found.items() if v or k != "license"}} if license_ else found
+
+
 def _inside(path: Path) -> dict[str, Any]:
     """What a safetensors file says of itself: its facts when it is a delta, and its tensors."""
     head = header(path)
     try:
-        facts = json.loads(head.metadata.get("vtzoo", "{}"))
+        facts = strict.record(head.metadata.get("vtzoo", "{}"))
     except ValueError as error:
-        raise Corrupt(f"{path}: its header is no JSON ({error})", "fetch it or make it again") from error
+        raise Corrupt(f"{path}: what its header says {error}", "fetch it or make it again") from error
     tensors = {name: {"dtype": span.dtype, "shape": list(span.shape)} for name, span in head.tensors.items()}
     return {"path": str(path), "header": facts, "tensors": tensors}
 
@@ -116,10 +133,11 @@ def _deltas(found: list[dict[str, Any]]) -> Table:
             _tasks(f),
             size(f.get("size_bytes")),
             top1(f.get("metrics")),
+            str(f.get("license") or ""),
         )
         for f in found
     ]
-    return Table(("delta", "method", "backbone", "tasks", "size", "top-1"), rows, right=_RIGHT)
+    return Table(("delta", "method", "backbone", "tasks", "size", "top-1", "licence"), rows, right=_RIGHT)
 
 
 def _models(found: list[dict[str, Any]]) -> Table:
@@ -131,10 +149,11 @@ def _models(found: list[dict[str, Any]]) -> Table:
             _tasks(f),
             size(f.get("size_bytes")),
             top1(f.get("metrics")),
+            str(f.get("license") or ""),
         )
         for f in found
     ]
-    return Table(("model", "kind", "arch", "tasks", "size", "top-1"), rows, right=_RIGHT)
+    return Table(("model", "kind", "arch", "tasks", "size", "top-1", "licence"), rows, right=_RIGHT)
 
 
 def _tasks(facts: Mapping[str, Any]) -> str:

@@ -26,6 +26,15 @@ Data = Annotated[
 ]
 Task = Annotated[str | None, typer.Option("--task", metavar="TASK", help="Whose head to use, where there are several.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count broken images instead of stopping at the first.")]
+RequireSigned = Annotated[
+    bool, typer.Option("--require-signed", help="An entry must be signed ($VTZOO_REQUIRE_SIGNED=1).")
+]
+PublicKey = Annotated[
+    Path | None, typer.Option("--public-key", metavar="FILE", help="Compare signatures ($VTZOO_PUBLIC_KEY).")
+]
+FromPickle = Annotated[
+    bool, typer.Option("--from-pickle", help="Read a pickle (.pth, .bin), its tensors alone, in a process of its own.")
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(
@@ -139,14 +148,21 @@ def check_preset(knobs: Mapping[str, Any]) -> None:
 
 
 def text(path: Path) -> str:
-    """A file's text.
+    """A YAML file's text.
 
     Raises:
         NotFound: no such file.
         Corrupt: it is no text.
+        UsageError: it is larger than such files are.
     """
+    from vtzoo.yaml_file import LIMIT_BYTES
+
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LIMIT_BYTES + 1)
+        if len(data) > LIMIT_BYTES:
+            raise UsageError(f"{path} has more than {LIMIT_BYTES} bytes", "is it the file that was meant?")
+        return data.decode()
     except (FileNotFoundError, IsADirectoryError):
         raise NotFound(f"there is no file {path}", "write one, and give it as --config FILE.yaml") from None
     except UnicodeDecodeError as error:
@@ -154,7 +170,7 @@ def text(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from vtzoo.knobs import document
+    from vtzoo.yaml_file import mapping
 
-    content = document(text(path), str(path), "write lines such as epochs: 10")
+    content = mapping(text(path), str(path), "write lines such as epochs: 10")
     return {str(k).replace("-", "_"): v for k, v in content.items()}

@@ -43,7 +43,7 @@ def text(value: str) -> None:
 
 def blocks(content: Iterable[Block]) -> None:
     """Print lines, tables and trees on stdout: drawn by rich on a terminal, in plain columns and levels elsewhere."""
-    for block in content:
+    for block in map(_harmless, content):
         if isinstance(block, Line):
             print(block.text)
         elif sys.stdout.isatty():
@@ -55,7 +55,7 @@ def blocks(content: Iterable[Block]) -> None:
 def say(line: str) -> None:
     """Print one line of talk on stderr."""
     if not _style.quiet:
-        print(line, file=sys.stderr, flush=True)
+        print(_printable(line), file=sys.stderr, flush=True)
 
 
 def refuse(message: str, hint: str) -> None:
@@ -64,8 +64,28 @@ def refuse(message: str, hint: str) -> None:
     print(f"{red}error:{reset} {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr, flush=True)
 
 
+def _printable(text: str) -> str:
+    """A text from anywhere, what isn't printable escaped: a label or name could else move the cursor, or write what a reader takes for ours."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _harmless(block: Block) -> Block:
+    if isinstance(block, Line):
+        return Line(_printable(block.text))
+    if isinstance(block, Tree):
+        return _plain_tree(block)
+    rows = [tuple(map(_printable, row)) for row in block.rows]
+    return Table(
+        tuple(map(_printable, block.columns)), rows, _printable(block.title), frozenset(map(_printable, block.right))
+    )
+
+
+def _plain_tree(tree: Tree) -> Tree:
+    return Tree(_printable(tree.text), [_plain_tree(t) for t in tree.below])
+
+
 def _one_line(words: str) -> str:
-    return " ".join(words.split())
+    return _printable(" ".join(words.split()))
 
 
 def _draw(drawn: Any) -> None:

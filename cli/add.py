@@ -8,7 +8,7 @@ import typer
 from vtzoo.errors import UsageError
 
 from . import _results
-from ._options import numbers
+from ._options import FromPickle, numbers
 from ._session import Session
 
 New = Annotated[str, typer.Argument(metavar="NAME", help="What to call it in the zoo.")]
@@ -33,6 +33,7 @@ def backbone(
         str | None, typer.Option("--input-size", metavar="PIXELS|C,H,W", help="Size of the input.")
     ] = None,
     license_: Annotated[str, typer.Option("--license", metavar="SPDX", help="Licence of the weights.")] = "",
+    from_pickle: FromPickle = False,
 ) -> None:
     """Keep a backbone: the weights of a timm architecture from a file, or a timm model of the Hugging Face Hub."""
     session = Session.of(ctx)
@@ -58,6 +59,7 @@ def backbone(
         std=stds,
         input_size=pixels,
         license=license_,
+        from_pickle=from_pickle,
         zoo=session.zoo(),
     )
     session.show(result, _results.added)
@@ -70,12 +72,15 @@ def delta(
     backbone: Annotated[str, typer.Option("--backbone", metavar="REF", help="What it was fine-tuned from.")],
     weights: Weights,
     classes: Annotated[Path | None, typer.Option("--classes", metavar="FILE", help="Its labels, one a line.")] = None,
+    from_pickle: FromPickle = False,
 ) -> None:
     """Keep a fine-tuned checkpoint as a full delta of its backbone."""
     session = Session.of(ctx)
     from vtzoo.verbs.add import add_delta
 
-    result = add_delta(name=name, backbone=backbone, weights=weights, classes=classes, zoo=session.zoo())
+    result = add_delta(
+        name=name, backbone=backbone, weights=weights, classes=classes, from_pickle=from_pickle, zoo=session.zoo()
+    )
     session.show(result, _results.added)
 
 

@@ -15,7 +15,7 @@ from ._blocks import Block, Line, Table, size
 from ._session import Session
 
 USED = frozenset(
-    {"always", "gs", "hfds", "onnx", "s3", "ssh"}
+    {"always", "gs", "hfds", "onnx", "s3", "sign", "ssh"}
 )  # extras that a verb asks for; the others wait for theirs
 EXAMPLES = ("vtzoo doctor", "vtzoo doctor --json")
 _REQUIREMENT = re.compile(

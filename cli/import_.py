@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import _results
-from ._options import Name
+from ._options import FromPickle, Name
 from ._session import Session
 
 Backbone = Annotated[str, typer.Option("--backbone", metavar="REF", help="The backbone it was trained on.")]
@@ -22,13 +22,16 @@ def peft(
     name: Name,
     task: TaskName = None,
     classes: Classes = None,
+    from_pickle: FromPickle = False,
 ) -> None:
     """Keep PEFT's adapter folder as a delta of its backbone."""
     session = Session.of(ctx)
     zoo = session.zoo()
     from vtzoo.verbs.bring.peft import import_peft
 
-    result = import_peft(folder=folder, backbone=backbone, name=name, task=task, classes=classes, zoo=zoo)
+    result = import_peft(
+        folder=folder, backbone=backbone, name=name, task=task, classes=classes, from_pickle=from_pickle, zoo=zoo
+    )
     session.show(result, _results.imported)
 
 
@@ -38,13 +41,15 @@ def lycoris(
     file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="What LyCORIS or kohya's scripts wrote.")],
     backbone: Backbone,
     name: Name,
+    from_pickle: FromPickle = False,
 ) -> None:
     """Keep an adapter in LyCORIS' form as a delta of its backbone."""
     session = Session.of(ctx)
     zoo = session.zoo()
     from vtzoo.verbs.bring.lycoris import import_lycoris
 
-    session.show(import_lycoris(file=file, backbone=backbone, name=name, zoo=zoo), _results.imported)
+    result = import_lycoris(file=file, backbone=backbone, name=name, from_pickle=from_pickle, zoo=zoo)
+    session.show(result, _results.imported)
 
 
 COMMANDS = (

@@ -6,6 +6,7 @@ import typer
 
 from vtzoo.errors import UsageError
 
+from ._options import PublicKey, RequireSigned
 from ._session import Session
 from ._shares import As, DryRun, Force, NoBackbone, Remote, shared
 
@@ -28,6 +29,8 @@ def run(
     force: Force = False,
     no_backbone: NoBackbone = False,
     dry_run: DryRun = False,
+    require_signed: RequireSigned = False,
+    public_key: PublicKey = None,
 ) -> None:
     """Bring entries of a zoo elsewhere into this one, verified."""
     session = Session.of(ctx)
@@ -38,5 +41,8 @@ def run(
     zoo = session.zoo()
     from vtzoo.sharing import pull
 
-    result = pull(refs or (), remote, zoo=zoo, name=name, force=force, backbone=not no_backbone, dry_run=dry_run)
+    result = pull(
+        refs or (), remote, zoo=zoo, name=name, force=force, backbone=not no_backbone, dry_run=dry_run,
+        require_signed=require_signed, public_key=public_key,
+    )  # fmt: skip
     session.show(result, shared)

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from vtzoo.verbs.predict import predict
     from vtzoo.verbs.report import report
     from vtzoo.verbs.sensitivity import sensitivity_of
+    from vtzoo.verbs.sign import sign
     from vtzoo.verbs.suggest import suggest
     from vtzoo.verbs.sweep import sweep
     from vtzoo.verbs.train import train
+    from vtzoo.verbs.verify import verify
     from vtzoo.zoo import Zoo
 
 __version__ = "0.1.0.dev0"
@@ -63,10 +65,12 @@ __all__ = [
     "push",
     "report",
     "sensitivity_of",
+    "sign",
     "suggest",
     "sweep",
     "sync",
     "train",
+    "verify",
 ]
 
 _HOME = {
@@ -94,10 +98,12 @@ _HOME = {
     "push": "vtzoo.sharing",
     "report": "vtzoo.verbs.report",
     "sensitivity_of": "vtzoo.verbs.sensitivity",
+    "sign": "vtzoo.verbs.sign",
     "suggest": "vtzoo.verbs.suggest",
     "sweep": "vtzoo.verbs.sweep",
     "sync": "vtzoo.sharing",
     "train": "vtzoo.verbs.train",
+    "verify": "vtzoo.verbs.verify",
 }
 
 

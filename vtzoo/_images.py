@@ -21,6 +21,8 @@ from vtzoo.errors import Corrupt, Mismatch, VtzooError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CACHE_BYTES = 512 * 2**20
+IMAGE_BYTES = 256 * 2**20
+"""Of one encoded image in a zip file; the largest photos have a tenth."""
 # what Pillow's plugins raise on damaged files
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -111,6 +113,9 @@ class Zip:
 
     def read(self, name: str) -> bytes:
         """One file's bytes."""
+        size_bytes = self._open.getinfo(name).file_size
+        if size_bytes > IMAGE_BYTES:  # a few bytes may stand for very many
+            raise Corrupt(f"{self.where}: {name} has {size_bytes} bytes", "is it an image? take it out")
         return self._open.read(name)
 
     def checksum(self, name: str) -> str:

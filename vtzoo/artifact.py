@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
+from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
@@ -19,7 +20,7 @@ from vtzoo.formats import beside, opened
 from vtzoo.live import attach, head_state
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
-from vtzoo.spec import BackboneCard, Preprocess, Task, chosen
+from vtzoo.spec import SIDE_LIMIT, BackboneCard, Preprocess, Task, chosen
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
@@ -255,19 +256,29 @@ def described(files: Mapping[str, Path]) -> tuple[BackboneCard, tuple[Task, ...]
     Raises:
         Corrupt: it is no timm config.
     """
+    config = document(files[CONFIG], "make the folder again")
     try:
-        config = json.loads(files[CONFIG].read_text(encoding="utf-8"))
         arch, shown, own = config["architecture"], config["pretrained_cfg"], config.get("vtzoo", {})
-        labels = tuple(config.get("label_names") or [str(i) for i in range(config.get("num_classes", 0))])
+        labels = config.get("label_names") or _numbers(config.get("num_classes", 0))
         args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}  # timm repeats it there
         heads = tuple(Task.of(facts) for facts in own.get("heads", ()))
-    except (ValueError, KeyError, TypeError) as error:
+        card = BackboneCard.of(arch, {"arch": arch, "model_args": args, "license": shown.get("license")})
+        name, several = (own.get("tasks") or ["task"])[0], own.get("multilabel")
+        one = Task.of({**shown, "name": name, "classes": labels, "multilabel": several})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(f"{files[CONFIG]} is no timm config: {error}", "make the folder again") from error
-    preprocess = Preprocess.of(shown)
-    card = BackboneCard(name=arch, arch=arch, model_args=args, preprocess=preprocess, license=shown.get("license", ""))
-    name, several = (own.get("tasks") or ["task"])[0], bool(own.get("multilabel"))
-    one = Task(name=name, classes=labels, preprocess=preprocess, multilabel=several)
-    return card, heads or ((one,) if labels else ())
+    return replace(card, preprocess=one.preprocess), heads or ((one,) if labels else ())
+
+
+def _numbers(count: int) -> list[str]:
+    """Labels of a classifier that has none.
+
+    Raises:
+        ValueError: no classifier has so many.
+    """
+    if count > SIDE_LIMIT:
+        raise ValueError(f"{count} classes")
+    return [str(i) for i in range(count)]
 
 
 def _from_path(path: Path, zoo: Zoo) -> Artifact:
@@ -312,7 +323,14 @@ def store_model(
             write(Path(folder) / HEADS, named, {"format": "pt"})
         files = {path.name: zoo.add_object(path) for path in sorted(Path(folder).iterdir())}
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    shown = {"kind": kind, "files": files, "size_bytes": size, "arch": card.arch, "tasks": [t.name for t in tasks]}
+    shown = {
+        "kind": kind,
+        "files": files,
+        "size_bytes": size,
+        "arch": card.arch,
+        "license": card.license,
+        "tasks": [t.name for t in tasks],
+    }
     zoo.put("models", name, {**shown, **facts})
     return files[WEIGHTS]
 

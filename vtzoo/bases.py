@@ -10,6 +10,7 @@ from torch import Tensor
 from vtzoo import hub
 from vtzoo.errors import NotFound, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint
+from vtzoo.refs import check_member, shown
 from vtzoo.spec import BackboneCard
 from vtzoo.tensors import Lazy, TensorFile
 from vtzoo.zoo import Zoo
@@ -22,13 +23,19 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
         NotFound: the object or package resource is missing.
         Network: the hub can't be reached.
         Mismatch: what it has is not of the card's digest.
-        UsageError: a source of an unknown kind.
+        UsageError: a source of an unknown kind, or a package that isn't vtzoo's own.
     """
     kind, _, rest = card.source.partition(":")
     if kind == "object":
         return (zoo or Zoo.find()).object(rest.removeprefix("sha256:"))
     if kind == "package":
         package, _, resource = rest.partition("/")
+        if package.partition(".")[0] != "vtzoo":
+            raise UsageError(
+                f"the source {shown(card.source)} would import a package, which runs it",
+                "add the weights from their file",
+            )
+        check_member(resource)
         with as_file(files(package) / resource) as path:
             if not path.is_file():
                 raise NotFound(f"package {package} carries no {resource}", "reinstall vtzoo")

@@ -1,6 +1,5 @@
 """A folded model as what it is beside its backbone: a `full` delta, lazily, its tensors read from the folder's own file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from vtzoo.artifact import CONFIG, WEIGHTS, described
 from vtzoo.backbone import card_of
 from vtzoo.bases import open_base
 from vtzoo.delta import BASE, HEAD, Delta, Part
+from vtzoo.documents import document
 from vtzoo.errors import NotFound, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import COUNTER
 from vtzoo.folding import grounded
@@ -35,7 +35,7 @@ def folded_delta(files: Mapping[str, Path], zoo: Zoo, like: Delta | None = None)
         ShapeMismatch: its tensors aren't the backbone's.
     """
     source, (_, tasks) = TensorFile(files[WEIGHTS]), described(files)
-    said = json.loads(files[CONFIG].read_text(encoding="utf-8")).get("vtzoo", {})
+    said = document(files[CONFIG]).get("vtzoo", {})
     name = said.get("backbone", "")
     if not name:
         raise NotFound(

@@ -5,6 +5,7 @@ another input size `@base/<name>`. The header's metadata holds one JSON document
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from vtzoo import files, knobs, registry
+from vtzoo import knobs, registry
 from vtzoo.anatomy import Site
 from vtzoo.errors import Conflict, Corrupt
+from vtzoo.headers import SCHEMA, read_header
+from vtzoo.refs import shown
 from vtzoo.spec import BackboneCard, Task, chosen, plain
 from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
 
-SCHEMA = 1
 HEAD, BASE = "@head/", "@base/"
+_WORD = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,13 @@ class Part:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Part":
-        """From a header's JSON."""
+        """From a header's JSON.
+
+        Raises:
+            ValueError: its method or graft is no word.
+        """
+        if not (isinstance(data["method"], str) and isinstance(data["graft"], str) and _WORD.fullmatch(data["graft"])):
+            raise ValueError(f"its part {shown([data['method'], data['graft']])}")
         facts: dict[str, Any] = {**data, "sites": tuple(Site.of(s) for s in data["sites"])}
         return cls(**facts)
 
@@ -81,6 +90,8 @@ class Delta:
         path = Path(path)
         doc = read_header(path)
         try:
+            if not isinstance(doc["method"], str):
+                raise TypeError("its method")  # noqa: TRY301 - as all that is garbled
             return cls(
                 method=doc["method"],
                 parts=tuple(Part.of(p) for p in doc["config"]["parts"]),
@@ -143,30 +154,6 @@ class Delta:
     def size(self) -> int:
         """How many numbers the delta holds, heads left out."""
         return sum(t.numel() for n, t in self.tensors.items() if not n.startswith(("@",)))
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """A delta's JSON document, by the standard library alone.
-
-    Raises:
-        NotFound: no such file.
-        Corrupt: damaged, or not a delta.
-    """
-    text = files.header(path).metadata.get("vtzoo")
-    if text is None:
-        raise Corrupt(
-            f"{path} is a safetensors file but no vtzoo delta",
-            "add it with: vtzoo add delta NAME --backbone REF --weights FILE",
-        )
-    try:
-        doc = json.loads(text)
-    except (ValueError, RecursionError):
-        doc = None
-    if not isinstance(doc, dict):
-        raise Corrupt(f"{path}: the delta's header is no JSON document", "make the delta again, or fetch it again")
-    if doc.get("schema") != SCHEMA:
-        raise Corrupt(f"{path} has schema {doc.get('schema')!r}, this vtzoo reads {SCHEMA}", "upgrade vtzoo")
-    return doc
 
 
 def renamed(delta: Delta, old: str, new: str) -> Delta:

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from vtzoo import strict
 from vtzoo.errors import Conflict, Corrupt, NotFound, Resources, UsageError, VtzooError
+from vtzoo.refs import shown
 
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
@@ -27,7 +29,7 @@ BITS = {
 }  # fmt: skip
 """Bits of one value by the format's dtype codes."""
 
-_HEADER_LIMIT = 100_000_000
+_RANK_LIMIT = 64
 _SIZE_LIMIT = 2**63
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WRONG_PLACE = {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
@@ -66,9 +68,8 @@ def header(path: str | Path) -> Header:
         size_bytes = os.fstat(file.fileno()).st_size
         try:
             return _parse(file, size_bytes)
-        except (ValueError, RecursionError) as error:
-            reason = "its header is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise Corrupt(f"{path} is no sound safetensors file: {reason}", "fetch it or make it again") from error
+        except ValueError as error:
+            raise Corrupt(f"{path} is no sound safetensors file: {error}", "fetch it or make it again") from error
 
 
 def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
@@ -77,6 +78,9 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int]]], metada
     Args:
         tensors: (name, dtype code, shape) in the order in which the data will be written, without gaps.
         metadata: the string map; left out when empty.
+
+    Raises:
+        UsageError: it says more than is read again.
     """
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -86,6 +90,10 @@ def safetensors_header(tensors: Iterable[tuple[str, str, Sequence[int]]], metada
         offset = end
     text = json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > strict.LIMIT_BYTES:
+        raise UsageError(
+            f"a header of {len(text)} bytes (the limit is {strict.LIMIT_BYTES})", "keep fewer tensors or labels"
+        )
     return struct.pack("<Q", len(text)) + text
 
 
@@ -256,8 +264,8 @@ def _parse(file: BinaryIO, size_bytes: int) -> Header:
     if len(start) < 8:
         raise ValueError(f"it has {size_bytes} bytes, fewer than the 8 of a header's length")
     length = int.from_bytes(start, "little")
-    if length > _HEADER_LIMIT:
-        raise ValueError(f"a header of {length} bytes (the limit is {_HEADER_LIMIT})")
+    if length > strict.LIMIT_BYTES:
+        raise ValueError(f"a header of {length} bytes (the limit is {strict.LIMIT_BYTES})")
     if 8 + length > size_bytes:
         raise ValueError(f"truncated: a header of {length} bytes in a file of {size_bytes}")
     table = _json(file.read(length))
@@ -268,24 +276,13 @@ def _parse(file: BinaryIO, size_bytes: int) -> Header:
 
 
 def _json(data: bytes) -> dict[str, Any]:
+    if not data.startswith(b"{"):
+        raise ValueError("its header is no JSON object")
     try:
-        text = data.decode()
-        if not text.startswith("{"):
-            raise ValueError("its header is no JSON object")
-        table = json.loads(text, object_pairs_hook=_no_duplicates)
-    except UnicodeDecodeError as error:
-        raise ValueError("its header is not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"its header is no JSON ({error.msg.lower()} at byte {error.pos})") from error
+        table = strict.record(data)
+    except ValueError as error:
+        raise ValueError(f"its header {error}") from error
     "".join(table).encode()  # a lone surrogate in a name: UnicodeEncodeError is a ValueError
-    return table
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(n for n in names if names.count(n) > 1)}' stands twice in its header")
     return table
 
 
@@ -297,22 +294,22 @@ def _metadata(value: Any) -> dict[str, str]:
 
 def _span(name: str, entry: Any) -> Span:
     if not isinstance(entry, dict):
-        raise ValueError(f"tensor '{name}' has no description")  # noqa: TRY004 - damaged data, caught in `header`
+        raise ValueError(f"tensor {shown(name)} has no description")  # noqa: TRY004 - damaged data, caught in `header`
     entry = cast("dict[str, Any]", entry)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise ValueError(f"tensor '{name}' has the unknown dtype {dtype!r}")
-    if not _are_sizes(shape):
-        raise ValueError(f"tensor '{name}' has the shape {shape!r}")
+        raise ValueError(f"tensor {shown(name)} has the unknown dtype {shown(dtype)}")
+    if not _are_sizes(shape) or len(shape) > _RANK_LIMIT:
+        raise ValueError(f"tensor {shown(name)} has the shape {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor '{name}' has the offsets {offsets!r}")
+        raise ValueError(f"tensor {shown(name)} has the offsets {shown(offsets)}")
     start, end = offsets
     try:
         wanted = _size_bytes(dtype, shape)
     except ValueError as error:
-        raise ValueError(f"tensor '{name}': {error}") from None
+        raise ValueError(f"tensor {shown(name)}: {error}") from None
     if end - start != wanted:
-        raise ValueError(f"tensor '{name}' ({dtype} {shape}) needs {wanted} bytes and has {end - start}")
+        raise ValueError(f"tensor {shown(name)} ({dtype} {shape}) needs {wanted} bytes and has {end - start}")
     return Span(dtype, tuple(shape), start, end)
 
 
@@ -323,9 +320,10 @@ def _are_sizes(value: Any) -> bool:
 def _size_bytes(dtype: str, shape: Sequence[int]) -> int:
     bits = BITS[dtype]
     for size in shape:
-        bits *= size
+        bits *= size or 1  # a zero doesn't excuse what overflows beside it
         if bits >= _SIZE_LIMIT:
             raise ValueError(f"the shape {list(shape)} is too large")
+    bits *= 0 not in shape
     if bits % 8:
         raise ValueError(f"{dtype} {list(shape)} does not fill whole bytes")
     return bits // 8
@@ -336,7 +334,7 @@ def _check_layout(tensors: dict[str, Span], data_bytes: int) -> None:
     end = 0
     for name, span in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if span.start != end:
-            raise ValueError(f"tensor '{name}' starts at byte {span.start} of the data, expected {end}")
+            raise ValueError(f"tensor {shown(name)} starts at byte {span.start} of the data, expected {end}")
         end = span.end
     if end > data_bytes:
         raise ValueError(f"truncated: its tensors need {end} bytes, {data_bytes} are there")

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model, with_config
 
@@ -68,39 +68,6 @@ def weighted(spec: str) -> list[tuple[float, Part]]:
     if not found:
         raise UsageError("the spec is empty", "write a name such as kd[temperature=4]")
     return found
-
-
-def document(text: str, where: str, hint: str) -> Mapping[str, Any]:
-    """A YAML file's text as a mapping of knobs; `where` names it in messages.
-
-    Raises:
-        UsageError: it is no YAML, no mapping, or says something twice.
-    """
-    import yaml
-
-    class Once(yaml.SafeLoader):
-        """PyYAML takes the last of several equal keys, and on, off, yes and no for truths, as YAML 1.2 doesn't."""
-
-        yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's way to say so
-            first: [(tag, regex) for tag, regex in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-                raise UsageError(
-                    f"{where}, line {node.start_mark.line + 1}: '{twice[0]}' is given twice", "leave one out"
-                )
-            return super().construct_mapping(node, deep=deep)
-
-    try:
-        content: Any = yaml.load(text, Once)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is no YAML: {str(error).splitlines()[0]}", hint) from None
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{where} is no mapping", hint)
-    return cast("Mapping[str, Any]", content)
 
 
 def one(spec: str) -> Part:

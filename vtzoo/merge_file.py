@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vtzoo import knobs
+from vtzoo import knobs, yaml_file
 from vtzoo.errors import UsageError, did_you_mean
 
 MERGEKIT: dict[str, tuple[str, dict[str, str]]] = {
@@ -70,7 +70,7 @@ def read(text: str, where: str) -> Asked:
     Raises:
         UsageError: it is no YAML, has unknown keys, or asks for what is not the same here.
     """
-    content = knobs.document(text, where, "write method: … and deltas: …")
+    content = yaml_file.mapping(text, where, "write method: … and deltas: …")
     return _mergekits(content, where) if "merge_method" in content else _own(content, where)
 
 

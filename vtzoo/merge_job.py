@@ -245,6 +245,7 @@ def publish(zoo: Zoo, name: str, made: Made) -> Path:
         "method": made.delta.method,
         "backbone": made.delta.backbone.name,
         "fingerprint": made.delta.backbone.fingerprint,
+        "license": made.delta.backbone.license,
         "tasks": [t.name for t in made.delta.tasks],
         "metrics": {},
         "machine": told(),

@@ -7,13 +7,16 @@
 Everything that reads a name, a digest or a file name from a person or an index asks this module.
 """
 
+import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
-from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
 
 Section = Literal["backbones", "deltas", "models"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
@@ -28,11 +31,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PIN = re.compile(r"[0-9a-f]{4,64}")
 _PATH = re.compile(r"\.{0,2}[/\\]|~|[A-Za-z]:")
 _SHOWN = 8
-_OBJECT = "object:sha256:"
+_OBJECT, _SIGNATURE = "object:sha256:", "sha256:"
+_COUNT_LIMIT, _PIXELS_LIMIT = 2**63, 1 << 16
 _RULE = "use lower-case letters, digits, '.', '_' and '-', with '/' between parts, for example fashion/lora"
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("arch", "source", "license", "fingerprint", "good_for", "interpolation", "crop_mode"), str),
-    **dict.fromkeys(("digest", "method", "backbone", "kind", "created", "command"), str),
+    **dict.fromkeys(("digest", "method", "backbone", "kind", "created", "command", "signature"), str),
     **dict.fromkeys(("params", "features", "size_bytes"), int),
     **dict.fromkeys(("head", "input_size", "mean", "std", "tasks"), list),
     **dict.fromkeys(("model_args", "metrics", "lineage", "files"), dict),
@@ -108,6 +112,8 @@ def check_member(text: str) -> str:
     Raises:
         UsageError: it could leave the folder, or some system can't hold it.
     """
+    if len(text) > _NAME_LIMIT:
+        raise UsageError(f"a file name of {len(text)} characters is too long", f"use at most {_NAME_LIMIT}")
     for part in text.split("/"):
         if not _MEMBER.fullmatch(part) or ".." in part or part.endswith(".") or _DEVICE.fullmatch(part):
             raise UsageError(f"{shown(text)} is no legal file name in a model", "use a plain relative path")
@@ -140,24 +146,50 @@ def check_facts(section: Section, facts: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise UsageError(f"'{key}' is {shown(value)}", f"write a {_word(wanted)} there")
-    for member, digest in (facts.get("files") or {}).items():
-        check_member(member)
-        check_digest(str(digest))
+    _check_members(facts.get("files") or {})
+    _check_numbers(facts)
     if facts.get("digest"):
         check_digest(facts["digest"])
     if str(facts.get("source", "")).startswith(_OBJECT):
         check_digest(_source_object(facts))
-    if (facts.get("size_bytes") or 0) < 0:
-        raise UsageError(f"'size_bytes' is {facts['size_bytes']}", "a size is not negative")
+    if facts.get("signature"):
+        signature_object(facts)
+
+
+def check_contained(path: Path, root: Path) -> Path:
+    """Give back the place of a file below a folder that a stranger may have filled; it needn't be there yet.
+
+    Raises:
+        Corrupt: the way there leads through a symbolic link, or no ordinary file is at its end.
+    """
+    hint = "take it away: what a zoo holds lies in it"
+    for place in (path, *path.parents):
+        if place == root:
+            break
+        if place.is_symlink():
+            raise Corrupt(f"{place} is a symbolic link", hint)
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise Corrupt(f"{path} is no ordinary file", hint)
+    return path
+
+
+def signature_object(facts: Mapping[str, Any]) -> str:
+    """The digest of an entry's signature; "" where it has none.
+
+    Raises:
+        UsageError: it is no digest.
+    """
+    said = str(facts.get("signature") or "")
+    if said and not said.startswith(_SIGNATURE):
+        raise UsageError(f"'signature' is {shown(said)}", "write sha256: and 64 hex digits there")
+    return check_digest(said.removeprefix(_SIGNATURE)) if said else ""
 
 
 def objects_of(section: str, facts: Mapping[str, Any]) -> frozenset[str]:
     """The digests of the objects that an entry with these facts keeps alive."""
-    if section == "backbones":
-        source = _source_object(facts)
-        return frozenset({source} if source else ())
     files: Mapping[str, str] = facts.get("files") or {}
-    return frozenset([*files.values(), *([facts["digest"]] if facts.get("digest") else [])])
+    own = [_source_object(facts)] if section == "backbones" else [*files.values(), facts.get("digest") or ""]
+    return frozenset(digest for digest in (*own, signature_object(facts)) if digest)
 
 
 def is_path(ref: str) -> bool:
@@ -171,15 +203,21 @@ def as_path(ref: str) -> Path:
     Raises:
         NotFound: nothing is there.
     """
-    path = Path(ref).expanduser()
-    if not path.exists():
+    try:
+        path = Path(ref).expanduser()
+    except RuntimeError as error:  # a user who isn't there
+        raise NotFound(f"{shown(ref)} does not exist", "check the path") from error
+    if "\0" in ref or not path.exists():
         raise NotFound(f"{shown(ref)} does not exist", "check the path; a name of the zoo has no './'")
     return path
 
 
 def shown(value: object) -> str:
     """A user's value in quotes, on one line, not too long."""
-    text = f"'{value}'" if isinstance(value, str) and value.isprintable() else repr(value)
+    try:
+        text = f"'{value}'" if isinstance(value, str) and value.isprintable() else repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number without end"
     return text if len(text) <= 120 else f"{text[:100]}…{text[-1]}"
 
 
@@ -238,6 +276,54 @@ def _missing(ref: str, every: Sequence[Entry], section: Section | None) -> NotFo
 def _source_object(facts: Mapping[str, Any]) -> str:
     source = str(facts.get("source") or "")
     return source.removeprefix(_OBJECT) if source.startswith(_OBJECT) else ""
+
+
+def _check_members(files: Mapping[Any, Any]) -> None:
+    """Names that are legal, stand for one file each where A and a are the same, and are no folder of another; digests that are texts."""
+    seen = set[str]()
+    for member, digest in files.items():
+        check_member(str(member))
+        if not isinstance(digest, str):
+            raise UsageError(f"the digest of {shown(member)} is {shown(digest)}", "put it in quotes")
+        check_digest(digest)
+        if str(member).lower() in seen:
+            raise UsageError(f"{shown(member)} differs from another file by case alone", "give each a name of its own")
+        seen.add(str(member).lower())
+    for member in seen:
+        if any(str(above) in seen for above in PurePosixPath(member).parents):
+            raise UsageError(f"{shown(member)} lies in another file", "give each a name of its own")
+
+
+def _check_numbers(facts: Mapping[str, Any]) -> None:
+    for key in ("params", "features", "size_bytes"):
+        if not 0 <= (facts.get(key) or 0) < _COUNT_LIMIT:
+            raise UsageError(f"'{key}' is {shown(facts[key])}", "a count is not negative, and has fewer than 64 bits")
+    for key, check, wanted in _LISTS:
+        if not all(check(value) for value in facts.get(key) or ()):
+            raise UsageError(f"'{key}' is {shown(facts[key])}", f"write {wanted} there")
+    if len(facts.get("input_size") or (0, 0, 0)) != 3:
+        raise UsageError(f"'input_size' is {shown(facts['input_size'])}", "write channels, height and width there")
+    if not is_finite(facts.get("crop_pct") or 0):
+        raise UsageError(f"'crop_pct' is {facts['crop_pct']}", "write a number there")
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number, and neither NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 0 < value <= _PIXELS_LIMIT
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_LISTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("input_size", _is_side, f"whole pixels up to {_PIXELS_LIMIT}"), ("mean", is_finite, "numbers"), ("std", is_finite, "numbers"),
+    ("head", _is_text, "names"),
+)  # fmt: skip
 
 
 def _word(wanted: type | tuple[type, ...]) -> str:

@@ -88,6 +88,14 @@ class Sensed(Result):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Verified(Result):
+    """How many entries and objects were read, and a row an entry with what is wrong with it."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Suggested(Result):
     """The methods that fit a backbone and a budget, with what they cost, and those that don't, with the reason."""
 

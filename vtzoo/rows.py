@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vtzoo import files, knobs, registry
-from vtzoo.delta import read_header
 from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
+from vtzoo.headers import read_header
 from vtzoo.refs import Entry, as_path
 from vtzoo.standings import score
 from vtzoo.zoo import Zoo

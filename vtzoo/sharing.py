@@ -4,14 +4,15 @@ import time
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 
-from vtzoo import patience
+from vtzoo import patience, signing
 from vtzoo.catalogue import INDEX
 from vtzoo.errors import Conflict, Corrupt, NotFound, UsageError
 from vtzoo.files import sha256
 from vtzoo.moves import Move, entries_of, planned, refuse_conflicts, verdict
 from vtzoo.patience import patiently
-from vtzoo.refs import Entry, Section, resolve
+from vtzoo.refs import Entry, Section, resolve, signature_object
 from vtzoo.remotes import Remote, open_remote
 from vtzoo.remotes.folder import Folder
 from vtzoo.talk import say
@@ -87,15 +88,19 @@ def pull(
     force: bool = False,
     backbone: bool = True,
     dry_run: bool = False,
+    require_signed: bool = False,
+    public_key: Path | None = None,
 ) -> Shared:
-    """Bring entries of a remote into a zoo; no refs mean all. The arguments are those of `push`.
+    """Bring entries of a remote into a zoo; no refs mean all. The arguments are those of `push`, and of `vtzoo.signing.policy`.
 
     Raises:
         NotFound: the remote has no such entry, or lacks an object of it.
         Conflict: a name is taken here by other content.
         Corrupt: what came is not what the remote's index says.
+        Mismatch: an entry is not signed and has to be, or not by the owner of the key; nothing of any is fetched.
         Network: it can't be reached.
     """
+    wanted = signing.policy(require_signed=require_signed, public_key=public_key)
     zoo, there, began = zoo or Zoo.find(), open_remote(remote), time.monotonic()
     index, token = patiently(there.index)
     if not token:
@@ -104,6 +109,7 @@ def pull(
     chosen = [resolve(ref, every) for ref in refs] if refs else every
     moves = planned(there, Folder(zoo), chosen, name=name, force=force, backbone=backbone, action="pull")
     refuse_conflicts(moves, str(zoo.root))
+    _check_signed(there, moves, wanted)
     moved = 0 if dry_run else _pull(there, zoo, moves, force=force)
     return _shared(there, moves, moved, began, dry_run=dry_run)
 
@@ -120,6 +126,7 @@ def sync(remote: str, *, zoo: Zoo | None = None, dry_run: bool = False) -> Share
     here = Folder(zoo)
     mine, theirs = entries_of(here.index()[0]), entries_of(patiently(there.index)[0])
     pulls = planned(there, here, theirs, action="pull", backbone=False)
+    _check_signed(there, pulls, signing.policy())
     pushes = [] if there.read_only else planned(here, there, mine, action="push", backbone=False)
     told = {m.entry.name for m in pulls}
     pushes = [m for m in pushes if m.action == "push" or m.entry.name not in told]
@@ -178,17 +185,34 @@ def _pull(remote: Remote, zoo: Zoo, moves: Sequence[Move], *, force: bool = Fals
         for digest in sorted(move.entry.objects):
             if size := move.sizes.get(digest):
                 say(f"fetching {digest[:12]}… of {move.new.name} ({size:,} bytes) from {remote.where}")
-            most = move.entry.facts.get("size_bytes")
+            most = (
+                signing.LIMIT_BYTES
+                if digest == signature_object(move.entry.facts)
+                else move.entry.facts.get("size_bytes")
+            )
             moved += fetch(remote, digest, keeper, most_bytes=most, tensors=_is_tensors(move.entry, digest))
         if not listed:
             keeper.put(move.new.section, move.new.name, move.new.facts, replace=force)
     return moved
 
 
+def _check_signed(remote: Remote, moves: Sequence[Move], wanted: signing.Policy) -> None:
+    """Compare signatures before anything else is fetched; see `signing.check`."""
+
+    def read(digest: str) -> bytes:
+        size = patiently(lambda: remote.size(digest))
+        end = min(signing.LIMIT_BYTES + 1 if size is None else size, signing.LIMIT_BYTES + 1)
+        return patiently(lambda: b"".join(remote.stream(digest, 0, end)))
+
+    for move in moves:
+        if move.action == "pull":
+            signing.check(move.entry, read, wanted)
+
+
 def _is_tensors(entry: Entry, digest: str) -> bool:
     """Whether an object has to be a safetensors file: of a model by its name among the files, else all but a signature."""
     if entry.section != "models":
-        return digest != entry.facts.get("signature")
+        return digest != signature_object(entry.facts)
     return any(own == digest and name.endswith(".safetensors") for name, own in entry.facts["files"].items())
 
 

@@ -5,10 +5,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
-from vtzoo.errors import NotFound, UsageError, did_you_mean
+from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
+from vtzoo.refs import is_finite, shown
 
 AND = " AND "
 """Between licences that hold together, as SPDX writes it."""
+LOADING = frozenset(
+    (
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+        "scriptable",
+        "exportable",
+        "no_jit",
+    )
+)
+"""Arguments of timm's `create_model` that read files or say how it builds; what is left says what the network is."""
+SIDE_LIMIT = 1 << 16
+"""Of an image in pixels, and of any count among a network's arguments."""
+_AGAIN = "fetch it or make it again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +41,33 @@ class Preprocess:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Preprocess":
-        """Read the fields it knows from an index entry, a header or a timm config."""
+        """Read the fields it knows from an index entry, a header or a timm config.
+
+        Raises:
+            Corrupt: no image can be prepared so.
+        """
         known = {f.name: facts[f.name] for f in fields(cls) if facts.get(f.name) is not None}
         for key in ("input_size", "mean", "std"):
-            if key in known:
-                known[key] = tuple(known[key])
-        return cls(**known)
+            if not isinstance(known.get(key, ()), list | tuple):
+                raise Corrupt(f"'{key}' is {shown(known[key])}, a list is wanted", _AGAIN)
+            known |= {key: tuple(known[key])} if key in known else {}
+        made = cls(**known)
+        sides, numbers = made.input_size, (*made.mean, *made.std, made.crop_pct)
+        if len(sides) != 3 or not all(type(n) is int and 0 < n <= SIDE_LIMIT for n in sides):
+            raise Corrupt(f"there are no images of {shown(list(sides))} (channels, height, width)", _AGAIN)
+        if (
+            not all(map(is_finite, numbers))
+            or 0 in made.std
+            or made.crop_pct <= 0
+            or not made.mean
+            or len(made.mean) != len(made.std)
+        ):
+            raise Corrupt(
+                f"no image has a mean, deviation and crop of {shown([made.mean, made.std, made.crop_pct])}", _AGAIN
+            )
+        if not isinstance(made.interpolation, str) or not isinstance(made.crop_mode, str):
+            raise Corrupt(f"no image is resized by {shown([made.interpolation, made.crop_mode])}", _AGAIN)
+        return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +84,18 @@ class Task:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Task":
-        """From the JSON of a delta's header."""
-        own: dict[str, Any] = {"classes": tuple(facts["classes"]), "multilabel": bool(facts.get("multilabel"))}
-        return cls(name=facts["name"], preprocess=Preprocess.of(facts), **own)
+        """From the JSON of a delta's header.
+
+        Raises:
+            Corrupt: its name or labels are none.
+        """
+        name, labels = facts["name"], facts["classes"]
+        if not isinstance(name, str) or not 0 < len(name) <= 255:
+            raise Corrupt(f"{shown(name)} is no task's name", _AGAIN)
+        if not isinstance(labels, list | tuple) or not all(isinstance(label, str | int | float) for label in labels):
+            raise Corrupt(f"the labels of '{name}' are {shown(labels)}, a list of texts is wanted", _AGAIN)
+        own: dict[str, Any] = {"classes": tuple(labels), "multilabel": bool(facts.get("multilabel"))}
+        return cls(name=name, preprocess=Preprocess.of(facts), **own)
 
     def json(self) -> dict[str, Any]:
         """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std and so on."""
@@ -110,8 +157,18 @@ class BackboneCard:
 
     @classmethod
     def of(cls, name: str, facts: Mapping[str, Any]) -> "BackboneCard":
-        """From an index entry or a header; unknown keys are left alone."""
-        own = {f.name: facts[f.name] for f in fields(cls) if f.name in facts and f.name not in ("name", "preprocess")}
+        """From an index entry or a header; unknown keys are left alone.
+
+        Raises:
+            Corrupt: a field is of another kind, or its arguments could do more than build a network.
+        """
+        own = {f.name: facts[f.name] for f in fields(cls) if facts.get(f.name) is not None}
+        own = {k: v for k, v in own.items() if k not in ("name", "preprocess")}
+        for key, value in own.items():
+            wanted = _KINDS.get(key, str)
+            if not isinstance(value, wanted) or (key == "head" and not all(isinstance(v, str) for v in value)):
+                raise Corrupt(f"the backbone's '{key}' is {shown(value)}", _AGAIN)
+        check_args(own.get("model_args", {}))
         own["head"] = tuple(own.get("head", ()))
         return cls(name=name, preprocess=Preprocess.of(facts), **own)
 
@@ -119,6 +176,25 @@ class BackboneCard:
         """Flat JSON, the form the index and headers hold."""
         facts = plain(asdict(self))
         return {**{k: v for k, v in facts.items() if k not in ("name", "preprocess", "digest")}, **facts["preprocess"]}
+
+
+_KINDS: dict[str, Any] = {"head": (list, tuple), "model_args": dict, "params": int, "features": int}
+
+
+def check_args(args: Mapping[str, Any]) -> None:
+    """Refuse arguments of a network, from a file that anybody may have written, which say where to load something, or sizes that no network has.
+
+    Raises:
+        Corrupt: says which.
+    """
+    if loading := sorted(LOADING & set(args)):
+        raise Corrupt(
+            f"the network's arguments have '{loading[0]}', which reads files", "use a file that vtzoo or timm wrote"
+        )
+    for key, value in args.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= SIDE_LIMIT:
+                raise Corrupt(f"the network's '{key}' is {shown(value)}", _AGAIN)
 
 
 def plain(value: Any) -> Any:

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from vtzoo import knobs, registry
+from vtzoo import knobs, registry, yaml_file
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.recipe import Recipe
 from vtzoo.refs import check_name
@@ -131,7 +131,7 @@ def read(text: str, where: str) -> Sweep:
         UsageError: it is no YAML, has unknown keys or knobs, an empty part, or a variable that isn't set.
         NotFound: no such method.
     """
-    content = knobs.document(text, where, "write tasks: …, backbones: … and methods: …")
+    content = yaml_file.mapping(text, where, "write tasks: …, backbones: … and methods: …")
     if not content.get("name"):
         raise UsageError(f"{where} has no name", "write name: my-sweep at its top")
     _check_seeds(content, where)

@@ -380,21 +380,20 @@ def fill(places: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
 
     Raises:
         ShapeMismatch: a tensor without a place, a place without a tensor, or another shape.
+        Corrupt: NaN or infinity.
     """
     for name in tensors:
         if name not in places:
-            raise ShapeMismatch(
-                f"the delta holds {name}, which has no place in this model",
-                "is the file complete and from this vtzoo version?",
-            )
+            said = f"the delta holds {name}, which has no place in this model"
+            raise ShapeMismatch(said, "is the file complete and from this vtzoo version?")
         if tuple(places[name].shape) != shape_of(tensors, name):
-            raise ShapeMismatch(
-                f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model",
-                "build the model that the delta names",
-            )
+            said = f"{name} is {list(shape_of(tensors, name))} in the delta, {list(places[name].shape)} in the model"
+            raise ShapeMismatch(said, "build the model that the delta names")
     lacking = [n for n in places if n not in tensors]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ShapeMismatch(f"the delta lacks {lacking[0]}{more}", "fetch the file again")
     for name, value in tensors.items():
+        if value.is_floating_point() and not _finite(value.reshape(-1)):
+            raise Corrupt(f"{name} holds NaN or infinity in the delta", "fetch the file again, or train it again")
         places[name].copy_(value)

@@ -9,9 +9,10 @@ import torch
 
 from tests import families
 from vtzoo import files
-from vtzoo.delta import Delta, Part, read_header, renamed
-from vtzoo.errors import Corrupt, NotFound, UsageError
+from vtzoo.delta import Delta, Part, renamed
+from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.folding import fold
+from vtzoo.headers import read_header
 from vtzoo.identity import RESIZED
 from vtzoo.live import extract, inject
 from vtzoo.spec import BackboneCard, Preprocess, Task
@@ -94,13 +95,17 @@ def test_task_is_chosen_by_name(delta: Delta) -> None:
 
 
 def test_other_files_are_refused(delta: Delta, tmp_path: Path) -> None:
-    """Plain safetensors, another schema, a garbled header: Corrupt with a reason; no file: NotFound."""
+    """Plain safetensors, no schema: Corrupt with a reason; a newer schema: Mismatch, by name; no file: NotFound."""
     write(tmp_path / "plain", {"a": torch.ones(1)}, {"format": "pt"})
     with pytest.raises(Corrupt, match="no vtzoo delta"):
         Delta.open(tmp_path / "plain")
     write(tmp_path / "new", {}, {"vtzoo": json.dumps({**delta.header(), "schema": 99})})
-    with pytest.raises(Corrupt, match="schema 99"):
+    with pytest.raises(Mismatch, match="schema 99, this vtzoo knows up to 1") as caught:
         Delta.open(tmp_path / "new")
+    assert caught.value.hint == "pip install -U vtzoo"
+    write(tmp_path / "none", {}, {"vtzoo": json.dumps({**delta.header(), "schema": "1"})})
+    with pytest.raises(Corrupt, match="schema is '1'"):
+        Delta.open(tmp_path / "none")
     with pytest.raises(NotFound):
         Delta.open(tmp_path / "nowhere")
 

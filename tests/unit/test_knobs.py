@@ -1,7 +1,6 @@
 """knobs.py: the grammar of specs and the decoding of knobs."""
 
 import dataclasses
-import re
 from typing import Annotated, Literal
 
 import pytest
@@ -9,7 +8,7 @@ from pydantic import Field
 
 from vtzoo import registry
 from vtzoo.errors import UsageError
-from vtzoo.knobs import Part, decode, document, encode, one, parse
+from vtzoo.knobs import Part, decode, encode, one, parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,29 +125,3 @@ def test_part_writes_itself() -> None:
     """str() of a part is what one types."""
     assert str(Part("lora", {"rank": "8", "targets": ["a", "b"]})) == "lora[rank=8,targets=a|b]"
     assert str(Part("bitfit", {})) == "bitfit"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("lr: 1\nrecipe:\n  epochs: 2\n  epochs: 3\n", "f.yaml, line 3: 'epochs' is given twice"),
-        ("- a\n", "f.yaml is no mapping"),
-        ("a: [", "f.yaml is no YAML"),
-    ],
-)
-def test_a_document_says_everything_once(text: str, said: str) -> None:
-    """Of two equal keys PyYAML takes the last and says nothing."""
-    with pytest.raises(UsageError, match=re.escape(said)):
-        document(text, "f.yaml", "hint")
-
-
-def test_on_and_off_are_words() -> None:
-    """As in YAML 1.2; PyYAML takes them for truths, of which a knob such as `cache: off` knows nothing."""
-    assert document("{a: off, b: On, c: no, d: true, e: False, f: null, g: 1}", "f.yaml", "") == {
-        "a": "off", "b": "On", "c": "no", "d": True, "e": False, "f": None, "g": 1,
-    }  # fmt: skip
-
-
-def test_a_document_may_inherit() -> None:
-    """YAML's own merging of mappings is no key given twice."""
-    assert document("a: &x {p: 1, q: 1}\nb: {<<: *x, q: 2}\n", "f.yaml", "")["b"] == {"p": 1, "q": 2}

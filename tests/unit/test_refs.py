@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from vtzoo import refs
-from vtzoo.errors import NotFound, UsageError
+from vtzoo.errors import Corrupt, NotFound, UsageError
 from vtzoo.refs import Entry
 
 A, B, C = "a1" * 32, "a1b2" * 16, "c3" * 32
@@ -238,3 +238,49 @@ def test_unknown_sections_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         refs.check_section("model")
     assert caught.value.hint.startswith("did you mean models")
+
+
+@pytest.mark.parametrize(
+    ("section", "facts", "message"),
+    [
+        ("models", {"files": {"a.json": A, "A.json": B}}, "'A.json' differs from another file by case alone"),
+        ("models", {"files": {"a": A, "a/b": B}}, "'a/b' lies in another file"),
+        ("models", {"files": {"a.json": 11}}, "the digest of 'a.json' is 11"),
+        ("models", {"files": {"x" * 256: A}}, "256 characters is too long"),
+        ("deltas", {"digest": A, "signature": A}, "'signature' is"),
+        ("deltas", {"digest": A, "signature": "sha256:../x"}, "no sha256"),
+        ("deltas", {"digest": A, "size_bytes": 2**63}, "'size_bytes' is"),
+        ("deltas", {"digest": A, "size_bytes": 16**9000}, "'size_bytes' is a number without end"),
+        ("backbones", {"arch": "a", "source": "s", "input_size": [3, 8]}, "'input_size' is [3, 8]"),
+        ("backbones", {"arch": "a", "source": "s", "input_size": [3, 8, 1 << 17]}, "'input_size' is"),
+        ("backbones", {"arch": "a", "source": "s", "mean": [float("nan")]}, "'mean' is [nan]"),
+        ("backbones", {"arch": "a", "source": "s", "crop_pct": float("inf")}, "'crop_pct' is inf"),
+        ("backbones", {"arch": "a", "source": "s", "head": [1]}, "'head' is [1]"),
+    ],
+)
+def test_facts_that_would_mislead_others_are_refused(section: refs.Section, facts: dict, message: str) -> None:
+    """Files that some systems take for one, numbers that no file has, texts where numbers stand."""
+    with pytest.raises(UsageError) as caught:
+        refs.check_facts(section, facts)
+    assert message in caught.value.message
+
+
+def test_a_place_is_contained_without_links(tmp_path: Path) -> None:
+    """A file, or nothing yet, below a folder; the folder itself may be reached through a link, what lies in it may not."""
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    (tmp_path / "zoo").symlink_to(tmp_path / "real")
+    zoo = tmp_path / "zoo"
+    (zoo / "a" / "b").write_text("x")
+    for path in (zoo / "a" / "b", zoo / "a" / "none", zoo / "no" / "folder" / "yet"):
+        assert refs.check_contained(path, zoo) == path
+    (zoo / "link").symlink_to(tmp_path / "real" / "a")
+    (zoo / "a" / "dead").symlink_to("nowhere")
+    for path in (zoo / "link" / "b", zoo / "a" / "dead", zoo / "a"):
+        with pytest.raises(Corrupt, match=r"symbolic link|no ordinary file"):
+            refs.check_contained(path, zoo)
+
+
+def test_signatures_keep_their_objects() -> None:
+    """An entry's signature lives as long as the entry."""
+    assert refs.objects_of("deltas", {"digest": A, "signature": f"sha256:{B}"}) == {A, B}
+    assert refs.objects_of("backbones", {"source": "hf-hub:a/b", "signature": f"sha256:{B}"}) == {B}

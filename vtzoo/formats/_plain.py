@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ _IN_SUMS = frozenset({
     "GreaterThan", "LessThan", "StrictGreaterThan", "StrictLessThan", "And", "Or", "Not",
 })  # fmt: skip
 _IN_SPECS = frozenset(("type", "builtins.tuple", "builtins.list", "builtins.dict", "context", "null", "children_spec"))
+
+
+def check_stored(path: Path) -> None:
+    """Refuse compressed records, which torch doesn't write: a few bytes could stand for very many.
+
+    Raises:
+        Corrupt: says which.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            squeezed = next(
+                (i.filename for i in archive.infolist() if i.file_size != i.compress_size or i.compress_type), ""
+            )
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise Corrupt(
+            f"{path} is no archive that torch can run: {error}", "export it again, or fetch it again"
+        ) from error
+    if squeezed:
+        raise Corrupt(f"{path} holds {shown(squeezed)} compressed, which torch doesn't write", "export it again")
 
 
 def check_plain(archive: PT2ArchiveReader, path: Path) -> None:

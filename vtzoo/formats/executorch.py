@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtzoo import strict
 from vtzoo.errors import Corrupt, NotExportable
 from vtzoo.formats._program import exported
 from vtzoo.onnx._quiet import quiet
@@ -70,7 +71,7 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
             program = Runtime.get().load_program(path.read_bytes())
             forward = program.load_method("forward")
             said: Any = program.load_method(SAID) if SAID in program.method_names else None
-            metadata = dict(json.loads(bytes(said.execute([])[0].numpy()))) if said else {}
+            metadata = dict(strict.record(bytes(said.execute([])[0].numpy()))) if said else {}
             most = int(metadata.get(MOST, 1))
     except (
         RuntimeError,

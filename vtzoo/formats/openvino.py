@@ -66,6 +66,9 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
     import openvino
 
     path, weights = (files[part] for part in PARTS)
+    with path.open("rb") as file:
+        if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):  # OpenVINO would try its other readers
+            raise Corrupt(f"OpenVINO can't run {path}: it is no XML", "export it again, or fetch both files again")
     try:
         core = openvino.Core()
         model = core.read_model(str(path), str(weights))

@@ -21,8 +21,9 @@ from torch._export.verifier import SpecViolationError
 from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2
 
+from vtzoo import strict
 from vtzoo.errors import Corrupt
-from vtzoo.formats._plain import check_plain
+from vtzoo.formats._plain import check_plain, check_stored
 from vtzoo.formats._program import exported
 from vtzoo.onnx._quiet import quiet
 from vtzoo.onnx.convert import first_line
@@ -54,13 +55,14 @@ def load(files: Mapping[str, Path]) -> tuple[Begin, dict[str, str]]:
         Corrupt: it is no such archive, or holds something pickled.
     """
     path = files[PARTS[0]]
+    check_stored(path)
     try:
         with quiet(), path.open("rb") as file:
             check_plain(PT2ArchiveReader(file), path)
             file.seek(0)
             found = load_pt2(file)  # torch.export.load reads what it fails to read a second way, which unpickles
         network = found.exported_programs["model"].module(check_guards=False)  # guards are run as source
-        metadata = dict(json.loads(found.extra_files.get(SAID, "{}")))
+        metadata = dict(strict.record(found.extra_files.get(SAID, "{}")))
     except (
         RuntimeError,
         ValueError,

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.delta import Delta, Part
-from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch
-from vtzoo.files import reading
+from vtzoo.documents import document
+from vtzoo.errors import Mismatch, NotFound, ShapeMismatch
 from vtzoo.graft import stored
 from vtzoo.interop import _lora
 from vtzoo.interop._forms import FORMS, shared_of, whole
@@ -34,6 +34,7 @@ from vtzoo.rebuilt import rebuild
 from vtzoo.tensors import TensorFile, write
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "vtzoo.json"
+PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 LORA = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 KEEPS_WEIGHTS = {True, False, "gaussian", "orthogonal", "true", "false"}
@@ -84,8 +85,8 @@ def save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
     write(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
-def load(folder: Path, anatomy: Anatomy) -> Read:
-    """Read a folder for a backbone.
+def load(folder: Path, anatomy: Anatomy, weights: Path | None = None) -> Read:
+    """Read a folder for a backbone, its weights from another safetensors file where one is given.
 
     Raises:
         NotFound: no such folder or files.
@@ -93,7 +94,7 @@ def load(folder: Path, anatomy: Anatomy) -> Read:
         Mismatch: they change the base, had no effect, or are of a kind that isn't read here.
         ShapeMismatch: not this backbone's layers, or tensors missing or left over.
     """
-    config, tensors = _json(folder / CONFIG), _weights(folder)
+    config, tensors = _json(folder / CONFIG), TensorFile(weights or weights_of(folder))
     peft_type = str(config.get("peft_type"))
     if peft_type not in DEFAULTS:
         raise Mismatch(f"PEFT's type {peft_type} is not read here", f"one of {', '.join(sorted(DEFAULTS))}")
@@ -288,26 +289,21 @@ def _either(names: Iterable[str]) -> str:
     return "|".join(re.escape(n) for n in sorted(names)) or "(?!)"
 
 
-def _weights(folder: Path) -> TensorFile:
-    path = folder / WEIGHTS
-    if not path.is_file() and (folder / "adapter_model.bin").is_file():
-        raise Mismatch(
-            f"{folder / 'adapter_model.bin'} is a pickle, which may run code when it is read",
-            "save it anew in PEFT: model.save_pretrained(DIR), which writes safetensors",
-        )
-    if not path.is_file():
+def weights_of(folder: Path) -> Path:
+    """The file with the tensors; older ones are pickles.
+
+    Raises:
+        NotFound: there is none, or no config beside it.
+    """
+    if not (folder / CONFIG).is_file():
+        raise NotFound(f"no file {folder / CONFIG}", "give a folder that PEFT's save_pretrained wrote")
+    found = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if found is None:
         raise NotFound(f"{folder} has no {WEIGHTS}", "give a folder that PEFT's save_pretrained wrote")
-    return TensorFile(path)
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir() or not path.is_file():
         raise NotFound(f"no file {path}", "give a folder that PEFT's save_pretrained wrote")
-    try:
-        with reading(path):
-            found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise Corrupt(f"{path} is no JSON", "fetch it again") from error
-    if not isinstance(found, dict):
-        raise Corrupt(f"{path} is no JSON object", "fetch it again")
-    return found
+    return document(path)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vtzoo import strict
 from vtzoo.errors import Mismatch, NotFound
 from vtzoo.spec import Preprocess, Task
 
@@ -128,13 +129,13 @@ def read(metadata: Mapping[str, str], where: str) -> Description:
     if missing := [k for k in NEEDED if not metadata.get(k)]:
         raise Mismatch(f"{where} doesn't say how to use it: its metadata lacks {' and '.join(missing)}", hint)
     try:
-        shown = json.loads(metadata["vtzoo.input"])
+        shown = strict.loads(metadata["vtzoo.input"])
         shape = Preprocess.of({**shown, "input_size": [int(s) for s in shown["size"]]})
-        classes = tuple(str(c) for c in json.loads(metadata["vtzoo.classes"]))
-        several = bool(json.loads(metadata.get("vtzoo.multilabel", "false")))
+        classes = tuple(str(c) for c in strict.loads(metadata["vtzoo.classes"]))
+        several = bool(strict.loads(metadata.get("vtzoo.multilabel", "false")))
         embedded = (shown["layout"], shown["dtype"]) == ("NHWC", "uint8")
-        tasks = tuple((_task(t, shape), t) for t in json.loads(metadata.get("vtzoo.tasks", "[]")))
-    except (ValueError, KeyError, TypeError) as error:
+        tasks = tuple((_task(t, shape), t) for t in strict.loads(metadata.get("vtzoo.tasks", "[]")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mismatch(f"{where} has metadata that can't be read: {type(error).__name__} {error}", hint) from error
     name = metadata.get("vtzoo.task") or "task"
     task = Task(name=name, classes=classes, preprocess=shape, multilabel=several) if classes else None

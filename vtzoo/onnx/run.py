@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vtzoo.errors import Corrupt, Mismatch, UsageError
 from vtzoo.files import reading
+from vtzoo.onnx.alone import check_alone
 from vtzoo.onnx.describe import INPUT, TASK_ID, Description, check_task, read
 from vtzoo.shipped import Shipped
 from vtzoo.spec import Preprocess, chosen
@@ -96,6 +97,7 @@ def open_onnx(path: Path, task: str | None = None) -> tuple[Runtime, Description
     """
     with reading(path), path.open("rb"):
         pass
+    check_alone(path)
     made = session(path, str(path))
     description = read(made.get_modelmeta().custom_metadata_map, str(path))
     _check_ports(made, description, path)

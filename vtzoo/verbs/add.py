@@ -18,6 +18,7 @@ from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
 from vtzoo.graft import has_statistics
 from vtzoo.lineage import record
+from vtzoo.pickled import unpickled
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
 from vtzoo.tensors import TensorFile, dtype_of, shape_of
@@ -27,7 +28,7 @@ from vtzoo.zoo import Zoo
 
 def add_backbone(
     *, name: str, arch: str, weights: Path, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-    input_size: tuple[int, int, int] | None = None, license: str = "", zoo: Zoo | None = None,  # noqa: A002 - the field's word
+    input_size: tuple[int, int, int] | None = None, license: str = "", from_pickle: bool = False, zoo: Zoo | None = None,  # noqa: A002 - the field's word
 ) -> Result:  # fmt: skip
     """Keep a backbone: a timm architecture's weights from a safetensors file.
 
@@ -39,12 +40,14 @@ def add_backbone(
         std: likewise.
         input_size: [3, height, width] in pixels; likewise.
         license: SPDX name.
+        from_pickle: whether the file may be a pickle, which a process of its own then reads; see `vtzoo.pickled`.
         zoo: where to keep it.
 
     Raises:
         UsageError: mean, std or size that no RGB image can have.
         ShapeMismatch: tensors are missing, left over, or of another shape or kind than the architecture's at this size.
         Corrupt: a tensor of a type that isn't read here, or with NaN or infinity in it.
+        Mismatch: a pickle without `from_pickle`; ShapeMismatch among them.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
@@ -56,9 +59,10 @@ def add_backbone(
     side = height if height == width else [height, width]
     args = {"img_size": side} if input_size and _takes_size(arch) else {}
     license = license or card.license  # noqa: A001 - the field's word
-    made = _looked_at(replace(card, name=name, license=license, preprocess=preprocess, model_args=args), weights)
-    digest = zoo.add_object(weights)
-    _put(zoo, replace(made, source=f"object:sha256:{digest}"), digest, weights)
+    with unpickled(weights, allowed=from_pickle) as file:
+        made = _looked_at(replace(card, name=name, license=license, preprocess=preprocess, model_args=args), file)
+        digest = zoo.add_object(file)
+        _put(zoo, replace(made, source=f"object:sha256:{digest}"), digest, file)
     return Result(ref=name, path=str(zoo.object(digest)))
 
 
@@ -118,8 +122,8 @@ def _put(zoo: Zoo, card: BackboneCard, digest: str, weights: Path) -> None:
 
 
 def add_delta(
-    *, name: str, backbone: str, weights: Path, classes: Path | None = None, zoo: Zoo | None = None
-) -> Result:
+    *, name: str, backbone: str, weights: Path, classes: Path | None = None, from_pickle: bool = False, zoo: Zoo | None = None
+) -> Result:  # fmt: skip
     """Keep a fine-tuned checkpoint as a `full` delta of its backbone; it must be complete.
 
     Args:
@@ -127,16 +131,24 @@ def add_delta(
         backbone: what it was fine-tuned from.
         weights: timm-named tensors of the same architecture, with its classifier.
         classes: a text file, one label a line, in the order of the classifier's rows.
+        from_pickle: whether the file may be a pickle; see `vtzoo.pickled`.
         zoo: where to keep it.
 
     Raises:
         ShapeMismatch: not the backbone's architecture, or not complete.
+        Mismatch: a pickle without `from_pickle`.
     """
-    import tempfile
-
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
     card = resolved_card(backbone, zoo)
+    with unpickled(weights, allowed=from_pickle) as file:
+        return _keep_delta(zoo, name, card, file, classes)
+
+
+def _keep_delta(zoo: Zoo, name: str, card: BackboneCard, weights: Path, classes: Path | None) -> Result:
+    """See `add_delta`."""
+    import tempfile
+
     model = build_card(card, zoo=zoo, num_classes=1)
     source = _open(weights)
     inside = tuple(h + "." for h in head_names(model))
@@ -160,7 +172,7 @@ def add_delta(
         digest, size = zoo.add_object(path), path.stat().st_size
     zoo.put(
         "deltas", name,
-        {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "tasks": [t.name for t in delta.tasks], "metrics": {}},
+        {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "license": card.license, "tasks": [t.name for t in delta.tasks], "metrics": {}},
     )  # fmt: skip
     return Result(ref=name, path=str(zoo.object(digest)))
 

@@ -154,6 +154,7 @@ def _keep(
             "files": files,
             "size_bytes": size,
             "arch": delta.backbone.arch,
+            "license": delta.backbone.license,
             "tasks": tasks,
             "metrics": {"max_rel": report["max_rel"]},
             "lineage": dict(lineage),

@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from vtzoo import talk
-from vtzoo.delta import Delta, read_header, renamed
+from vtzoo.delta import Delta, renamed
+from vtzoo.headers import read_header
 from vtzoo.lineage import parents
 from vtzoo.refs import check_name
 from vtzoo.results import Result

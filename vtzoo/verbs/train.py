@@ -368,7 +368,7 @@ def _keep(
         "deltas", job.name,
         {
             "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
-            "fingerprint": delta.backbone.fingerprint, "tasks": [job.task.name], "metrics": leading(test),
+            "fingerprint": delta.backbone.fingerprint, "license": delta.backbone.license, "tasks": [job.task.name], "metrics": leading(test),
             **cost, "peak_bytes": machine.peak_bytes(), "machine": machine.told(),
         },
     )  # fmt: skip

@@ -61,7 +61,7 @@ def keep(
     zoo.put(
         "deltas", name,
         {
-            "digest": digest, "size_bytes": size, "method": delta.method, "backbone": card.name, "fingerprint": card.fingerprint,
+            "digest": digest, "size_bytes": size, "method": delta.method, "backbone": card.name, "fingerprint": card.fingerprint, "license": card.license,
             "tasks": [t.name for t in delta.tasks], "metrics": {},
         },
     )  # fmt: skip

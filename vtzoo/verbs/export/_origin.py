@@ -73,15 +73,15 @@ def origin(
 
 
 def keep(
-    zoo: Zoo, name: str, content: Mapping[str, bytes], arch: str, tasks: Sequence[str], parents: Sequence[str], report: Mapping[str, Any]
+    zoo: Zoo, name: str, content: Mapping[str, bytes], card: BackboneCard, tasks: Sequence[str], parents: Sequence[str], report: Mapping[str, Any]
 ) -> None:  # fmt: skip
     """Keep an exported file in the zoo, or those that belong together, by suffix; `parents` are digests, "" of a backbone."""
     files = {EXPORT + suffix: zoo.add_object(data) for suffix, data in content.items()}
     zoo.put(
         "models", name,
         {
-            "kind": "export", "files": files, "size_bytes": sum(map(len, content.values())), "arch": arch,
-            "tasks": list(tasks), "metrics": {"max_rel": report["max_rel"]},
+            "kind": "export", "files": files, "size_bytes": sum(map(len, content.values())), "arch": card.arch,
+            "license": card.license, "tasks": list(tasks), "metrics": {"max_rel": report["max_rel"]},
             "lineage": record("export", parents, precision=report["precision"]),
         },
     )  # fmt: skip

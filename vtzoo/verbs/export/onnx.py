@@ -109,7 +109,7 @@ def export_onnx(
     with atomic_write(out) as file:
         file.write(content)
         if name:
-            keep(zoo, name, {".onnx": content}, live.card.arch, [t.name for t in (live.task,) if t], [artifact.digest], report)  # fmt: skip
+            keep(zoo, name, {".onnx": content}, live.card, [t.name for t in (live.task,) if t], [artifact.digest], report)  # fmt: skip
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
 

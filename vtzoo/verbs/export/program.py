@@ -73,7 +73,7 @@ def export_program(
     with _written(formats.beside(out, form), content) as files:
         report |= _read_back(form, files, live, seen, precision, allowed, dynamic_size=dynamic_size)
         if name:
-            keep(zoo, name, content, live.card.arch, [live.task.name] if live.task else [], [artifact.digest], report)
+            keep(zoo, name, content, live.card, [live.task.name] if live.task else [], [artifact.digest], report)
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or artifact.ref, path=str(out), report=report)
 

@@ -113,7 +113,7 @@ def export_tasks(
         file.write(content)
         if name:
             parents = [p.artifact.digest for p in parts]
-            keep(zoo, name, {".onnx": content}, net.card.arch, [t.name for t in tasks], parents, report)
+            keep(zoo, name, {".onnx": content}, net.card, [t.name for t in tasks], parents, report)
     talk.say(f"exported {out}: largest relative difference {report['max_rel']:.1e}")
     return Exported(ref=name or parts[0].artifact.ref, path=str(out), report=report)
 
