@@ -147,8 +147,11 @@ def _blocks(data: bytes) -> dict[tuple[str, str], tuple[Facts, str]]:
 
 
 def _split(text: str, sections: Sections) -> dict[tuple[str, str], str]:
-    """The lines of each entry: `dump` indents names by two spaces, and all that belongs to them by more."""
-    pieces = [p for p in re.split(r"(?m)^(?=\S|  \S)", text) if p.startswith("  ")]
+    """The lines of each entry: `dump` indents names by two spaces, and all that belongs to them by more.
+
+    A name of more than 128 characters stands as "  ? name", and what belongs to it begins with "  : " on the next line.
+    """
+    pieces = [p for p in re.split(r"(?m)^(?=\S|  [^\s:])", text) if p.startswith("  ")]
     keys = [(s, n) for s in SECTIONS for n in sorted(sections[s])]
     return dict(zip(keys, pieces, strict=True))
 
