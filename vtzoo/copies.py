@@ -1,4 +1,7 @@
-"""Copies of a zoo's index for the day when it is lost: the last that was written here, and the one before."""
+"""Copies of a zoo's index for the day when it is lost: the last that was written here, and the one before.
+
+A copy is never read or written through a link, which may lead out of a zoo that a stranger filled.
+"""
 
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +12,7 @@ from vtzoo.files import atomic_write, sha256, sha256_bytes
 
 def copies(root: Path) -> list[Path]:
     """The copies that are there, the newest first."""
-    return [path for path in _places(root) if path.is_file()]
+    return [path for path in _places(root) if path.is_file() and not path.is_symlink()]
 
 
 def keep_copies(root: Path, before: bytes | None, after: bytes) -> None:
@@ -17,6 +20,8 @@ def keep_copies(root: Path, before: bytes | None, after: bytes) -> None:
     latest, previous = _places(root)
     with suppress(VtzooError, OSError):
         latest.parent.mkdir(parents=True, exist_ok=True)
+        for link in filter(Path.is_symlink, (latest, previous)):
+            link.unlink()
         if before is not None and latest.is_file() and sha256(latest) == sha256_bytes(before):
             latest.replace(previous)
         elif before is not None:  # changed by hand since

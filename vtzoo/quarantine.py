@@ -10,6 +10,7 @@ taken over when that process is gone (of another machine: an hour after the last
 import os
 import platform
 import secrets
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -55,7 +56,7 @@ def _take_over(folder: Path, digest: str, mine: Path) -> bool:
 
 
 def _left(folder: Path, digest: str) -> list[Path]:
-    return [path for path in folder.glob(f"{digest}.*") if _abandoned(path)]
+    return [path for path in folder.glob(f"{digest}.*") if _abandoned(path) and _is_own(path)]
 
 
 def _abandoned(path: Path) -> bool:
@@ -68,6 +69,14 @@ def _abandoned(path: Path) -> bool:
         return not _alive(int(name[2]))
     with suppress(OSError):
         return time.time() - path.stat().st_mtime > _LEFT_S
+    return False
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a file of the zoo's alone: what is written to a link goes where the link leads."""
+    with suppress(OSError):
+        facts = path.lstat()
+        return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1
     return False
 
 

@@ -23,6 +23,7 @@ from vtzoo import patience
 from vtzoo.errors import Conflict, Corrupt, Network, NotFound, UsageError, VtzooError
 from vtzoo.files import sha256
 from vtzoo.patience import Patience
+from vtzoo.quarantine import FOLDER
 from vtzoo.remotes import bucket as bucket_module
 from vtzoo.remotes import open_remote, shown
 from vtzoo.remotes.bucket import Bucket as Store
@@ -469,6 +470,20 @@ def test_the_command_line(bucket: Bucket, tmp_path: Path, capsys: pytest.Capture
     ):
         assert main([*words, *at]) == 2
         assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_what_came_before_is_not_gone_on_with_through_a_link(tmp_path: Path) -> None:
+    """A part in quarantine that is a link leads a stranger's zoo out of itself: it is fetched anew, beside it."""
+    there, here = small(tmp_path / "there", "a"), small(tmp_path / "here")
+    digest = there.resolve("a").digest
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    (here.root / FOLDER).mkdir()
+    (here.root / FOLDER / f"{digest}.part").symlink_to(mine)
+    pull(["a"], str(there.root), zoo=here)
+    assert mine.read_bytes() == b"mine"
+    assert not here.object(digest).is_symlink()
+    assert sha256(here.object(digest)) == digest
 
 
 def test_what_no_remote_is(tmp_path: Path, bucket: Bucket) -> None:

@@ -216,6 +216,21 @@ def test_an_index_changed_by_hand_is_copied_before_it_is_changed_again(zoo: Zoo)
     assert "top1: 0.8" in copies(zoo.root)[1].read_text()
 
 
+def test_copies_are_not_written_through_links(zoo: Zoo, tmp_path: Path) -> None:
+    """A stranger's zoo whose copies are links to files elsewhere leaves those as they are."""
+    made(zoo, "x")
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for path in (zoo.root / ".vtzoo" / "index" / f"{name}.yaml" for name in ("latest", "previous")):
+        path.unlink()
+        path.symlink_to(mine)
+    assert copies(zoo.root) == []
+    made(zoo, "y")
+    made(zoo, "z")
+    assert mine.read_text() == "mine"
+    assert len(copies(zoo.root)) == 2
+
+
 # ------------------------------------------------------------------------------------------------------- large indexes
 def large(count: int) -> Index:
     """An index with that many deltas, some with facts of every form."""
@@ -242,11 +257,14 @@ def test_adding_to_a_large_index_gives_the_same_text(monkeypatch: pytest.MonkeyP
     assert len(text) > remembered.LARGE_BYTES
     index.sections["deltas"]["t00007/lora"]["tasks"] = ["other"]
     index.sections["deltas"]["0"] = {"digest": "a" * 64}
+    index.sections["deltas"][f"{'a' * 90}/{'b' * 90}"] = {"digest": "a" * 64}  # written as "? name"
     index.sections["models"]["null"] = {"files": {"config.json": "b" * 64}}
     del index.sections["deltas"]["t00100/lora"]
     spliced = dump(index, text.encode())
     monkeypatch.setattr("vtzoo.catalogue.recall", lambda _data: None)
     assert spliced == dump(index)
+    monkeypatch.undo()
+    assert dump(index, spliced.encode()) == spliced
     assert parse(spliced.encode(), Path("x")).sections.keys() == index.sections.keys()
 
 
