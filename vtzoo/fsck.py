@@ -19,7 +19,7 @@ from vtzoo.errors import Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import header, reading
 from vtzoo.leftovers import leftovers
 from vtzoo.objects import MODE, held, place
-from vtzoo.refs import SECTIONS, Entry, check_facts, check_name, objects_of
+from vtzoo.refs import SECTIONS, Entry, check_facts, check_name, contents_of, objects_of
 from vtzoo.results import leading
 from vtzoo.zoo import Zoo
 
@@ -85,7 +85,7 @@ def rebuild(zoo: Zoo) -> Rebuilt:
 
 def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
     again = "make or pull it again, or: vtzoo rm " + entry.name
-    seen = 0
+    sizes: dict[str, int] = {}
     for digest in sorted(entry.objects):
         path = place(zoo.root, digest)
         try:
@@ -98,8 +98,8 @@ def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
             return
         if stat.S_IMODE(facts.st_mode) & 0o222:
             yield Finding("note", entry.name, f"its object {digest[:12]}… can be written", f"chmod {MODE:o} {path}")
-        seen += facts.st_size
-    wanted = entry.facts.get("size_bytes")
+        sizes[digest] = facts.st_size
+    wanted, seen = entry.facts.get("size_bytes"), sum(sizes[digest] for digest in contents_of(entry))
     if entry.objects and wanted is not None and seen != wanted:
         yield Finding("error", entry.name, f"it has {seen} bytes, and {wanted} are said to be there", again)
     elif entry.section == "deltas":

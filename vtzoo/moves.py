@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vtzoo import signing
 from vtzoo.catalogue import Index
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError
 from vtzoo.patience import patiently
-from vtzoo.refs import SECTIONS, Entry, check_name, shown
+from vtzoo.refs import SECTIONS, Entry, check_name, shown, signature_object
 from vtzoo.remotes import Remote
 from vtzoo.remotes.folder import Folder
 from vtzoo.talk import say
@@ -107,6 +108,11 @@ def verdict(there: Index, entry: Entry, name: str, *, force: bool) -> str:
     return ""
 
 
+def most_bytes(entry: Entry, digest: str) -> int | None:
+    """What an object of an entry may have, by its index; None where that doesn't say."""
+    return signing.LIMIT_BYTES if digest == signature_object(entry.facts) else entry.facts.get("size_bytes")
+
+
 def entries_of(index: Index) -> list[Entry]:
     """The entries of an index by section and name."""
     return [Entry(s, name, facts) for s, table in index.sections.items() for name, facts in sorted(table.items())]
@@ -122,7 +128,7 @@ def _sized(source: Remote, target: Remote, move: Move, action: str) -> Move:
         held = _size(target, digest)
         if listed and held is not None:
             continue
-        size = announced(source, digest, move.entry.facts.get("size_bytes"))
+        size = announced(source, digest, most_bytes(move.entry, digest))
         if held != size:
             sizes[digest] = size
     return replace(move, action=action if sizes or not listed else "none", sizes=sizes)

@@ -192,6 +192,13 @@ def objects_of(section: str, facts: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(digest for digest in (*own, signature_object(facts)) if digest)
 
 
+def contents_of(entry: Entry) -> list[str]:
+    """The digests of the files whose bytes its `size_bytes` counts: equal files each, its signature not."""
+    if entry.section == "models":
+        return list(entry.facts["files"].values())
+    return sorted(objects_of(entry.section, {**entry.facts, "signature": None}))
+
+
 def is_path(ref: str) -> bool:
     """Whether a ref names a file rather than an entry."""
     return bool(_PATH.match(ref)) or ref.endswith(".safetensors")

@@ -10,7 +10,7 @@ from vtzoo import patience, signing
 from vtzoo.catalogue import INDEX
 from vtzoo.errors import Conflict, Corrupt, NotFound, UsageError
 from vtzoo.files import sha256
-from vtzoo.moves import Move, entries_of, planned, refuse_conflicts, verdict
+from vtzoo.moves import Move, entries_of, most_bytes, planned, refuse_conflicts, verdict
 from vtzoo.patience import patiently
 from vtzoo.refs import Entry, Section, resolve, signature_object
 from vtzoo.remotes import Remote, open_remote
@@ -185,11 +185,7 @@ def _pull(remote: Remote, zoo: Zoo, moves: Sequence[Move], *, force: bool = Fals
         for digest in sorted(move.entry.objects):
             if size := move.sizes.get(digest):
                 say(f"fetching {digest[:12]}… of {move.new.name} ({size:,} bytes) from {remote.where}")
-            most = (
-                signing.LIMIT_BYTES
-                if digest == signature_object(move.entry.facts)
-                else move.entry.facts.get("size_bytes")
-            )
+            most = most_bytes(move.entry, digest)
             moved += fetch(remote, digest, keeper, most_bytes=most, tensors=_is_tensors(move.entry, digest))
         if not listed:
             keeper.put(move.new.section, move.new.name, move.new.facts, replace=force)

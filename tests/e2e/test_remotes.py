@@ -366,6 +366,16 @@ def test_names_and_contents(tmp_path: Path) -> None:
     assert actions(pull([f"mi@sha256:{theirs.resolve('mine/a').digest[:8]}"], url, zoo=new)) == {"mine/a": "pull"}
 
 
+def test_a_signature_may_be_larger_than_what_it_signs(tmp_path: Path) -> None:
+    """It is bounded by itself, not by the entry's size, on its way there and back."""
+    mine, there, here = small(tmp_path / "mine", "a"), str(tmp_path / "there"), small(tmp_path / "here")
+    signed = {**mine.resolve("a").facts, "signature": f"sha256:{mine.add_object(b's' * 2000)}"}
+    mine.put("models", "a", signed, replace=True)
+    assert actions(push(["a"], there, zoo=mine)) == {"a": "push"}
+    assert actions(pull(["a"], there, zoo=here)) == {"a": "pull"}
+    assert here.resolve("a").facts == signed
+
+
 def test_what_was_lost_is_brought_again(zoo: Zoo, tmp_path: Path) -> None:
     """An entry that is listed, but whose file has gone, is not up to date, neither here nor there."""
     share = str(tmp_path / "share")

@@ -144,6 +144,14 @@ def test_what_is_lost_is_told_by_entry(zoo: Zoo) -> None:
     assert {f.what for f in look(zoo) if f.kind == "note"} >= {"writable", "loose"}
 
 
+def test_sizes_are_those_of_all_files_but_the_signature(zoo: Zoo) -> None:
+    """A signed delta is whole, and so is a model two of whose files are equal."""
+    made(zoo, "signed", signature=f"sha256:{zoo.add_object(b'signature')}")
+    equal = zoo.add_object(b"12")
+    zoo.put("models", "m", {"files": {"a.json": equal, "b.json": equal}, "size_bytes": 4})
+    assert look(zoo) == []
+
+
 def test_no_zoo_is_not_found(tmp_path: Path) -> None:
     """A folder that never was a zoo is NotFound, for looking and for rebuilding."""
     for verb in (look, rebuild):
