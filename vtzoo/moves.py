@@ -33,12 +33,14 @@ class Move:
         new: as it is to be where it goes.
         action: `push`, `pull`, `none` (up to date) or `conflict` (the name is taken by other content).
         sizes: bytes of the objects that the other side lacks, by digest.
+        along: whether nobody named it: a backbone that a delta brings.
     """
 
     entry: Entry
     new: Entry
     action: str
     sizes: dict[str, int] = field(default_factory=dict[str, int])
+    along: bool = False
 
 
 def planned(
@@ -52,6 +54,8 @@ def planned(
     backbone: bool = True,
 ) -> list[Move]:
     """What becomes of each entry, backbones before the deltas that stand on them.
+
+    `force` is for what was named: a backbone that comes along never takes the place of one that others stand on.
 
     Raises:
         UsageError: one is the catalogue's, or a name is for several.
@@ -73,10 +77,9 @@ def planned(
     more = [
         e for e in more if e.objects or verdict(there, e, e.name, force=False) != "conflict"
     ]  # the hub has its weights
-    named = [(e, e.name) for e in more] + [(e, check_name(name or e.name)) for e in entries]
-    moves = [
-        Move(entry=e, new=Entry(e.section, n, e.facts), action=verdict(there, e, n, force=force)) for e, n in named
-    ]
+    moves = [Move(entry=e, new=e, action=verdict(there, e, e.name, force=False), along=True) for e in more]
+    for e, n in [(e, check_name(name or e.name)) for e in entries]:
+        moves.append(Move(entry=e, new=Entry(e.section, n, e.facts), action=verdict(there, e, n, force=force)))
     return [_sized(source, target, move, action) for move in moves]
 
 
@@ -86,13 +89,14 @@ def refuse_conflicts(moves: Sequence[Move], where: str) -> None:
     Raises:
         Conflict: lists them.
     """
-    taken = [f"'{m.new.name}'" for m in moves if m.action == "conflict"]
-    if taken:
+    clashing = [m for m in moves if m.action == "conflict"]
+    if clashing:
+        taken = [f"'{m.new.name}'" for m in clashing]
         listed = ", ".join(taken[:SHOWN]) + (f" and {len(taken) - SHOWN} more" if taken[SHOWN:] else "")
-        raise Conflict(
-            f"in {where} other content has the name {listed}",
-            "give it another name with --as NAME, or replace it with --force",
-        )
+        hint = "give it another name with --as NAME, or replace it with --force"
+        if along := [m.new.name for m in clashing if m.along]:
+            hint = f"bring the backbone {along[0]} by itself first, with --as NAME, or leave it out with --no-backbone"
+        raise Conflict(f"in {where} other content has the name {listed}", hint)
 
 
 def verdict(there: Index, entry: Entry, name: str, *, force: bool) -> str:

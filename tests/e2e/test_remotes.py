@@ -417,6 +417,20 @@ def test_without_the_backbone(zoo: Zoo, tmp_path: Path) -> None:
     assert actions(push([REF], str(tmp_path / "b"), zoo=zoo)) == {REF: "push"}
 
 
+def test_a_backbone_that_comes_along_replaces_none(zoo: Zoo, tmp_path: Path) -> None:
+    """Forced or not, a delta does not put its backbone in the place of another of that name; beside it, under a new name, it can stand."""
+    here = Zoo.init(tmp_path / "here")
+    mine = here.add_object(b"mine")
+    here.put("backbones", "tiny", {"arch": "test_vit", "source": f"object:sha256:{mine}"})
+    for force in (False, True):
+        with pytest.raises(Conflict, match="'tiny'") as caught:
+            pull([REF], str(zoo.root), zoo=here, force=force)
+        assert "by itself first, with --as NAME" in caught.value.hint
+    assert actions(pull(["tiny"], str(zoo.root), zoo=here, name="theirs/tiny")) == {"theirs/tiny": "pull"}
+    assert actions(pull([REF], str(zoo.root), zoo=here)) == {REF: "pull"}
+    assert here.object(mine).read_bytes() == b"mine"
+
+
 def test_sync_gives_each_side_what_it_lacks(tmp_path: Path) -> None:
     """Conflicts are listed, not resolved; a dry run moves nothing; a second one has nothing to do."""
     url = str(tmp_path / "share")
