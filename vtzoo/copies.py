@@ -29,6 +29,15 @@ def keep_copies(root: Path, before: bytes | None, after: bytes) -> None:
         _write(latest, after)
 
 
+def put_aside(index: Path) -> Path:
+    """Keep a damaged index beside itself under a name made of its content; gives where."""
+    data = index.read_bytes()
+    path = index.with_name(f"{index.name}.old-{sha256_bytes(data)[:8]}")
+    path.unlink(missing_ok=True)  # it may be a link
+    _write(path, data)
+    return path
+
+
 def _places(root: Path) -> tuple[Path, Path]:
     folder = root / ".vtzoo" / "index"
     return folder / "latest.yaml", folder / "previous.yaml"

@@ -62,25 +62,31 @@ def look(zoo: Zoo) -> list[Finding]:
 
 
 def rebuild(zoo: Zoo) -> Rebuilt:
-    """Make the index again of all that is whole; the old one is put aside.
+    """Make the index again of all that is whole, while nobody else writes it; the old one is put aside.
 
     Raises:
         NotFound: there is no zoo here, nor what is left of one.
+        Mismatch: a newer vtzoo wrote the index or its copy.
+        UsageError: it is the built-in catalogue.
     """
     if not (zoo.root / ".vtzoo").is_dir():
         zoo.index()
     sections, lost, found = Index().sections, list[str](), dict[str, str]()
-    entries, source = _listed(zoo)
-    for entry in entries:
-        _keep(zoo, sections, entry, lost)
-    kept = {name for table in sections.values() for name in table}
-    if source:
-        found |= dict.fromkeys(kept, source)
-    for entry in _headers(zoo, sections):
-        _keep(zoo, sections, entry, lost)
-        found[entry.name] = "header"
+
+    def make() -> Sections:
+        entries, source = _listed(zoo)
+        for entry in entries:
+            _keep(zoo, sections, entry, lost)
+        if source:
+            found.update((name, source) for table in sections.values() for name in table)
+        for entry in _headers(zoo, sections):
+            _keep(zoo, sections, entry, lost)
+            found[entry.name] = "header"
+        return sections
+
+    aside = zoo.replace_index(make)
     count = sum(len(table) for table in sections.values())
-    return Rebuilt(count - len(found), found, sorted(lost), zoo.replace_index(sections))
+    return Rebuilt(count - len(found), found, sorted(lost), aside)
 
 
 def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
@@ -145,7 +151,7 @@ def _told(zoo: Zoo) -> str:
 def _listed(zoo: Zoo) -> tuple[list[Entry], str]:
     """The entries of the index, else of its newest copy that can be read, and which copy; none at all else."""
     for path in (zoo.root / INDEX, *copies(zoo.root)):
-        with suppress(VtzooError, OSError), reading(path):
+        with suppress(Corrupt, NotFound), reading(path):
             sections = parse(path.read_bytes(), path).sections
             source = "" if path.name == INDEX else f"{path.stem} copy"
             return [Entry(s, n, f) for s in SECTIONS for n, f in sections[s].items()], source

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
-from vtzoo.copies import copies, keep_copies
+from vtzoo.copies import copies, keep_copies, put_aside
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading, sha256_bytes
+from vtzoo.files import atomic_write, header, reading
 from vtzoo.objects import adopt, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
@@ -264,19 +264,22 @@ class Zoo:
             drop(self.root, gone)
         return gone
 
-    def replace_index(self, sections: Sections) -> Path | None:
-        """Put these entries in the place of the index, whatever stands there; gives where that was put aside."""
+    def replace_index(self, make: Callable[[], Sections]) -> Path | None:
+        """Put entries, made under the lock, in the index's place, whatever stands there; gives where that was put aside.
+
+        Raises:
+            UsageError: it is a link, which may lead anywhere, or the built-in catalogue.
+        """
         with self._locked():
-            aside = None
-            if self._index_path.exists():
-                old = self._index_path.read_bytes()
-                aside = self._index_path.with_name(f"{INDEX}.old-{sha256_bytes(old)[:8]}")
-                with atomic_write(aside) as copy:
-                    copy.write(old)
-            text = dump(Index(sections))
-            with atomic_write(self._index_path) as file:
-                file.write(text.encode())
-            keep_copies(self.root, None, text.encode())
+            path = self._index_path
+            if path.is_symlink():
+                raise UsageError(f"{path} is a link to {path.readlink()}", "put the file itself there")
+            self._refuse_catalogue(Index(catalogue=path.exists() and is_catalogue(path)))
+            data = dump(Index(make())).encode()
+            aside = put_aside(path) if path.exists() else None
+            with atomic_write(path) as file:
+                file.write(data)
+            keep_copies(self.root, None, data)
         return aside
 
     # -------------------------------------------------------------------------------------------------------- inside

@@ -12,7 +12,7 @@ import pytest
 from vtzoo import remembered
 from vtzoo.catalogue import INDEX, Index, dump, parse
 from vtzoo.copies import copies
-from vtzoo.errors import Conflict, Corrupt, NotFound
+from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.files import safetensors_header, sha256
 from vtzoo.fsck import look, rebuild
 from vtzoo.leftovers import collect, leftovers, shares
@@ -213,6 +213,56 @@ def test_rebuilding_a_sound_zoo_changes_nothing(zoo: Zoo) -> None:
     before = (zoo.root / INDEX).read_bytes()
     rebuild(zoo)
     assert (zoo.root / INDEX).read_bytes() == before
+
+
+def test_what_is_added_while_the_index_is_made_again_is_in_it(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that adds an entry meanwhile waits for its turn."""
+    from vtzoo import fsck
+
+    made(zoo, "x")
+    other = Zoo(zoo.root, lock_timeout_s=0.1)
+    digest, listed = other.add_object(b"y"), fsck._listed
+
+    def adding(where: Zoo) -> object:
+        found = listed(where)
+        with pytest.raises(Conflict, match="is being written by"):
+            other.put("deltas", "y", {"digest": digest})
+        return found
+
+    monkeypatch.setattr(fsck, "_listed", adding)
+    assert rebuild(zoo).kept == 1
+
+
+@pytest.mark.parametrize("whose", ["newer", "catalogue", "link"])
+def test_what_is_not_ours_to_make_again_stays(zoo: Zoo, tmp_path: Path, whose: str) -> None:
+    """An index of a newer vtzoo, a catalogue and a link to a file elsewhere are refused, and are as they were."""
+    made(zoo, "x")
+    path = zoo.root / INDEX
+    if whose == "newer":
+        path.write_text(path.read_text().replace("schema: 1", "schema: 99"))
+    elif whose == "catalogue":
+        path.write_text(f"catalogue: true\n{path.read_text()}")
+    else:
+        path.rename(tmp_path / "mine")
+        path.symlink_to(tmp_path / "mine")
+    before = path.read_bytes()
+    with pytest.raises((Mismatch, UsageError)):
+        rebuild(zoo)
+    assert path.read_bytes() == before
+    assert [p.name for p in zoo.root.glob(f"{INDEX}*")] == [INDEX]
+
+
+def test_what_is_put_aside_does_not_go_through_a_link(zoo: Zoo, tmp_path: Path) -> None:
+    """The name is known before: in a stranger's zoo it may be a link already."""
+    made(zoo, "x")
+    mine, path = tmp_path / "mine", zoo.root / INDEX
+    mine.write_text("mine")
+    path.write_text("ssh-rsa: a stranger's key")
+    aside = path.with_name(f"{INDEX}.old-{sha256(path)[:8]}")
+    aside.symlink_to(mine)
+    assert rebuild(zoo).aside == aside
+    assert mine.read_text() == "mine"
+    assert aside.read_text() == "ssh-rsa: a stranger's key"
 
 
 def test_an_index_changed_by_hand_is_copied_before_it_is_changed_again(zoo: Zoo) -> None:
