@@ -204,16 +204,25 @@ def is_path(ref: str) -> bool:
     return bool(_PATH.match(ref)) or ref.endswith(".safetensors")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~user` written out.
+
+    Raises:
+        NotFound: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise NotFound(f"{shown(str(path))} does not exist", "check the path") from error
+
+
 def as_path(ref: str) -> Path:
     """The file that a path ref names.
 
     Raises:
         NotFound: nothing is there.
     """
-    try:
-        path = Path(ref).expanduser()
-    except RuntimeError as error:  # a user who isn't there
-        raise NotFound(f"{shown(ref)} does not exist", "check the path") from error
+    path = expanded(ref)
     if "\0" in ref or not path.exists():
         raise NotFound(f"{shown(ref)} does not exist", "check the path; a name of the zoo has no './'")
     return path

@@ -69,7 +69,10 @@ def push(
         UsageError: the remote can only be read, or an entry is the catalogue's.
         Network: it can't be reached.
     """
-    zoo, there, began = zoo or Zoo.find(), open_remote(remote), time.monotonic()
+    zoo = zoo or Zoo.find()
+    if not Path(remote).exists() and any(remote == entry.name for entry in zoo.entries()):
+        raise UsageError(f"'{remote}' is an entry, a remote is wanted", f"name one after it, or a folder as ./{remote}")
+    there, began = open_remote(remote), time.monotonic()
     if there.read_only:
         raise UsageError(f"{there.where} can only be read", "push to a folder, ssh://, s3://, gs:// or hf://")
     chosen = [zoo.resolve(ref) for ref in refs]

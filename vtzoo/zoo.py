@@ -19,7 +19,7 @@ from vtzoo.copies import copies, keep_copies, put_aside
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import atomic_write, header, reading
 from vtzoo.objects import adopt, drop, place, store
-from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, objects_of, resolve
+from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, expanded, objects_of, resolve
 from vtzoo.spec import plain
 from vtzoo.writer import writer
 
@@ -41,7 +41,7 @@ class Zoo:
     """
 
     def __init__(self, root: str | Path, *, create: bool = False, lock_timeout_s: float = 30.0) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self._create = create
         self.command = ""
         self._lock_timeout_s = lock_timeout_s

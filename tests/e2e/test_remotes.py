@@ -486,6 +486,9 @@ def test_the_command_line(bucket: Bucket, tmp_path: Path, capsys: pytest.Capture
     assert main(["pull", "--all", "s3://zoos/cli", "--zoo", str(new.root)]) == 0
     assert "fetched" in capsys.readouterr().out
     assert main(["sync", "s3://zoos/cli", "--zoo", str(new.root)]) == 0
+    capsys.readouterr()
+    assert main(["ls", str(new.root), "--json"]) == 0
+    assert [e["name"] for e in json.loads(capsys.readouterr().out)] == ["a", "b"]
     for words in (
         ["pull", "s3://zoos/cli"],
         ["pull", "a", "s3://zoos/cli", "--all"],
@@ -524,6 +527,21 @@ def test_what_no_remote_is(tmp_path: Path, bucket: Bucket) -> None:
         push(["tf_efficientnet_lite0"], str(tmp_path / "share"), zoo=mine)
     with pytest.raises(Network):
         pull([], "http://127.0.0.1:1/x", zoo=mine)
+
+
+def test_what_is_meant_otherwise_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL with too few slashes, a place in scp's form, another host's file URL, a user who isn't there, an entry without a remote."""
+    monkeypatch.chdir(tmp_path)
+    mine = small(tmp_path / "mine", "a", "b/c")
+    for text in ("s3:/bucket/zoo", "host:/srv/zoo", "me@host:zoo", "file://mnt/zoo", "b/c"):
+        with pytest.raises(UsageError):
+            push(["a"], text, zoo=mine)
+    with pytest.raises(NotFound, match="does not exist"):
+        push(["a"], "~nobody-of-this-name/zoo", zoo=mine)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    for text in ("./b/c", "./s3:/x", f"file:{tmp_path}/there", f"file://localhost{tmp_path}/there"):
+        push(["a"], text, zoo=mine)
+    assert small(Path("s3:", "x")).resolve("a").facts == small(Path("there")).resolve("a").facts
 
 
 def test_passwords_are_not_shown() -> None:

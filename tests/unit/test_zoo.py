@@ -98,7 +98,9 @@ def test_find_survives_a_removed_working_folder(tmp_path: Path, monkeypatch: pyt
 
 
 def test_find_refuses_a_path_without_a_zoo(tmp_path: Path) -> None:
-    """A mistyped --zoo is NotFound with the command that makes one, and nothing is made."""
+    """A mistyped --zoo is NotFound with the command that makes one, and nothing is made; likewise a user who isn't there."""
+    with pytest.raises(NotFound, match="does not exist"):
+        Zoo.find("~nobody-of-this-name/zoo")
     with pytest.raises(NotFound) as caught:
         Zoo.find(tmp_path / "typo")
     assert caught.value.hint == f"make it a zoo: vtzoo init {tmp_path / 'typo'}"

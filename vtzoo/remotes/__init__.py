@@ -5,6 +5,7 @@
 One module of this package for each kind; each has `connect(url) -> Remote`, which opens no connection yet.
 """
 
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from vtzoo.errors import Corrupt, Network, UsageError, did_you_mean
 from vtzoo.machine import OFFLINE, offline
 from vtzoo.refs import check_digest
 
+_HOST = re.compile(r"(?!file:)[^:/\\.~][^:/\\]+:(?!//)", re.IGNORECASE)  # s3:/bucket, host:/dir; neither ./a:b nor C:
 INDEX_LIMIT_BYTES = 64_000_000
 _KINDS = {
     "file": "folder",
@@ -75,6 +77,9 @@ def open_remote(url: str) -> Remote:
         Network: offline, and it is not a folder.
         NotFound: a folder that is no zoo, and not empty.
     """
+    if _HOST.match(url):
+        hint = "write s3://bucket/prefix or ssh://host/dir, or put ./ before a folder's name"
+        raise UsageError(f"'{shown(url)}' reads like a place of another machine", hint)
     scheme = "file" if is_folder(url) else urlsplit(url).scheme.lower()
     if scheme not in _KINDS:
         raise UsageError(f"'{shown(url)}' is no remote", did_you_mean(scheme, _KINDS) or "a folder, s3://…, https://…")

@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from vtzoo.catalogue import INDEX, Index, parse
-from vtzoo.errors import Conflict, NotFound
+from vtzoo.errors import Conflict, NotFound, UsageError
 from vtzoo.files import explained, sha256_bytes
+from vtzoo.refs import expanded
 from vtzoo.zoo import Zoo
 
 _PIECE_BYTES = 1 << 20
@@ -18,13 +19,21 @@ def connect(url: str) -> "Folder":
 
     Raises:
         NotFound: there is something, but no zoo.
+        UsageError: a URL of another machine's files.
     """
-    path = Path(url2pathname(urlsplit(url).path) if url.lower().startswith("file:") else url).expanduser().absolute()
+    path = expanded(_local(url) if url.lower().startswith("file:") else url).absolute()
     begun = (".vtzoo", f".{INDEX}")  # by another, whose index is still to come
     fresh = not path.exists() or (path.is_dir() and all(p.name.startswith(begun) for p in path.iterdir()))
     if not fresh and not (path / INDEX).is_file():
         raise NotFound(f"{path} has no {INDEX}", f"make it a zoo: vtzoo init {path}")
     return Folder(Zoo(path, create=fresh))
+
+
+def _local(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise UsageError(f"{url} names a folder of the host '{parts.netloc}'", f"of this one: file:///{url[7:]}")
+    return url2pathname(parts.path)
 
 
 class Folder:
