@@ -78,9 +78,7 @@ def store(root: Path, source: str | Path | bytes) -> tuple[str, bool]:
     with arriving(root) as path:
         digest = _take(source, path)
         there = place(root, digest)
-        if whole(there, digest):
-            with suppress(OSError):  # someone else's file may be as old as it is
-                os.utime(there)
+        if whole(there, digest) and renewed(there):
             return digest, False
         adopt(root, path, digest)
         return digest, True
@@ -115,6 +113,17 @@ def whole(path: Path, digest: str) -> bool:
     with suppress(VtzooError, OSError):
         return sha256(path) == digest
     return False
+
+
+def renewed(path: Path) -> bool:
+    """Make an object look as young as one stored now; False where it has gone."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError:  # someone else's file may be as old as it is
+        pass
+    return True
 
 
 def _take(source: str | Path | bytes, path: Path) -> str:

@@ -15,6 +15,7 @@ from vtzoo import patience
 from vtzoo.errors import Corrupt, NotFound, Resources, VtzooError
 from vtzoo.files import explained, header, sha256
 from vtzoo.machine import free_bytes
+from vtzoo.objects import renewed
 from vtzoo.patience import Dropped, patiently
 from vtzoo.quarantine import claimed, come
 from vtzoo.remotes import Remote
@@ -43,7 +44,7 @@ def fetch(remote: Remote, digest: str, zoo: Zoo, *, most_bytes: int | None = Non
         Network: the connection broke too often; what came is kept.
         Resources: the disk has not enough room, or is full.
     """
-    if holds(zoo, digest):
+    if holds(zoo, digest) and renewed(zoo.object(digest)):
         return 0
     size = announced(remote, digest, most_bytes)
     _check_room(zoo.root, size - come(zoo.root, digest))
@@ -105,6 +106,7 @@ def _complete(remote: Remote, digest: str, path: Path, size: int) -> int:
         if seen.hexdigest() != digest:
             received += _mend(remote, digest, file, size)
         file.flush()
+        os.utime(path)  # all of it may have come days ago, and its entry is still to come
         os.fsync(file.fileno())
     return received
 

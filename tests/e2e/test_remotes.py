@@ -1,6 +1,7 @@
 """Round trips to folders, buckets, SSH and from web servers: what arrives is used, nothing is lost, nothing is sent twice."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,12 +23,14 @@ from tests.e2e.flaky import flaky
 from vtzoo import patience
 from vtzoo.errors import Conflict, Corrupt, Network, NotFound, UsageError, VtzooError
 from vtzoo.files import sha256
+from vtzoo.leftovers import collect
 from vtzoo.patience import Patience
 from vtzoo.quarantine import FOLDER
 from vtzoo.remotes import bucket as bucket_module
 from vtzoo.remotes import open_remote, shown
 from vtzoo.remotes.bucket import Bucket as Store
 from vtzoo.sharing import Shared, pull, push, sync
+from vtzoo.transfer import fetch
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
@@ -511,6 +514,23 @@ def test_what_came_before_is_not_gone_on_with_through_a_link(tmp_path: Path) -> 
     assert mine.read_bytes() == b"mine"
     assert not here.object(digest).is_symlink()
     assert sha256(here.object(digest)) == digest
+
+
+@pytest.mark.parametrize("where", ["quarantine", "place"])
+def test_what_came_days_ago_is_young_when_it_is_fetched(tmp_path: Path, where: str) -> None:
+    """Whole in quarantine, or an object of no entry: gc leaves it until the entry that it is fetched for is there."""
+    there, here = small(tmp_path / "there", "a"), small(tmp_path / "here")
+    digest = there.resolve("a").digest
+    if where == "place":
+        path = here.object(here.add_object(there.object(digest)))
+    else:
+        path = here.root / FOLDER / f"{digest}.part"
+        path.parent.mkdir()
+        shutil.copyfile(there.object(digest), path)
+    os.utime(path, (1e9, 1e9))
+    assert fetch(open_remote(str(there.root)), digest, here) == 0
+    assert collect(here) == []
+    assert collect(here, grace_s=0)
 
 
 def test_what_no_remote_is(tmp_path: Path, bucket: Bucket) -> None:
