@@ -18,6 +18,7 @@ from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold
 from vtzoo.formats import beside, opened
 from vtzoo.live import attach, head_state
+from vtzoo.objects import workroom
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
 from vtzoo.spec import SIDE_LIMIT, BackboneCard, Preprocess, Task, chosen
@@ -312,17 +313,15 @@ def store_model(
         facts: for the index.
         heads: each task's classifier by timm's names, where there are several tasks.
     """
-    import tempfile
-
     own: dict[str, Any] = {"kind": kind, **facts.get("lineage", {}), "tasks": [t.name for t in tasks]}
     own |= {"heads": [t.json() for t in tasks]} if heads else {}
-    with tempfile.TemporaryDirectory(dir=zoo.root if zoo.root.is_dir() else None) as folder:
-        write_folder(Path(folder), model, card, tasks[0].classes if tasks and not heads else (), own)
+    with workroom(zoo.root) as folder:
+        write_folder(folder, model, card, tasks[0].classes if tasks and not heads else (), own)
         if heads:
             named = {f"{HEAD}{task}/{n}": t for task, head in heads.items() for n, t in head.items()}
-            write(Path(folder) / HEADS, named, {"format": "pt"})
-        files = {path.name: zoo.add_object(path) for path in sorted(Path(folder).iterdir())}
-        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+            write(folder / HEADS, named, {"format": "pt"})
+        files = {path.name: zoo.add_object(path) for path in sorted(folder.iterdir())}
+        size = sum(path.stat().st_size for path in folder.iterdir())
     shown = {
         "kind": kind,
         "files": files,

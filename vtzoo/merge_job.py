@@ -1,7 +1,6 @@
 """The work of merging: what is found and checked first, what is looked at, and what comes out, still outside the zoo."""
 
 import math
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vtzoo import files, talk
+from vtzoo import talk
 from vtzoo.bases import checked_path, weights_path, without_head
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, VtzooError
@@ -19,7 +18,6 @@ from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_contrary, 
 from vtzoo.merges._chain import Step, correcting, curious, steps
 from vtzoo.merges._checks import weights_of
 from vtzoo.merging import Plan, assembled, leveled, look, plan
-from vtzoo.objects import hall
 from vtzoo.tensors import WORKERS, TensorFile, bytes_of, one_thread, write
 from vtzoo.zoo import Zoo
 
@@ -252,17 +250,6 @@ def publish(zoo: Zoo, name: str, made: Made) -> Path:
     }
     zoo.put("deltas", name, facts)
     return zoo.object(made.digest)
-
-
-@contextmanager
-def folder_of(zoo: Zoo) -> Generator[Path, None, None]:
-    """A folder on the zoo's own disk that is gone afterwards."""
-    home = hall(zoo.root)
-    with files.writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True)
-    with folder as path:
-        yield Path(path)
 
 
 def outline(made: Plan, refs: Sequence[str], digests: Sequence[str]) -> dict[str, Any]:

@@ -67,6 +67,18 @@ def arriving(root: Path) -> Generator[Path, None, None]:
             path.unlink()
 
 
+@contextmanager
+def workroom(root: Path) -> Generator[Path, None, None]:
+    """Give a folder on the zoo's own disk that is gone afterwards; what a killed program left there goes with `vtzoo gc`."""
+    from tempfile import TemporaryDirectory
+
+    with writing(hall(root)):
+        hall(root).mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=hall(root), ignore_cleanup_errors=True)
+    with folder as path:
+        yield Path(path)
+
+
 def store(root: Path, source: str | Path | bytes) -> tuple[str, bool]:
     """Store a file or bytes under their sha256, and say whether that is new here; a damaged object is written anew.
 

@@ -106,7 +106,6 @@ def _complete(remote: Remote, digest: str, path: Path, size: int) -> int:
         if seen.hexdigest() != digest:
             received += _mend(remote, digest, file, size)
         file.flush()
-        os.utime(path)  # all of it may have come days ago, and its entry is still to come
         os.fsync(file.fileno())
     return received
 

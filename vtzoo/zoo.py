@@ -190,16 +190,16 @@ class Zoo:
             with suppress(VtzooError), self._locked(wait_s=0):
                 self._drop((d for d, when in mine.items() if _stored_at(self.root, d) == when), self.index())
 
-    def put(self, section: Section, name: str, facts: Mapping[str, Any], *, replace: bool = False) -> Entry:
+    def put(self, section: Section, name: str, facts: Mapping[str, Any], *, replace: bool | Entry = False) -> Entry:
         """Publish an entry, with the time and the command that made it; its objects must be stored already.
 
-        When this fails, objects that this `Zoo` stored for it are removed again. When it replaces an entry, objects
-        that nothing refers to any more are removed.
+        When this fails, objects that this `Zoo` stored for it are removed again. When it replaces an entry
+        (any of that name, or only one that still is as it was read), objects that nothing refers to any more are removed.
 
         Raises:
             UsageError: the name or a fact is not legal, or this is the built-in catalogue.
-            Conflict: the name exists (and not `replace`), or another process holds the lock too long.
-            NotFound: an object is missing.
+            Conflict: the name exists (and not `replace`), the entry is another now, or the lock is held too long.
+            NotFound: an object is missing, or the entry to be replaced.
         """
         made = {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")} | (
             {"command": c} if (c := self.command) else {}
@@ -317,8 +317,10 @@ class Zoo:
         deltas = sections["deltas"].items() if lost else ()
         return sorted(n for n, facts in deltas if _stands_on(place(self.root, facts["digest"])) in lost)
 
-    def _put(self, sections: Sections, entry: Entry, *, replace: bool) -> tuple[None, Iterable[str]]:
-        self._check_new(sections, entry.section, check_name(entry.name), replace=replace)
+    def _put(self, sections: Sections, entry: Entry, *, replace: bool | Entry) -> tuple[None, Iterable[str]]:
+        if isinstance(replace, Entry):
+            self._check_same(sections, replace)
+        self._check_new(sections, entry.section, check_name(entry.name), replace=bool(replace))
         for digest in entry.objects:
             self.object(digest)
         old = sections[entry.section].get(entry.name, {})

@@ -516,17 +516,11 @@ def test_what_came_before_is_not_gone_on_with_through_a_link(tmp_path: Path) -> 
     assert sha256(here.object(digest)) == digest
 
 
-@pytest.mark.parametrize("where", ["quarantine", "place"])
-def test_what_came_days_ago_is_young_when_it_is_fetched(tmp_path: Path, where: str) -> None:
-    """Whole in quarantine, or an object of no entry: gc leaves it until the entry that it is fetched for is there."""
+def test_what_came_days_ago_is_young_when_it_is_fetched(tmp_path: Path) -> None:
+    """An object of no entry: gc leaves it until the entry that it is fetched for is there."""
     there, here = small(tmp_path / "there", "a"), small(tmp_path / "here")
     digest = there.resolve("a").digest
-    if where == "place":
-        path = here.object(here.add_object(there.object(digest)))
-    else:
-        path = here.root / FOLDER / f"{digest}.part"
-        path.parent.mkdir()
-        shutil.copyfile(there.object(digest), path)
+    path = here.object(here.add_object(there.object(digest)))
     os.utime(path, (1e9, 1e9))
     assert fetch(open_remote(str(there.root)), digest, here) == 0
     assert collect(here) == []

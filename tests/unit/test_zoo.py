@@ -16,6 +16,7 @@ from filelock import SoftFileLock
 from vtzoo import catalogue, files
 from vtzoo.catalogue import INDEX, Index, dump, parse
 from vtzoo.errors import Conflict, Corrupt, Mismatch, NotFound, Resources, UsageError, VtzooError
+from vtzoo.objects import held
 from vtzoo.refs import Entry
 from vtzoo.spec import BackboneCard
 from vtzoo.zoo import Zoo
@@ -564,3 +565,18 @@ def test_catalogue_is_what_the_script_makes() -> None:
     """`zoo_index.yaml` was not edited by hand and fits the installed timm."""
     done = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_catalogue.py"), "--check"], check=False)
     assert done.returncode == 0
+
+
+def test_only_what_is_as_it_was_read_is_replaced(tmp_path: Path) -> None:
+    """Replacing an entry as it was read is refused when someone has changed or removed it since; what they made stays."""
+    zoo = Zoo.init(tmp_path / "zoo")
+    read = zoo.put("deltas", "x", {"digest": zoo.add_object(b"1")})
+    theirs = zoo.put("deltas", "x", {"digest": zoo.add_object(b"2")}, replace=True)
+    with pytest.raises(Conflict, match="meanwhile"):
+        zoo.put("deltas", "x", {"digest": zoo.add_object(b"3")}, replace=read)
+    assert zoo.resolve("x").facts == theirs.facts
+    zoo.put("deltas", "x", {"digest": zoo.add_object(b"3")}, replace=theirs)
+    zoo.remove(zoo.resolve("x"))
+    with pytest.raises(NotFound):
+        zoo.put("deltas", "x", {"digest": zoo.add_object(b"4")}, replace=theirs)
+    assert list(held(zoo.root)) == []

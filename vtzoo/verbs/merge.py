@@ -19,7 +19,6 @@ from vtzoo.merge_job import (
     PAGE,
     Job,
     Made,
-    folder_of,
     job_of,
     kept_as,
     outline,
@@ -31,6 +30,7 @@ from vtzoo.merge_job import (
 )
 from vtzoo.merges._chain import checks, correcting, steps
 from vtzoo.merging import assembled, plan
+from vtzoo.objects import workroom
 from vtzoo.results import Merged
 from vtzoo.tensors import WORKERS, Lazy, dtype_of, shape_of
 from vtzoo.zoo import Zoo
@@ -109,7 +109,7 @@ def _done(job: Job, name: str, *, dry_run: bool = False) -> Merged:
             job.sound.result()
             return Merged(ref=name, path="", report=outline(made, job.refs, job.digests) | sizes)
         refuse_full(sizes)
-        with folder_of(job.zoo) as folder:
+        with workroom(job.zoo.root) as folder:
             found = run(job, made, folder)
             told = found.report | {"seconds": round(time.monotonic() - started, 1)}
             with _reported(page, name, told):
@@ -246,7 +246,7 @@ def _subtracted(
             "without": list(leaving),
         },
     )
-    with folder_of(zoo) as folder:
+    with workroom(zoo.root) as folder:
         path = folder / "merged.safetensors"
         report = outline(made, [ref, *refs], [digest, *leaving])
         saved = own.save(path, workers=WORKERS)

@@ -1,12 +1,10 @@
 """Give a delta's task another name, so that two deltas of one task can be merged."""
 
-import tempfile
-from pathlib import Path
-
 from vtzoo import talk
 from vtzoo.delta import Delta, renamed
 from vtzoo.headers import read_header
 from vtzoo.lineage import parents
+from vtzoo.objects import workroom
 from vtzoo.refs import check_name
 from vtzoo.results import Result
 from vtzoo.zoo import Zoo
@@ -24,13 +22,13 @@ def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Resu
     Raises:
         NotFound: no such delta, or no such task in it.
         UsageError: the new name is not legal.
-        Conflict: the delta has a task of that name.
+        Conflict: the delta has a task of that name, or was changed by someone else meanwhile.
     """
     zoo = zoo or Zoo.find()
     entry = zoo.resolve(ref, "deltas")
     delta = renamed(Delta.open(zoo.object(entry.digest)), old, check_name(new))
-    with tempfile.TemporaryDirectory(dir=zoo.root) as folder:
-        path = Path(folder) / "delta.safetensors"
+    with workroom(zoo.root) as folder:
+        path = folder / "delta.safetensors"
         delta.save(path)
         facts = {"command": "", **entry.facts, "digest": zoo.add_object(path), "size_bytes": path.stat().st_size}
     headers = {e.name: read_header(zoo.object(e.digest)) for e in zoo.entries("deltas")}
@@ -39,5 +37,5 @@ def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Resu
         talk.say(f"{', '.join(made)} came from this delta as it was: eval no longer shows it beside them")
     was = [*entry.facts.get("was", []), entry.digest]
     named = [t.name for t in delta.tasks]
-    kept = zoo.put("deltas", entry.name, {**facts, "tasks": named, "was": was}, replace=True)
+    kept = zoo.put("deltas", entry.name, {**facts, "tasks": named, "was": was}, replace=entry)
     return Result(ref=kept.name, path=str(zoo.object(kept.digest)))

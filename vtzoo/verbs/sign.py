@@ -33,8 +33,7 @@ def sign(*refs: str, key: Path, zoo: Zoo | None = None) -> list[Result]:
         if wrong:
             raise Corrupt(f"'{entry.name}' is not signed: {wrong[0]}", f"vtzoo verify {entry.name}")
         digest = zoo.add_object(signing.sign(entry, key))
-        zoo.put(
-            entry.section, entry.name, {"command": "", **entry.facts, "signature": f"sha256:{digest}"}, replace=True
-        )
+        signed = {"command": "", **entry.facts, "signature": f"sha256:{digest}"}
+        zoo.put(entry.section, entry.name, signed, replace=entry)
         made.append(Result(ref=entry.name, path=str(zoo.object(digest))))
     return made
