@@ -292,6 +292,7 @@ def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureF
         "digest": after.digest,
         "tasks": ["fashion-2"],
         "size_bytes": after.facts["size_bytes"],
+        "was": [before.digest],
     }
     with pytest.raises(NotFound):
         zoo.object(before.digest)
