@@ -323,7 +323,7 @@ def test_an_index_that_is_none(tmp_path: Path, mine: Zoo) -> None:
 
 
 def test_an_index_without_end(tmp_path: Path, mine: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than 64 MB of it are read."""
+    """No more than an index may have is read."""
     monkeypatch.setattr(patience, "PATIENCE", Patience(tries=1))
     (tmp_path / "bad").mkdir()
     with (tmp_path / "bad" / "zoo_index.yaml").open("wb") as file:
