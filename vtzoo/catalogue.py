@@ -29,7 +29,11 @@ Sections = dict[Section, dict[str, Facts]]
 
 _FAST = hasattr(yaml, "CSafeLoader")
 _Loader: Any = yaml.CSafeLoader if _FAST else yaml.SafeLoader
+LIMIT_BYTES = 32 << 20
+"""Of an index: 60,000 entries."""
+
 _DEPTH_LIMIT = 16
+_VALUE_LIMIT, _WORD_LIMIT = 1_000_000, 1 << 16
 _TOO_DEEP = f"it is nested more than {_DEPTH_LIMIT} levels deep"
 _WIDTH = 1 << 20  # no folding: one fact, one line
 _NOTHING: tuple[Any, str] = (None, "")
@@ -84,6 +88,8 @@ def _json(index: Index, *, written: bool = False) -> str:
 
 
 def _read(data: bytes, where: Path) -> Index:
+    if len(data) > LIMIT_BYTES:
+        raise Corrupt(f"{where} has more than {LIMIT_BYTES} bytes", "an index is small: take it from git or a backup")
     try:
         reader = _Reader(data.decode("utf-8-sig"))
         return _index(reader.document(), reader.lines)
@@ -194,7 +200,8 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self._loader = _Loader(text)
-        self.lines: dict[tuple[str, ...], int] = {(): 1}
+        self._count = 0
+        self.lines: dict[tuple[str, ...], int] = {(): 1}  # of sections and entries
 
     def document(self) -> Any:
         """Read the one document."""
@@ -224,11 +231,16 @@ class _Reader:
             raise _Wrong("an index has no anchors and no tags", self._line(event))
         if len(path) > _DEPTH_LIMIT:
             raise _Wrong(_TOO_DEEP, self._line(event))
+        self._count += 1
+        if self._count > _VALUE_LIMIT:
+            raise _Wrong(f"it has more than {_VALUE_LIMIT} values", self._line(event))
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         return self._map(path) if isinstance(event, yaml.MappingStartEvent) else self._list(path)
 
     def _scalar(self, event: Any) -> Any:
+        if len(event.value) > _WORD_LIMIT:
+            raise _Wrong(f"a word of {len(event.value)} characters", self._line(event))
         tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         if tag in _TEXT:
             return event.value
@@ -248,7 +260,8 @@ class _Reader:
                 raise _Wrong(f"the key {shown(key)} is no text: put it in quotes", self._line(event))
             if key in found:
                 raise _Wrong(f"'{key}' stands twice", self._line(event))
-            self.lines[*path, key] = self._line(event)
+            if len(path) < 2:
+                self.lines[*path, key] = self._line(event)
             found[key] = self._value(self._next(), (*path, key))
         return found
 

@@ -22,7 +22,7 @@ from vtzoo.spec import BackboneCard, Task, chosen, plain
 from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
 
 HEAD, BASE = "@head/", "@base/"
-_WORD = re.compile(r"[a-z0-9][a-z0-9_]*")
+_WORD = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,6 @@ deltas that neither names, which have all that an entry needs but the name. Mode
 themselves: without a copy they stay loose.
 """
 
-import json
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +15,8 @@ from typing import Any, Literal
 from vtzoo.catalogue import INDEX, Facts, Index, Sections, parse
 from vtzoo.copies import copies
 from vtzoo.errors import Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import header, reading
+from vtzoo.files import reading
+from vtzoo.headers import read_header
 from vtzoo.leftovers import leftovers
 from vtzoo.objects import MODE, held, place
 from vtzoo.refs import SECTIONS, Entry, check_facts, check_name, contents_of, objects_of
@@ -190,7 +190,7 @@ def _facts(path: Path) -> Facts:
         Corrupt: the file is damaged.
         ValueError, KeyError, TypeError: it is no delta.
     """
-    said: Mapping[str, Any] = json.loads(header(path).metadata["vtzoo"])
+    said: Mapping[str, Any] = read_header(path)
     metrics = said.get("metrics") or {}
     return {
         "size_bytes": path.stat().st_size,

@@ -5,13 +5,12 @@ A delta brings the backbone that it stands on, if that is one of weights added f
 brings what the entry says.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vtzoo import signing
+from vtzoo import signing, strict
 from vtzoo.catalogue import Index
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError
 from vtzoo.patience import patiently
@@ -178,9 +177,9 @@ def _stands_on(source: Remote, entry: Entry) -> str:
     """The source of a delta's backbone, from the head of its file; empty where that can't be read."""
     try:
         length = int.from_bytes(_read(source, entry.digest, 0, 8), "little")
-        table = json.loads(_read(source, entry.digest, 8, 8 + length)) if length <= _HEADER_LIMIT else {}
-        return str(json.loads(table["__metadata__"]["vtzoo"])["backbone"]["source"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        table = strict.loads(_read(source, entry.digest, 8, 8 + length)) if length <= _HEADER_LIMIT else {}
+        return str(strict.loads(table["__metadata__"]["vtzoo"])["backbone"]["source"])
+    except (ValueError, KeyError, TypeError):
         return ""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vtzoo.errors import Conflict, VtzooError
 from vtzoo.files import reading, sha256, sync_folder, writing
-from vtzoo.refs import check_digest
+from vtzoo.refs import check_contained, check_digest, check_way
 
 MODE = 0o444
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -43,6 +43,16 @@ def place(root: Path, digest: str) -> Path:
     return shelf(root) / check_digest(digest)[:2] / digest
 
 
+def contained(root: Path, digest: str) -> Path:
+    """Likewise, in the zoo's own folder.
+
+    Raises:
+        Corrupt: a link leads out of it, or there is no ordinary file.
+        UsageError: likewise.
+    """
+    return check_contained(place(root, digest), root)
+
+
 def held(root: Path) -> Generator[tuple[str, os.stat_result], None, None]:
     """Every object in place: digest, and what the system says of the file."""
     for folder in _scan(shelf(root)):
@@ -56,10 +66,9 @@ def held(root: Path) -> Generator[tuple[str, os.stat_result], None, None]:
 @contextmanager
 def arriving(root: Path) -> Generator[Path, None, None]:
     """Give the unique name of a file to be written in the hall; it is gone afterwards, unless it was adopted."""
-    folder = hall(root)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{secrets.token_hex(8)}.tmp"
+    path = check_contained(hall(root) / f"{secrets.token_hex(8)}.tmp", root)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield path
     finally:
@@ -98,7 +107,7 @@ def store(root: Path, source: str | Path | bytes) -> tuple[str, bool]:
 
 def adopt(root: Path, source: Path, digest: str) -> None:
     """Move a file that was written and synced on the zoo's own disk to its place under its sha256, read-only."""
-    path = place(root, digest)
+    path = contained(root, digest)
     with writing(path):
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +118,14 @@ def adopt(root: Path, source: Path, digest: str) -> None:
 
 
 def drop(root: Path, digests: Iterable[str]) -> None:
-    """Delete objects; those that are gone already are no error."""
+    """Delete objects; those that are gone already are no error.
+
+    Raises:
+        Corrupt: they would lie outside.
+    """
     for digest in digests:
         path = place(root, digest)
+        check_way(path, root)
         with writing(path), suppress(FileNotFoundError):
             if os.name == "nt":  # Windows deletes no read-only file
                 path.chmod(0o644)

@@ -32,6 +32,7 @@ _PIN = re.compile(r"[0-9a-f]{4,64}")
 _PATH = re.compile(r"\.{0,2}[/\\]|~|[A-Za-z]:")
 _SHOWN = 8
 _OBJECT, _SIGNATURE = "object:sha256:", "sha256:"
+_CONTAINED = "take it away: what a zoo holds lies in it"
 _COUNT_LIMIT, _PIXELS_LIMIT = 2**63, 1 << 16
 _RULE = "use lower-case letters, digits, '.', '_' and '-', with '/' between parts, for example fashion/lora"
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -162,15 +163,23 @@ def check_contained(path: Path, root: Path) -> Path:
     Raises:
         Corrupt: the way there leads through a symbolic link, or no ordinary file is at its end.
     """
-    hint = "take it away: what a zoo holds lies in it"
-    for place in (path, *path.parents):
-        if place == root:
-            break
-        if place.is_symlink():
-            raise Corrupt(f"{place} is a symbolic link", hint)
-    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-        raise Corrupt(f"{path} is no ordinary file", hint)
+    check_way(path, root)
+    if path.is_symlink() or (os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode)):
+        raise Corrupt(f"{path} is {'a symbolic link' if path.is_symlink() else 'no ordinary file'}", _CONTAINED)
     return path
+
+
+def check_way(path: Path, root: Path) -> None:
+    """Refuse a place below a folder whose way there leads out of it.
+
+    Raises:
+        Corrupt: through a symbolic link.
+    """
+    for place in path.parents:
+        if place == root:
+            return
+        if place.is_symlink():
+            raise Corrupt(f"{place} is a symbolic link", _CONTAINED)
 
 
 def signature_object(facts: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vtzoo.errors import Conflict
 from vtzoo.files import writing
+from vtzoo.refs import check_contained
 
 _POLL_S = 0.01
 
@@ -24,7 +25,7 @@ def writer(root: Path, wait_s: float) -> Generator[None, None, None]:
     """
     from filelock import SoftFileLock, Timeout
 
-    path = root / ".vtzoo" / "writer"
+    path = check_contained(root / ".vtzoo" / "writer", root)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = SoftFileLock(path, timeout=wait_s, poll_interval=_POLL_S)

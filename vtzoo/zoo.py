@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
+from vtzoo.catalogue import INDEX, LIMIT_BYTES, Index, Sections, builtin, check, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies, put_aside
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading
-from vtzoo.objects import adopt, drop, place, store
+from vtzoo.files import atomic_write, reading
+from vtzoo.headers import read_header
+from vtzoo.objects import adopt, contained, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, expanded, objects_of, resolve
 from vtzoo.spec import plain
 from vtzoo.writer import writer
@@ -108,8 +109,8 @@ class Zoo:
             Corrupt: there was one, and its index is gone.
         """
         try:
-            with reading(self._index_path):
-                return self._index_path.read_bytes()
+            with reading(self._index_path), self._index_path.open("rb") as file:
+                return file.read(LIMIT_BYTES + 1)  # `parse` refuses more
         except NotFound as error:
             if there := copies(self.root):
                 raise Corrupt(
@@ -143,7 +144,7 @@ class Zoo:
             UsageError: not 64 hex digits.
             NotFound: this zoo does not hold it.
         """
-        path = place(self.root, digest)
+        path = contained(self.root, digest)
         if not path.is_file():
             raise NotFound(f"object {digest[:12]}… is missing in {self.root}", "add or make it again")
         return path
@@ -201,9 +202,8 @@ class Zoo:
             Conflict: the name exists (and not `replace`), the entry is another now, or the lock is held too long.
             NotFound: an object is missing, or the entry to be replaced.
         """
-        made = {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")} | (
-            {"command": c} if (c := self.command) else {}
-        )
+        made = {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        made |= {"command": self.command} if self.command else {}
         entry = Entry(check_section(section), name, plain({**made, **facts}))
         check_facts(section, entry.facts)
         try:
@@ -383,7 +383,7 @@ def _own(sections: Sections, *, builtin: bool = False) -> list[Entry]:
 def _stands_on(path: Path) -> str:
     """The source of a delta's backbone, from its header; empty where that can't be read."""
     with suppress(VtzooError, ValueError, KeyError, TypeError):
-        return str(json.loads(header(path).metadata["vtzoo"])["backbone"]["source"])
+        return str(read_header(path)["backbone"]["source"])
     return ""
 
 

@@ -71,7 +71,15 @@ def test_doctor(vtzoo) -> None:
     assert packages["torch"]["version"] == version("torch")
     assert packages["onnx"]["for"] == "onnx"
     assert "pytest" not in packages
-    assert {p["for"] for p in found["packages"]} == {"always", "onnx", "hfds"}  # extras that a verb here uses
+    assert {p["for"] for p in found["packages"]} == {
+        "always",
+        "gs",
+        "hfds",
+        "onnx",
+        "s3",
+        "sign",
+        "ssh",
+    }  # extras that a verb here uses
     assert found["zoo"]["problem"] == ""
     assert found["zoo"]["backbones"] >= 1
     assert "zoo: " in vtzoo("doctor").out

@@ -26,7 +26,7 @@ TRIED: dict[str, int] = {}
 
 def weights(name: str, size: int = 3 << 20) -> bytes:
     """A small sound delta."""
-    said = {"method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "a"}]}
+    said = {"schema": 1, "method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "a"}]}
     data = name.encode().ljust(size, b".")[:size]
     return safetensors_header([("x", "U8", (size,))], {"vtzoo": json.dumps(said)}) + data
 

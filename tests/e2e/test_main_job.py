@@ -293,6 +293,7 @@ def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureF
         "tasks": ["fashion-2"],
         "was": [before.digest],
         "size_bytes": after.facts["size_bytes"],
+        "was": [before.digest],
     }
     with pytest.raises(NotFound):
         zoo.object(before.digest)

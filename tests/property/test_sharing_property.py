@@ -28,7 +28,7 @@ from vtzoo.zoo import Zoo
 
 EXAMPLES = int(os.environ.get("VTZOO_EXAMPLES", "15"))
 STEPS: Counter[str] = Counter()
-SAID = {"method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "a"}]}
+SAID = {"schema": 1, "method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "a"}]}
 FILES = [safetensors_header([("x", "U8", (n,))], {"vtzoo": json.dumps(SAID)}) + b"x" * n for n in range(4)]
 NAMES = st.sampled_from(["q", "q/b", "q/bc", "z"])
 SIDES = st.sampled_from(["here", "there"])

@@ -429,6 +429,42 @@ def test_a_file_in_the_zoo_s_place_is_refused(tmp_path: Path) -> None:
         Zoo(tmp_path).entries()
 
 
+def test_links_out_of_a_zoo_are_not_followed(zoo: Zoo, tmp_path: Path) -> None:
+    """A zoo from elsewhere whose folders or objects are links is neither read nor written through them."""
+    entry = zoo.put("deltas", "x", delta(zoo))
+    outside, path = tmp_path / "outside", zoo.object(entry.digest)
+    outside.mkdir()
+    path.rename(outside / "w")
+    path.symlink_to(outside / "w")
+    with pytest.raises(Corrupt, match="is a symbolic link"):
+        zoo.object(entry.digest)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(Corrupt, match="is no ordinary file"):
+        zoo.object(entry.digest)
+    path.unlink()
+    for name in ("objects", "incoming"):
+        inside = zoo.root / ".vtzoo" / name
+        inside.rename(tmp_path / name)
+        inside.symlink_to(outside)
+        with pytest.raises(Corrupt, match="is a symbolic link"):
+            zoo.add_object(b"new")
+        with pytest.raises(Corrupt if name == "objects" else NotFound):
+            zoo.object(entry.digest)
+        inside.unlink()
+        (tmp_path / name).rename(inside)
+    assert {p.name for p in outside.iterdir()} == {"w"}
+    zoo.remove(entry)
+
+
+def test_a_zoo_s_root_may_be_a_link(zoo: Zoo, tmp_path: Path) -> None:
+    """Where a zoo lies is its owner's business."""
+    (tmp_path / "link").symlink_to(zoo.root)
+    linked = Zoo(tmp_path / "link")
+    linked.put("deltas", "x", delta(linked))
+    assert zoo.object(zoo.resolve("x").digest).is_file()
+
+
 # ------------------------------------------------------------------------------------------------- the index as text
 CORRUPT = {
     "empty": (b"", 1, "empty"),
@@ -460,6 +496,11 @@ CORRUPT = {
     "alias": (b"schema: 1\ndeltas: *a\n", 2, "no aliases"),
     "merge key": (b"schema: 1\ndeltas:\n  <<: {a: {}}\n", 3, "must stand in quotes"),
     "second document": (b"schema: 1\n---\nschema: 1\n", 2, "a second document"),
+    "endless word": (
+        b"schema: 1\n# x\ndeltas:\n  a: {digest: %b}\n" % (b"a" * 70_000),
+        4,
+        "a word of 70000 characters",
+    ),
     "broken number": (b"schema: 1\ndeltas:\n  a: {digest: 0b_}\n", 3, "no number"),
     "endless number": (b"schema: 1\ndeltas:\n  a: {params: " + b"9" * 9999 + b"}\n", 3, "no number"),
     "deep list": (b"schema: 1\ndeltas: " + b"[" * 100_000, 2, "levels deep"),
@@ -492,6 +533,16 @@ def test_the_plain_python_reader_refuses_the_same(case: str, monkeypatch: pytest
     with pytest.raises(Corrupt) as caught:
         parse(data, Path(INDEX))
     assert caught.value.message.startswith((f"{INDEX}, line {line}: ", f"{INDEX}, line {line - 1}: "))
+
+
+@pytest.mark.parametrize(
+    "data", [b"a" * ((32 << 20) + 9), b"schema: 1\ndeltas: [%b]\n" % (b"[]," * 1_000_001)], ids=["bytes", "values"]
+)
+def test_an_index_is_read_with_limits(data: bytes, zoo: Zoo) -> None:
+    """One of more bytes or values than any real one is refused before it becomes much of anything."""
+    (zoo.root / INDEX).write_bytes(data)
+    with pytest.raises(Corrupt, match="has more than"):
+        zoo.index()
 
 
 def test_git_conflict_marks_are_explained(zoo: Zoo) -> None:

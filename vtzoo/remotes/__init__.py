@@ -13,12 +13,11 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from vtzoo.catalogue import Index, parse
-from vtzoo.errors import Corrupt, Network, UsageError, did_you_mean
+from vtzoo.errors import Network, UsageError, did_you_mean
 from vtzoo.machine import OFFLINE, offline
 from vtzoo.refs import check_digest
 
 _HOST = re.compile(r"(?!file:)[^:/\\.~][^:/\\]+:(?!//)", re.IGNORECASE)  # s3:/bucket, host:/dir; neither ./a:b nor C:
-INDEX_LIMIT_BYTES = 64_000_000
 _KINDS = {
     "file": "folder",
     "gcs": "bucket",
@@ -118,6 +117,4 @@ def parsed(data: bytes, where: str) -> Index:
         Corrupt: too large, or no sound index; the message has the line.
         Mismatch: written by a newer vtzoo.
     """
-    if len(data) > INDEX_LIMIT_BYTES:
-        raise Corrupt(f"the index of {where} is larger than {INDEX_LIMIT_BYTES} bytes", "ask who keeps that zoo")
     return parse(data, cast("Path", where))  # only shown

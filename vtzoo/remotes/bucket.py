@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vtzoo.catalogue import INDEX, Index, dump
+from vtzoo.catalogue import INDEX, LIMIT_BYTES, Index, dump
 from vtzoo.errors import Conflict, NotFound
 from vtzoo.files import sha256_bytes
 from vtzoo.patience import Dropped
-from vtzoo.remotes import INDEX_LIMIT_BYTES, object_path, parsed, shown
+from vtzoo.remotes import object_path, parsed, shown
 from vtzoo.remotes._said import needing, status, translated
 
 _PIECE_BYTES = 8 << 20
@@ -127,7 +127,7 @@ class Bucket:
     # -------------------------------------------------------------------------------------------------------- inside
     def _index_bytes(self) -> bytes:
         with translated(f"{self.where}/{INDEX}"):
-            return self._filesystem.cat_file(f"{self._root}/{INDEX}", start=0, end=INDEX_LIMIT_BYTES + 1)
+            return self._filesystem.cat_file(f"{self._root}/{INDEX}", start=0, end=LIMIT_BYTES + 1)
 
     def _digest(self) -> str:
         try:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vtzoo import hub, hub_card, talk
-from vtzoo.catalogue import INDEX, Index, dump
+from vtzoo.catalogue import INDEX, LIMIT_BYTES, Index, dump
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.refs import Entry
-from vtzoo.remotes import INDEX_LIMIT_BYTES, object_path, parsed
+from vtzoo.remotes import object_path, parsed
 
 SCHEME = "hf://"
 README = "README.md"
@@ -54,7 +54,7 @@ class Repository:
     def index(self) -> tuple[Index, str]:
         """The entries of the commit that the revision means now, and that commit: from now on all is read from it."""
         self._commit, self._before = self._head(), Index()
-        if data := self._whole(INDEX, INDEX_LIMIT_BYTES + 1):
+        if data := self._whole(INDEX, LIMIT_BYTES + 1):
             self._before = parsed(data, self.where)
         return Index({s: dict(table) for s, table in self._before.sections.items()}), self._commit
 

@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vtzoo import patience
-from vtzoo.catalogue import INDEX, Index
+from vtzoo.catalogue import INDEX, LIMIT_BYTES, Index
 from vtzoo.errors import Network, NotFound, UsageError
 from vtzoo.files import sha256_bytes
 from vtzoo.patience import Dropped
-from vtzoo.remotes import INDEX_LIMIT_BYTES, object_path, parsed, shown
+from vtzoo.remotes import object_path, parsed, shown
 from vtzoo.remotes._said import translated
 
 _PIECE_BYTES = 64 << 10  # more would be lost when a connection breaks: aiohttp buffers twice of it
@@ -49,7 +49,7 @@ class Web:
         data = bytearray()
         try:
             with self._answer(INDEX) as file:
-                while len(data) <= INDEX_LIMIT_BYTES and (piece := self._read(file)):
+                while len(data) <= LIMIT_BYTES and (piece := self._read(file)):
                     data += piece
         except NotFound as error:
             raise NotFound(f"{self.where} has no {INDEX}", "check the URL: it is that of a zoo's folder") from error
