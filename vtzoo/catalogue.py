@@ -33,7 +33,7 @@ LIMIT_BYTES = 32 << 20
 """Of an index: 60,000 entries."""
 
 _DEPTH_LIMIT = 16
-_VALUE_LIMIT, _WORD_LIMIT = 1_000_000, 1 << 16
+_VALUE_LIMIT, WORD_LIMIT = 1_000_000, 1 << 16
 _TOO_DEEP = f"it is nested more than {_DEPTH_LIMIT} levels deep"
 _WIDTH = 1 << 20  # no folding: one fact, one line
 _NOTHING: tuple[Any, str] = (None, "")
@@ -119,7 +119,7 @@ def dump(index: Index, before: bytes = b"") -> str:
             are are copied from it: of a large zoo, all but one.
 
     Raises:
-        UsageError: a fact is no plain JSON value.
+        UsageError: a fact is no plain JSON value, or something that `parse` would refuse for its size.
     """
     same = {} if index.catalogue else _blocks(before)
     new: Sections = {
@@ -132,6 +132,7 @@ def dump(index: Index, before: bytes = b"") -> str:
         parts = {s: [made.get((s, n)) or same[s, n][1] for n in sorted(t)] for s, t in index.sections.items()}
         listed = (f"{s}:\n{''.join(parts[s])}" if parts[s] else f"{s}: {{}}\n" for s in SECTIONS)
         text = f"{''.join(listed)}schema: {SCHEMA}\n"
+    _check_size(text, index.sections)
     remember(text.encode(), _json(index, written=True))
     return text
 
@@ -239,7 +240,7 @@ class _Reader:
         return self._map(path) if isinstance(event, yaml.MappingStartEvent) else self._list(path)
 
     def _scalar(self, event: Any) -> Any:
-        if len(event.value) > _WORD_LIMIT:
+        if len(event.value) > WORD_LIMIT:
             raise _Wrong(f"a word of {len(event.value)} characters", self._line(event))
         tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         if tag in _TEXT:
@@ -316,6 +317,27 @@ def _check_plain(value: Any) -> None:
         raise UsageError(f"a fact is no plain JSON value: {error}", "use text, numbers, lists and maps") from error
     if _depth(value) > _DEPTH_LIMIT:
         raise UsageError(f"a fact is nested more than {_DEPTH_LIMIT} levels deep", "keep facts flat")
+    _count(value)
+
+
+def _check_size(text: str, sections: Sections) -> None:
+    """What is written is read again, by those who don't remember it, too."""
+    if len(text.encode()) > LIMIT_BYTES or (len(text) > 2 * _VALUE_LIMIT and _count(sections) > _VALUE_LIMIT - 2):
+        said = f"the index would have more than {LIMIT_BYTES} bytes or {_VALUE_LIMIT} values"
+        raise UsageError(said, "remove entries (vtzoo rm), or begin another zoo: vtzoo init DIR")
+
+
+def _count(value: Any) -> int:
+    """How many values there are, keys among them.
+
+    Raises:
+        UsageError: a text is too long.
+    """
+    if isinstance(value, str) and len(value) > WORD_LIMIT:
+        raise UsageError(f"a fact with a text of {len(value)} characters", f"use at most {WORD_LIMIT}")
+    if isinstance(value, dict):
+        return 1 + sum(_count(k) + _count(v) for k, v in cast("dict[str, Any]", value).items())
+    return 1 + (sum(map(_count, cast("list[Any]", value))) if isinstance(value, list) else 0)
 
 
 def _depth(value: Any) -> int:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, LIMIT_BYTES, Index, Sections, builtin, check, dump, is_catalogue, parse
+from vtzoo.catalogue import INDEX, LIMIT_BYTES, WORD_LIMIT, Index, Sections, builtin, check, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies, put_aside
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import atomic_write, reading
@@ -38,7 +38,7 @@ class Zoo:
         lock_timeout_s: how long to wait for another writer.
 
     Attributes:
-        command: the line that was typed, kept with every entry made through this object.
+        command: the line that was typed, kept with every entry made through this object, unless it is very long.
     """
 
     def __init__(self, root: str | Path, *, create: bool = False, lock_timeout_s: float = 30.0) -> None:
@@ -203,7 +203,7 @@ class Zoo:
             NotFound: an object is missing, or the entry to be replaced.
         """
         made = {"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-        made |= {"command": self.command} if self.command else {}
+        made |= {"command": self.command} if 0 < len(self.command) <= WORD_LIMIT else {}
         entry = Entry(check_section(section), name, plain({**made, **facts}))
         check_facts(section, entry.facts)
         try:

@@ -631,3 +631,23 @@ def test_only_what_is_as_it_was_read_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         zoo.put("deltas", "x", {"digest": zoo.add_object(b"4")}, replace=theirs)
     assert list(held(zoo.root)) == []
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text, an index or a number of values beyond what is read is refused before it is written; a long command is left out."""
+    zoo = Zoo.init(tmp_path / "zoo")
+    digest = zoo.add_object(b"1")
+    for facts in (
+        {"note": "x" * 70_000},
+        {"deep": {"x" * 70_000: 1}},
+        {"many": ["x" * 60_000] * 600},
+        {"many": [1] * 1_000_001},
+    ):
+        with pytest.raises(UsageError):
+            zoo.put("deltas", "x", {"digest": digest, **facts})
+        digest = zoo.add_object(b"1")
+    zoo.command = "x" * 70_000
+    zoo.put("deltas", "x", {"digest": digest, "note": "x" * 65_536, "many": [1] * 100_000})
+    monkeypatch.setattr("vtzoo.catalogue.recall", lambda _data: None)
+    catalogue._content.cache_clear()
+    assert "command" not in zoo.index()["deltas"]["x"]
