@@ -390,7 +390,7 @@ def test_full_disk_leaves_the_zoo_as_it_was(small_disk: Path) -> None:
     with pytest.raises(Resources):
         zoo.add_object(random.Random(0).randbytes(300_000))
     with pytest.raises(Resources) as caught:
-        zoo.put("deltas", "y", delta(zoo, b"y", note="n" * 300_000))
+        zoo.put("deltas", "y", delta(zoo, b"y", note=["n" * 60_000] * 5))
     assert caught.value.exit_code == 7
     assert (listing(small_disk), (zoo.root / INDEX).read_bytes()) == (before, index)
 
@@ -636,18 +636,20 @@ def test_only_what_is_as_it_was_read_is_replaced(tmp_path: Path) -> None:
 def test_what_would_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text, an index or a number of values beyond what is read is refused before it is written; a long command is left out."""
     zoo = Zoo.init(tmp_path / "zoo")
+    monkeypatch.setattr(catalogue, "LIMIT_BYTES", 1_000_000)
+    monkeypatch.setattr(catalogue, "_VALUE_LIMIT", 1000)
     digest = zoo.add_object(b"1")
     for facts in (
         {"note": "x" * 70_000},
         {"deep": {"x" * 70_000: 1}},
-        {"many": ["x" * 60_000] * 600},
-        {"many": [1] * 1_000_001},
+        {"many": ["x" * 60_000] * 20},
+        {"many": [1] * 100_000},
     ):
         with pytest.raises(UsageError):
             zoo.put("deltas", "x", {"digest": digest, **facts})
         digest = zoo.add_object(b"1")
     zoo.command = "x" * 70_000
-    zoo.put("deltas", "x", {"digest": digest, "note": "x" * 65_536, "many": [1] * 100_000})
+    zoo.put("deltas", "x", {"digest": digest, "note": "x" * 65_536, "many": [1] * 900})
     monkeypatch.setattr("vtzoo.catalogue.recall", lambda _data: None)
     catalogue._content.cache_clear()
     assert "command" not in zoo.index()["deltas"]["x"]
