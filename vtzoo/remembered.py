@@ -1,7 +1,8 @@
 """What large index files say, remembered in the user's cache folder under the digest of their bytes.
 
 Reading YAML takes a hundred times as long as reading the same content as JSON. Only what this vtzoo has read and checked
-(or written) itself is remembered, in a folder of the user's own: a zoo from elsewhere can't bring its memory along.
+(or written) itself is remembered, in a folder of the user's own: a zoo from elsewhere can't bring its memory along, and
+where several users share that folder, nobody believes what another one wrote.
 """
 
 import os
@@ -24,8 +25,10 @@ def recall(data: bytes) -> str | None:
         return None
     with suppress(OSError):
         path = _place(data)
-        digest, _, text = path.read_bytes().partition(b"\n")
-        if digest.decode(errors="replace") == sha256_bytes(text):
+        with path.open("rb") as file:
+            owner = os.fstat(file.fileno()).st_uid
+            digest, _, text = file.read().partition(b"\n")
+        if digest.decode(errors="replace") == _check(path, text) and owner == getattr(os, "geteuid", lambda: owner)():
             os.utime(path)
             return text.decode()
     return None
@@ -39,9 +42,14 @@ def remember(data: bytes, text: str) -> None:
         path, content = _place(data), text.encode()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with atomic_write(path, mode=0o600) as file:
-            file.write(f"{sha256_bytes(content)}\n".encode() + content)
+            file.write(f"{_check(path, content)}\n".encode() + content)
         for old in sorted(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)[:-_KEPT]:
             old.unlink()
+
+
+def _check(path: Path, text: bytes) -> str:
+    """What the first line says: that this is whole, and what is remembered under this name."""
+    return sha256_bytes(path.name.encode() + text)
 
 
 def _place(data: bytes) -> Path:

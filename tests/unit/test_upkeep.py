@@ -346,6 +346,18 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path) -> None:
         assert json.dumps(parse(data, tmp_path / repr(len(harm))).sections) == json.dumps(before)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="files have no numbered owners there")
+def test_only_ones_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another user wrote is not believed, and what was remembered of one index not of another."""
+    one, other = (dump(large(count)).encode() for count in (300, 301))
+    assert remembered.recall(one) != remembered.recall(other)
+    remembered._place(other).write_bytes(remembered._place(one).read_bytes())
+    assert remembered.recall(other) is None
+    assert remembered.recall(one) is not None
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert remembered.recall(one) is None
+
+
 def test_memory_keeps_the_last_few(tmp_path: Path) -> None:
     """The folder doesn't grow with every change."""
     for i in range(12):
