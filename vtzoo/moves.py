@@ -99,13 +99,18 @@ def refuse_conflicts(moves: Sequence[Move], where: str) -> None:
 
 
 def verdict(there: Index, entry: Entry, name: str, *, force: bool) -> str:
-    """`none` where the same content has the name already, `conflict` where other content has it, else nothing."""
+    """`none` where the same content has the name already, `conflict` where other content has it, else nothing.
+
+    Of the same content a signature that is lacking there is still to be brought, and with `force` facts that differ.
+    """
     for section in SECTIONS:
         facts = there.sections[section].get(name)
         if facts is None:
             continue
         if section == entry.section and _content(facts) == _content(entry.facts):
-            return "none"
+            same = signing.statement(Entry(section, name, facts)) == signing.statement(entry)
+            signs = bool(entry.facts.get("signature")) and facts.get("signature") != entry.facts["signature"]
+            return "" if (signs and same and not facts.get("signature")) or (force and (signs or not same)) else "none"
         if section != entry.section or not force:
             return "conflict"
     return ""

@@ -191,7 +191,9 @@ def _pull(remote: Remote, zoo: Zoo, moves: Sequence[Move], *, force: bool = Fals
             most = most_bytes(move.entry, digest)
             moved += fetch(remote, digest, keeper, most_bytes=most, tensors=_is_tensors(move.entry, digest))
         if not listed:
-            keeper.put(move.new.section, move.new.name, move.new.facts, replace=force)
+            old = here.sections[move.new.section].get(move.new.name)
+            replace = Entry(move.new.section, move.new.name, old) if old is not None else False
+            keeper.put(move.new.section, move.new.name, move.new.facts, replace=replace)
     return moved
 
 

@@ -291,7 +291,6 @@ def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureF
         "command": "",  # none made it: not the one of `mv` either
         "digest": after.digest,
         "tasks": ["fashion-2"],
-        "was": [before.digest],
         "size_bytes": after.facts["size_bytes"],
         "was": [before.digest],
     }

@@ -379,6 +379,23 @@ def test_a_signature_may_be_larger_than_what_it_signs(tmp_path: Path) -> None:
     assert here.resolve("a").facts == signed
 
 
+def test_a_signature_is_brought_to_what_is_there_already(tmp_path: Path) -> None:
+    """Signed after it was pushed, an entry is pushed and pulled again, and then is up to date; facts that differ go with --force alone."""
+    mine, there, here = small(tmp_path / "mine", "a"), str(tmp_path / "there"), small(tmp_path / "here", "a")
+    push(["a"], there, zoo=mine)
+    signed = {**mine.resolve("a").facts, "signature": f"sha256:{mine.add_object(b's' * 2000)}"}
+    mine.put("models", "a", signed, replace=True)
+    for action in ("push", "none"):
+        assert actions(push(["a"], there, zoo=mine)) == {"a": action}
+    for action in ("pull", "none"):
+        assert actions(pull(["a"], there, zoo=here)) == {"a": action}
+    assert here.resolve("a").facts == signed
+    mine.put("models", "a", {**mine.resolve("a").facts, "note": "new"}, replace=True)
+    assert actions(push(["a"], there, zoo=mine)) == {"a": "none"}
+    assert actions(push(["a"], there, zoo=mine, force=True)) == {"a": "push"}
+    assert Zoo(there).resolve("a").facts["note"] == "new"
+
+
 def test_what_was_lost_is_brought_again(zoo: Zoo, tmp_path: Path) -> None:
     """An entry that is listed, but whose file has gone, is not up to date, neither here nor there."""
     share = str(tmp_path / "share")
