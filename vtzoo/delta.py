@@ -17,9 +17,11 @@ from vtzoo import knobs, registry
 from vtzoo.anatomy import Site
 from vtzoo.errors import Conflict, Corrupt
 from vtzoo.headers import SCHEMA, read_header
+from vtzoo.objects import workroom
 from vtzoo.refs import shown
 from vtzoo.spec import BackboneCard, Task, chosen, plain
 from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
+from vtzoo.zoo import Zoo
 
 HEAD, BASE = "@head/", "@base/"
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -171,3 +173,15 @@ def renamed(delta: Delta, old: str, new: str) -> Delta:
     tensors = Lazy({k: (lambda n=n: own[n]) for k, n in names.items()}, {k: shape_of(own, n) for k, n in names.items()})
     tasks = tuple(replace(t, name=new) if t is task else t for t in delta.tasks)
     return delta.with_(tensors=tensors, tasks=tasks)
+
+
+def stored(delta: Delta, zoo: Zoo) -> tuple[str, int]:
+    """Store a delta's file in a zoo, written on the zoo's own disk; gives its digest and size in bytes.
+
+    Raises:
+        Resources: the disk is full.
+    """
+    with workroom(zoo.root) as folder:
+        path = folder / "delta.safetensors"
+        delta.save(path)
+        return zoo.add_object(path), path.stat().st_size

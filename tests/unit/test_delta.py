@@ -1,6 +1,7 @@
 """delta.py: the artifact and its file."""
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import torch
 
 from tests import families
 from vtzoo import files
-from vtzoo.delta import Delta, Part, renamed
+from vtzoo.delta import Delta, Part, renamed, stored
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.folding import fold
 from vtzoo.headers import read_header
 from vtzoo.identity import RESIZED
 from vtzoo.live import extract, inject
+from vtzoo.objects import hall
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import write
+from vtzoo.zoo import Zoo
 
 TASKS = (Task(name="b", classes=("x", "y", "z", "v", "w")),)
 CARD = BackboneCard(
@@ -152,3 +155,13 @@ def test_preprocess_travels(tmp_path: Path, delta: Delta) -> None:
     )
     delta.with_(tasks=(Task(name="b", classes=("x",) * 5, preprocess=own),)).save(tmp_path / "d")
     assert Delta.open(tmp_path / "d").task().preprocess == own
+
+
+def test_a_delta_is_written_on_the_zoos_own_disk(delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's folder for temporary files may be small, or not there; nothing is left on the way in."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    zoo = Zoo.init(tmp_path / "zoo")
+    digest, size = stored(delta, zoo)
+    assert zoo.object(digest).stat().st_size == size
+    assert Delta.open(zoo.object(digest)).header() == delta.header()
+    assert list(hall(zoo.root).iterdir()) == []

@@ -12,7 +12,7 @@ from vtzoo import hub
 from vtzoo.anatomy import Site, head_names, survey
 from vtzoo.artifact import CONFIG, WEIGHTS, described, resolved_card
 from vtzoo.backbone import build_card, create, refuse_loading, timm_card
-from vtzoo.delta import HEAD, Delta, Part
+from vtzoo.delta import HEAD, Delta, Part, stored
 from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state, fingerprint
@@ -147,8 +147,6 @@ def add_delta(
 
 def _keep_delta(zoo: Zoo, name: str, card: BackboneCard, weights: Path, classes: Path | None) -> Result:
     """See `add_delta`."""
-    import tempfile
-
     model = build_card(card, zoo=zoo, num_classes=1)
     source = _open(weights)
     inside = tuple(h + "." for h in head_names(model))
@@ -166,10 +164,7 @@ def _keep_delta(zoo: Zoo, name: str, card: BackboneCard, weights: Path, classes:
         method="full", parts=(Part(method="full", graft="full", sites=sites),), backbone=getattr(model, "vtzoo_card"), tensors=tensors,  # noqa: B009 - set by build
         tasks=(task,) if head else (), lineage=record("add", [sha256(weights)]),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "delta.safetensors"
-        delta.save(path)
-        digest, size = zoo.add_object(path), path.stat().st_size
+    digest, size = stored(delta, zoo)
     zoo.put(
         "deltas", name,
         {"digest": digest, "size_bytes": size, "method": "full", "backbone": card.name, "fingerprint": delta.backbone.fingerprint, "license": card.license, "tasks": [t.name for t in delta.tasks], "metrics": {}},

@@ -1,10 +1,9 @@
 """Give a delta's task another name, so that two deltas of one task can be merged."""
 
 from vtzoo import talk
-from vtzoo.delta import Delta, renamed
+from vtzoo.delta import Delta, renamed, stored
 from vtzoo.headers import read_header
 from vtzoo.lineage import parents
-from vtzoo.objects import workroom
 from vtzoo.refs import check_name
 from vtzoo.results import Result
 from vtzoo.zoo import Zoo
@@ -27,10 +26,8 @@ def rename_task(*, ref: str, old: str, new: str, zoo: Zoo | None = None) -> Resu
     zoo = zoo or Zoo.find()
     entry = zoo.resolve(ref, "deltas")
     delta = renamed(Delta.open(zoo.object(entry.digest)), old, check_name(new))
-    with workroom(zoo.root) as folder:
-        path = folder / "delta.safetensors"
-        delta.save(path)
-        facts = {"command": "", **entry.facts, "digest": zoo.add_object(path), "size_bytes": path.stat().st_size}
+    digest, size = stored(delta, zoo)
+    facts = {"command": "", **entry.facts, "digest": digest, "size_bytes": size}
     headers = {e.name: read_header(zoo.object(e.digest)) for e in zoo.entries("deltas")}
     made = [name for name, header in headers.items() if entry.digest in parents(header["lineage"])]
     if made:

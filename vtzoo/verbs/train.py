@@ -16,7 +16,7 @@ from vtzoo import files, knobs, machine, parallel, registry, talk, tracking
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
-from vtzoo.delta import Delta
+from vtzoo.delta import Delta, stored
 from vtzoo.devices import accelerator, emulates
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
@@ -356,13 +356,7 @@ def _keep(
     job: Job, delta: Delta, params: int, cost: Mapping[str, float | None], probes: Sequence[Mapping[str, Any]]
 ) -> Trained:
     """Put the delta in the zoo; what its training took of this machine stands in the index alone."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "delta.safetensors"
-        delta.save(path)
-        digest = job.zoo.add_object(path)
-        size = path.stat().st_size
+    digest, size = stored(delta, job.zoo)
     test = delta.metrics.get("test") or delta.metrics["val"]
     job.zoo.put(
         "deltas", job.name,

@@ -1,6 +1,5 @@
 """What every import does around its format: the backbone before, labels, a check by running it, and the entry after."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from vtzoo.anatomy import Anatomy, probe, survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card
+from vtzoo.delta import stored
 from vtzoo.errors import Corrupt, NotFound, ShapeMismatch, WrongBackbone
 from vtzoo.interop._parts import Origin, Piece, assemble
 from vtzoo.live import attach
@@ -54,10 +54,7 @@ def keep(
     attach(model, delta)
     if not bool(torch.isfinite(probe(model)).all()):
         raise Corrupt("with these tensors the network gives NaN or infinity", "fetch or make the file again")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "delta.safetensors"
-        delta.save(path)
-        digest, size = zoo.add_object(path), path.stat().st_size
+    digest, size = stored(delta, zoo)
     zoo.put(
         "deltas", name,
         {
