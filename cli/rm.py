@@ -4,6 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from vtzoo.errors import NotFound
+from vtzoo.refs import shown
+
 from ._blocks import Block, Line
 from ._options import Ref
 from ._session import Session
@@ -21,6 +24,8 @@ def run(
     session = Session.of(ctx)
     zoo = session.zoo()
     entry = zoo.resolve(ref)
+    if ref.partition("@")[0] != entry.name:  # 'rm x' a second time must not take x-2
+        raise NotFound(f"no entry is called {shown(ref)}", f"removing takes a name in full: vtzoo rm {entry.name}")
     zoo.remove(entry, force=force)
     session.show({"ref": entry.name, "section": entry.section}, _view)
 

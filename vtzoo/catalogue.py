@@ -106,7 +106,7 @@ def _read(data: bytes, where: Path) -> Index:
         reason, line = str(error), error.line
     hint = "mend the line by hand, or take the file from git or a backup"
     if b"\n<<<<<<< " in data or data.startswith(b"<<<<<<< "):
-        hint = "git left its conflict marks in it: keep both sides' entries and remove the marks"
+        hint = "git left its conflict marks in it: keep both sides' entries, each with all of its lines, and remove the marks"
     raise Corrupt(f"{where}, line {line}: {' '.join(reason.split())}", hint)
 
 

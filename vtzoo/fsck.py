@@ -110,7 +110,10 @@ def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
         yield Finding("error", entry.name, f"it has {seen} bytes, and {wanted} are said to be there", again)
     elif entry.section == "deltas":
         try:
-            _facts(place(zoo.root, entry.digest))
+            lacking = sorted(set(_facts(place(zoo.root, entry.digest))) - set(entry.facts))
+            if lacking:  # lines that a merge of two indexes lost
+                said = f"the index lacks {', '.join(lacking)}, which its file says"
+                yield Finding("note", entry.name, said, "vtzoo fsck --rebuild")
         except VtzooError as error:
             yield Finding("error", entry.name, str(error), again)
         except (ValueError, KeyError, TypeError):
@@ -159,9 +162,13 @@ def _listed(zoo: Zoo) -> tuple[list[Entry], str]:
 
 
 def _keep(zoo: Zoo, sections: Sections, entry: Entry, lost: list[str]) -> None:
-    """Take an entry whose objects are there."""
+    """Take an entry whose objects are there, and of a delta what the index lacks from its file."""
     if all(place(zoo.root, digest).is_file() for digest in entry.objects):
-        sections[entry.section][entry.name] = entry.facts
+        told: Facts = {}
+        if entry.section == "deltas":
+            with suppress(VtzooError, ValueError, KeyError, TypeError, AttributeError):
+                told = _facts(place(zoo.root, entry.digest))
+        sections[entry.section][entry.name] = {**told, **entry.facts}
     else:
         lost.append(entry.name)
 

@@ -100,6 +100,17 @@ def test_a_backbone_that_deltas_need_stays(vtzoo, zoo: Zoo) -> None:
         zoo.object(weights)
 
 
+def test_rm_takes_a_name_in_full(vtzoo, zoo: Zoo) -> None:
+    """What is removed once is not there the second time: an entry whose name goes on otherwise stays."""
+    zoo.put("deltas", "pets/lora-2", {"digest": zoo.add_object(b"2")})
+    zoo.remove(zoo.resolve("pets/lora"))
+    ran = vtzoo("rm", "pets/lora", "--zoo", zoo.root)
+    assert ran.code == 3
+    assert "vtzoo rm pets/lora-2" in ran.err
+    pinned = zoo.resolve("pets/lora-2").pinned
+    assert vtzoo("rm", pinned, "--zoo", zoo.root).code == 0
+
+
 def test_mv_task_wants_two_names(vtzoo, zoo: Zoo) -> None:
     """`--task` without OLD=NEW is usage (2), and nothing is moved."""
     for words in ("pets", "pets=", "=dogs"):

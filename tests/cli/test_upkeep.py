@@ -19,7 +19,8 @@ def sound(tmp_path: Path) -> Zoo:
     said = {"schema": 1, "method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "pets"}]}
     data = safetensors_header([("x", "U8", (4,))], {"vtzoo": json.dumps(said)}) + b"1234"
     zoo = Zoo.init(tmp_path / "sound")
-    zoo.put("deltas", "pets/lora", {"digest": zoo.add_object(data), "size_bytes": len(data), "tasks": ["pets"]})
+    facts = {"method": said["method"], "backbone": "b", "fingerprint": "f", "tasks": ["pets"], "metrics": {}}
+    zoo.put("deltas", "pets/lora", {"digest": zoo.add_object(data), "size_bytes": len(data), **facts})
     return zoo
 
 

@@ -207,6 +207,18 @@ def test_rebuilding_leaves_out_what_is_lost(zoo: Zoo) -> None:
     assert set(zoo.index()["deltas"]) == {"there"}
 
 
+def test_facts_that_a_merge_lost_come_back_from_the_file(zoo: Zoo) -> None:
+    """A delta of which the index says too little is told as a note, and mended; what the index does say stays."""
+    made(zoo, "x")
+    before = zoo.index()
+    kept = {k: v for k, v in before["deltas"]["x"].items() if k not in ("method", "tasks")}
+    zoo.put("deltas", "x", {**kept, "metrics": {"top1": 0.5}}, replace=True)
+    assert [(f.kind, f.said) for f in look(zoo)] == [("note", "the index lacks method, tasks, which its file says")]
+    rebuild(zoo)
+    assert zoo.index()["deltas"]["x"] == {**before["deltas"]["x"], "metrics": {"top1": 0.5}}
+    assert look(zoo) == []
+
+
 def test_rebuilding_a_sound_zoo_changes_nothing(zoo: Zoo) -> None:
     """The same entries, the same text."""
     made(zoo, "x")
