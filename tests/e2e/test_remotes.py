@@ -29,6 +29,7 @@ from vtzoo.quarantine import FOLDER
 from vtzoo.remotes import bucket as bucket_module
 from vtzoo.remotes import open_remote, shown
 from vtzoo.remotes.bucket import Bucket as Store
+from vtzoo.remotes.folder import Folder
 from vtzoo.sharing import Shared, pull, push, sync
 from vtzoo.transfer import fetch
 from vtzoo.verbs.add import add_backbone
@@ -295,6 +296,24 @@ def test_a_folder_that_changed_is_read_again(tmp_path: Path) -> None:
     index, token = remote.index()
     other = theirs.add_object(b"other")
     theirs.put("models", "a", {"files": {"model.onnx": other}}, replace=True)
+    assert not remote.publish(index, token)
+    assert theirs.resolve("a").digest == other
+
+
+def test_only_what_was_seen_in_a_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another puts under a name after the index was compared is not written over."""
+    theirs = small(tmp_path / "theirs", "a")
+    remote = Folder(theirs)
+    index, token = remote.index()
+    index.sections["models"]["a"] = {"files": {"model.onnx": theirs.add_object(b"mine")}}
+    other, put = theirs.add_object(b"other"), theirs.put
+
+    def late(*args: Any, **kwargs: Any) -> object:
+        monkeypatch.setattr(theirs, "put", put)
+        put("models", "a", {"files": {"model.onnx": other}}, replace=True)
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(theirs, "put", late)
     assert not remote.publish(index, token)
     assert theirs.resolve("a").digest == other
 

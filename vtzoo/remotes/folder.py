@@ -8,7 +8,7 @@ from urllib.request import url2pathname
 from vtzoo.catalogue import INDEX, Index, parse
 from vtzoo.errors import Conflict, NotFound, UsageError
 from vtzoo.files import explained, sha256_bytes
-from vtzoo.refs import expanded
+from vtzoo.refs import Entry, expanded
 from vtzoo.zoo import Zoo
 
 _PIECE_BYTES = 1 << 20
@@ -86,9 +86,9 @@ class Folder:
                 for name, facts in table.items():
                     old = before.sections[section].get(name)
                     if old != facts:
-                        self.zoo.put(section, name, facts, replace=old is not None)
-        except Conflict:
+                        self.zoo.put(section, name, facts, replace=old is not None and Entry(section, name, old))
+        except (Conflict, NotFound):
             if self.index()[1] == token:
-                raise  # the lock, or a name of the catalogue
+                raise  # the lock, a name of the catalogue, or an object that is missing
             return False
         return True
