@@ -23,6 +23,9 @@ from vtzoo.refs import SECTIONS, Entry, check_facts, check_name, contents_of, ob
 from vtzoo.results import leading
 from vtzoo.zoo import Zoo
 
+_SHOWN = ("method", "tasks")
+"""Facts of a delta that every vtzoo has written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -110,9 +113,11 @@ def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
         yield Finding("error", entry.name, f"it has {seen} bytes, and {wanted} are said to be there", again)
     elif entry.section == "deltas":
         try:
-            lacking = sorted(set(_facts(place(zoo.root, entry.digest))) - set(entry.facts))
-            if lacking:  # lines that a merge of two indexes lost
-                said = f"the index lacks {', '.join(lacking)}, which its file says"
+            _facts(place(zoo.root, entry.digest))
+            if lacking := [
+                fact for fact in _SHOWN if fact not in entry.facts
+            ]:  # lines that a merge of two indexes lost
+                said = f"the index lacks its {' and '.join(lacking)}, its file has that"
                 yield Finding("note", entry.name, said, "vtzoo fsck --rebuild")
         except VtzooError as error:
             yield Finding("error", entry.name, str(error), again)

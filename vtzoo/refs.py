@@ -8,10 +8,10 @@ Everything that reads a name, a digest or a file name from a person or an index 
 """
 
 import math
-import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
@@ -164,8 +164,10 @@ def check_contained(path: Path, root: Path) -> Path:
         Corrupt: the way there leads through a symbolic link, or no ordinary file is at its end.
     """
     check_way(path, root)
-    if path.is_symlink() or (os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode)):
-        raise Corrupt(f"{path} is {'a symbolic link' if path.is_symlink() else 'no ordinary file'}", _CONTAINED)
+    with suppress(FileNotFoundError, NotADirectoryError):  # in one look: others make and remove it meanwhile
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            raise Corrupt(f"{path} is {'a symbolic link' if stat.S_ISLNK(mode) else 'no ordinary file'}", _CONTAINED)
     return path
 
 

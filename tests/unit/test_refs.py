@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,20 @@ def test_signatures_keep_their_objects() -> None:
     """An entry's signature lives as long as the entry."""
     assert refs.objects_of("deltas", {"digest": A, "signature": f"sha256:{B}"}) == {A, B}
     assert refs.objects_of("backbones", {"source": "hf-hub:a/b", "signature": f"sha256:{B}"}) == {B}
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_contained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark of another writer, or an object that is removed, may be there at one moment and gone at the next."""
+    path, looks = tmp_path / "x", list[Path]()
+    path.touch()
+
+    def late(place: Path) -> os.stat_result:
+        looks.extend([place] * (place == path))
+        if len(looks) > 1:
+            path.unlink(missing_ok=True)
+        return os.lstat(place)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    assert refs.check_contained(path, tmp_path) == path
+    path.unlink(missing_ok=True)
+    assert refs.check_contained(path, tmp_path) == path

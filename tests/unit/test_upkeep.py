@@ -213,7 +213,9 @@ def test_facts_that_a_merge_lost_come_back_from_the_file(zoo: Zoo) -> None:
     before = zoo.index()
     kept = {k: v for k, v in before["deltas"]["x"].items() if k not in ("method", "tasks")}
     zoo.put("deltas", "x", {**kept, "metrics": {"top1": 0.5}}, replace=True)
-    assert [(f.kind, f.said) for f in look(zoo)] == [("note", "the index lacks method, tasks, which its file says")]
+    assert [(f.kind, f.said) for f in look(zoo)] == [
+        ("note", "the index lacks its method and tasks, its file has that")
+    ]
     rebuild(zoo)
     assert zoo.index()["deltas"]["x"] == {**before["deltas"]["x"], "metrics": {"top1": 0.5}}
     assert look(zoo) == []
