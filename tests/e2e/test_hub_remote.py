@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tests.hub_server import PART_BYTES, Hub
 from vtzoo import patience
 from vtzoo.catalogue import INDEX, Index
-from vtzoo.errors import Network, NotFound, UsageError
+from vtzoo.errors import Corrupt, Network, NotFound, UsageError
 from vtzoo.files import safetensors_header, sha256, sha256_bytes
 from vtzoo.remotes import object_path, open_remote
 from vtzoo.remotes.hub import Repository, connect
@@ -259,10 +259,15 @@ def test_objects_are_plain_files_of_the_repository(hub: Hub, tmp_path: Path) -> 
     assert Path(hf_hub_download(REPO, object_path(digest))).read_bytes() == LARGE
 
 
-def test_a_snapshot_is_a_zoo(hub: Hub, trained: Zoo) -> None:
-    """The hub's library alone fetches a repository as a folder, which vtzoo opens as it is."""
+def test_a_snapshot_is_a_zoo(hub: Hub, trained: Zoo, tmp_path: Path) -> None:
+    """The hub's library alone fetches a repository into a folder, which vtzoo opens as it is.
+
+    In the library's cache a snapshot's files are links out of it, which a zoo's are not.
+    """
     push([REF], URL, zoo=Zoo(trained.root))
-    zoo = Zoo(snapshot_download(REPO))
+    with pytest.raises(Corrupt, match="is a symbolic link"):
+        Zoo(snapshot_download(REPO)).object(trained.resolve(REF).digest)
+    zoo = Zoo(snapshot_download(REPO, local_dir=tmp_path / "snapshot"))
     assert sha256(zoo.object(zoo.resolve(REF).digest)) == zoo.resolve(REF).digest == trained.resolve(REF).digest
     assert {e.name for e in zoo.entries() if not e.builtin} == {REF, "tiny"}
 
