@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vtzoo.errors import VtzooError
-from vtzoo.files import atomic_write, sha256, sha256_bytes
+from vtzoo.files import atomic_write, reading, sha256, sha256_bytes, writing
 
 
 def copies(root: Path) -> list[Path]:
@@ -31,9 +31,11 @@ def keep_copies(root: Path, before: bytes | None, after: bytes) -> None:
 
 def put_aside(index: Path) -> Path:
     """Keep a damaged index beside itself under a name made of its content; gives where."""
-    data = index.read_bytes()
+    with reading(index):
+        data = index.read_bytes()
     path = index.with_name(f"{index.name}.old-{sha256_bytes(data)[:8]}")
-    path.unlink(missing_ok=True)  # it may be a link
+    with writing(path):
+        path.unlink(missing_ok=True)  # it may be a link
     _write(path, data)
     return path
 
