@@ -5,18 +5,18 @@ deltas that neither names, which have all that an entry needs but the name. Mode
 themselves: without a copy they stay loose.
 """
 
-import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vtzoo.catalogue import INDEX, Facts, Index, Sections, parse
 from vtzoo.copies import copies
 from vtzoo.errors import Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import header, reading
+from vtzoo.files import reading
+from vtzoo.headers import read_header
 from vtzoo.leftovers import leftovers
 from vtzoo.objects import MODE, held, place
 from vtzoo.refs import SECTIONS, Entry, check_facts, check_name, objects_of
@@ -181,10 +181,11 @@ def _facts(path: Path) -> Facts:
     """The index's facts of a delta, by its own header.
 
     Raises:
-        Corrupt: the file is damaged.
-        ValueError, KeyError, TypeError: it is no delta.
+        Corrupt: the file is damaged, or no delta.
+        Mismatch: written by a newer vtzoo.
+        KeyError, TypeError, AttributeError: it lacks what a delta says.
     """
-    said: Mapping[str, Any] = json.loads(header(path).metadata["vtzoo"])
+    said = read_header(path)
     metrics = said.get("metrics") or {}
     return {
         "size_bytes": path.stat().st_size,

@@ -13,7 +13,7 @@ from vtzoo.catalogue import builtin
 from vtzoo.errors import VtzooError
 from vtzoo.lineage import Origin, of_entry
 from vtzoo.refs import Entry
-from vtzoo.spec import Preprocess, as_list, as_map
+from vtzoo.spec import Preprocess, as_list, as_map, one_line, tidy
 from vtzoo.zoo import Zoo
 
 
@@ -76,11 +76,6 @@ def names_of(origin: Origin) -> list[str]:
     return [tidy(as_map(t).get("name") if isinstance(t, dict) else t) for t in tasks]
 
 
-def tidy(text: Any) -> str:
-    """What someone else wrote, on one line, and without what Markdown would take for its own."""
-    return " ".join(str(text).split()).translate(str.maketrans("`|<>[]", "'/()()"))
-
-
 def shape_of(about: Subject) -> Preprocess | None:
     """How it looks at images: by its own first task, else by those of the delta that it was made from."""
     for origin in (about.origin, *(o for o in about.before if o.kind in ("delta", "merge"))):
@@ -92,7 +87,12 @@ def shape_of(about: Subject) -> Preprocess | None:
 
 def method_of(origin: Origin) -> str:
     """The spec as people read it; "" of a plain model."""
-    return " ".join(str(origin.said.get("method") or origin.facts.get("method") or "").replace("`", "'").split())
+    return code(origin.said.get("method") or origin.facts.get("method") or "")
+
+
+def code(text: Any) -> str:
+    """What someone else wrote, as it may stand between backticks: specs keep their brackets."""
+    return one_line(text).replace("`", "'")
 
 
 def folds(origin: Origin) -> bool:

@@ -17,7 +17,8 @@ from typing import Any, Self, TypeVar
 from vtzoo.catalogue import INDEX, Index, Sections, builtin, check, dump, is_catalogue, parse
 from vtzoo.copies import copies, keep_copies
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, header, reading, sha256_bytes
+from vtzoo.files import atomic_write, reading, sha256_bytes
+from vtzoo.headers import stands_on
 from vtzoo.objects import adopt, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, objects_of, resolve
 from vtzoo.spec import plain
@@ -312,7 +313,7 @@ class Zoo:
         kept = {digest for other in _own(sections) for digest in other.objects}
         lost = {f"object:sha256:{digest}" for digest in entry.objects - kept}
         deltas = sections["deltas"].items() if lost else ()
-        return sorted(n for n, facts in deltas if _stands_on(place(self.root, facts["digest"])) in lost)
+        return sorted(n for n, facts in deltas if stands_on(place(self.root, facts["digest"])) in lost)
 
     def _put(self, sections: Sections, entry: Entry, *, replace: bool) -> tuple[None, Iterable[str]]:
         self._check_new(sections, entry.section, check_name(entry.name), replace=replace)
@@ -373,13 +374,6 @@ def _stored_at(root: Path, digest: str) -> int:
 
 def _own(sections: Sections, *, builtin: bool = False) -> list[Entry]:
     return [Entry(s, name, facts, builtin=builtin) for s, table in sections.items() for name, facts in table.items()]
-
-
-def _stands_on(path: Path) -> str:
-    """The source of a delta's backbone, from its header; empty where that can't be read."""
-    with suppress(VtzooError, ValueError, KeyError, TypeError):
-        return str(json.loads(header(path).metadata["vtzoo"])["backbone"]["source"])
-    return ""
 
 
 def _upward() -> Path | None:

@@ -178,7 +178,7 @@ def _recorded(place: Path, ref: str, command: str) -> None:
     [
         "rm -rf .", "vtzoo rm both", "vtzoo init elsewhere", "python -c 'print(1)'", "vtzoo export timm pets/folded elsewhere",
         "vtzoo train --backbone tiny --data pets --name a --dry-run", "vtzoo fold both --out elsewhere", "vtzoo train --nonsense", "vtzoo 'train", "vtzoo",
-        "vtzoo train --help", "", "vtzoo mv both b", "vtzoo push both x",
+        "vtzoo train --help", "", "vtzoo mv both b", "vtzoo push both x", "vtzoo add delta a --backbone tiny --weights a.pth --from-pickle",
     ],
 )  # fmt: skip
 def test_a_line_that_makes_nothing_is_not_run(
@@ -242,6 +242,8 @@ def test_what_a_line_writes_beside_goes_nowhere(
     _recorded(place, "both", f"vtzoo merge pets/lora cars/ssf --method linear --name both --report {place}/page.html")
     for ref in ("pets/folded", "both"):
         assert _asked(capsys, "reproduce", ref, "--zoo", place / "zoo")[1]["report"]["same_digest"]
+    _recorded(place, "pets/folded", "vtzoo fold both --task pets --out x/.. --name pets/folded")
+    assert _asked(capsys, "reproduce", "pets/folded", "--zoo", place / "zoo")[1]["report"]["same_digest"]
     assert sorted(p.name for p in place.iterdir()) == ["other", "zoo"]
     assert other.index()["models"] == {}
 
