@@ -16,7 +16,7 @@ from vtzoo.zoo import Zoo
 @pytest.fixture
 def sound(tmp_path: Path) -> Zoo:
     """A zoo with one delta of which all that is said is so."""
-    said = {"method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "pets"}]}
+    said = {"schema": 1, "method": "linear", "backbone": {"name": "b", "fingerprint": "f"}, "tasks": [{"name": "pets"}]}
     data = safetensors_header([("x", "U8", (4,))], {"vtzoo": json.dumps(said)}) + b"1234"
     zoo = Zoo.init(tmp_path / "sound")
     zoo.put("deltas", "pets/lora", {"digest": zoo.add_object(data), "size_bytes": len(data), "tasks": ["pets"]})

@@ -357,6 +357,10 @@ def test_a_card_says_what_is_recorded(made: Path, capsys: pytest.CaptureFixture[
     card = _asked(capsys, "card", "pets/onnx", "--zoo", made / "zoo")[1]["card"]
     assert "With plain timm" not in card
     assert "mit" in card
+    small = _asked(capsys, "card", "pets/small", "--zoo", made / "zoo")[1]["card"]
+    (size,) = [line for line in small.splitlines() if line.startswith("| input |")]
+    assert size in card
+    assert "on the backbone" not in card  # a student's network is another one
 
 
 def test_a_cards_front_matter(made: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vtzoo.machine import told
 from vtzoo.refs import Entry, check_name
 from vtzoo.results import Reproduced
 from vtzoo.scratch import scratch
-from vtzoo.spec import as_map
+from vtzoo.spec import as_map, one_line
 from vtzoo.zoo import Zoo
 
 TOLERANCE = 0.01
@@ -60,7 +60,7 @@ def reproduce(
     if keep is not None:
         zoo.check_free(entry.section, check_name(keep))
     awaited = [i["data"] for i in images(before.lineage)]
-    talk.say(f"runs again: {line.command}")
+    talk.say(f"runs again: {one_line(line.command)}")
     lent = parents_of(zoo, before, line)
     with tempfile.TemporaryDirectory() as outside, scratch(zoo, lent) as other:
         values = given_again(zoo, before, line, data, Path(outside))
