@@ -12,6 +12,9 @@ from vtzoo import talk
 
 from ._blocks import Block, Line, Table, Tree, indented, plain
 
+LONGEST = 1000
+"""Characters of an error's line."""
+
 
 @dataclass(slots=True)
 class _Style:
@@ -88,7 +91,9 @@ def _plain_tree(tree: Tree) -> Tree:
 
 
 def _one_line(words: str) -> str:
-    return _printable(" ".join(words.split()))
+    """On one line that can be read: names in it may be of any length."""
+    line = _cell(" ".join(words.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def _draw(drawn: Any) -> None:

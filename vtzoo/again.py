@@ -4,6 +4,7 @@ An index is no trusted source of commands: only those that make an artifact are 
 that is thrown away, and what they read by name must be what the artifact says it was made from.
 """
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,13 @@ def given_again(zoo: Zoo, before: Origin, line: Line, data: Sequence[str], outsi
     if not line.given.get("without"):  # of a merge that a task left the deltas that stay are recorded
         own |= _refs(zoo, before, line)
     return own | _backbone(zoo, before, line)
+
+
+def missing_data(line: Line) -> bool:
+    """Whether images that the command names are nowhere on this disk."""
+    told = line.given.get("data") or ()
+    texts = [told] if isinstance(told, str) else told
+    return any(not any(map(os.path.exists, (text, text.partition("=")[2]))) for text in texts)
 
 
 def _file_name(out: Path) -> str:

@@ -101,7 +101,7 @@ class Origin:
 
     Attributes:
         name: in the zoo, or the file's.
-        kind: backbone, delta, merge, folded, student, export.
+        kind: backbone, delta, merge, folded, student, export, model; or file, of tensors that say nothing of themselves.
         digest: its file's (of several the weights'), 64 hex digits; "" where it has none.
         facts: of its entry; empty outside a zoo.
         said: its header's document, its config's `vtzoo`, or its metadata.
@@ -156,7 +156,8 @@ def origin(zoo: Zoo, ref: str, told: Mapping[str, str] | None = None) -> Origin:
         return Origin(name=path.name, kind="export", digest=sha256(path), said=dict(told), lineage=_exported(told))
     said = document(path)
     lineage = as_map(said.get("lineage"))
-    return Origin(name=path.name, kind=_kind(lineage), digest=sha256(path), said=said, lineage=lineage)
+    kind = _kind(lineage) if said else "file"
+    return Origin(name=path.name, kind=kind, digest=sha256(path), said=said, lineage=lineage)
 
 
 def of_entry(zoo: Zoo, entry: Entry) -> Origin:

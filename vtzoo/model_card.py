@@ -37,7 +37,7 @@ def _what(about: Subject) -> str:
     origin, tasks = about.origin, tasks_of(about)
     kind = {
         "delta": "A task delta", "merge": "Several tasks in one delta", "folded": "A plain timm model, folded from a delta", "student": "A distilled student",
-        "export": "A model exported for another runtime", "backbone": "A frozen backbone",
+        "export": "A model exported for another runtime", "backbone": "A frozen backbone", "file": "A file of tensors",
     }.get(origin.kind, "A plain timm model")  # fmt: skip
     method = method_of(origin)
     how = f", made by `{method}`" if method else ""

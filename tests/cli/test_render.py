@@ -124,3 +124,11 @@ def test_a_fact_stays_in_its_cell(capsys: pytest.CaptureFixture[str]) -> None:
         r"mit\nhint: run this\x1b[2J",
         r"  mit\nhint: run this\x1b[2J",
     ]
+
+
+def test_an_error_is_two_lines_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """However long a name in it is."""
+    _render.refuse("x" * 100_000 + "\n\x1b[2J", "try y")
+    lines = capsys.readouterr().err.splitlines()
+    assert [len(lines), lines[1]] == [2, "hint: try y"]
+    assert len(lines[0]) < 1100

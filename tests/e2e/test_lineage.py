@@ -207,12 +207,17 @@ def test_a_delta_that_was_trained_among_others(place: Path, made: Path, capsys: 
 
 
 def test_images_that_are_gone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not found (3), and how to say where they are."""
+    """Not found (3), and how to say where they are; something else that is missing is another matter."""
     command = Zoo(place / "zoo").resolve("pets/lora").facts["command"]
     _recorded(place, "pets/lora", re.sub(r"--data \S+", "--data ./nowhere", command))
     code, _, err = _asked(capsys, "reproduce", "pets/lora", "--zoo", place / "zoo")
     assert code == 3
     assert "--data DATA" in err
+    command = Zoo(place / "zoo").resolve("pets/small").facts["command"]
+    _recorded(place, "pets/small", re.sub(r"--student \S+", "--student nothing", command))
+    code, _, err = _asked(capsys, "reproduce", "pets/small", "--zoo", place / "zoo")
+    assert code == 3
+    assert "--data DATA" not in err
 
 
 def test_the_same_tensors_by_another_version(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

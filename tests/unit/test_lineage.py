@@ -119,6 +119,15 @@ def test_links_in_a_circle_end(zoo: Zoo) -> None:
     assert "## Lineage" in card(zoo, origin(zoo, "one"))
 
 
+def test_a_file_that_says_nothing_is_no_delta(tmp_path: Path, zoo: Zoo) -> None:
+    """Tensors alone may be anybody's: neither log nor card calls them a delta."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors_header([("a", "F32", (2,))], {"format": "pt"}) + bytes(8))
+    found = origin(zoo, str(path))
+    assert found.kind == "file"
+    assert "A file of tensors." in card(zoo, found)
+
+
 def test_a_damaged_parent_is_told_and_the_root_refused(zoo: Zoo) -> None:
     """Of a parent whose file is no longer sound its name is left and the reason; asked for itself it is refused."""
     digest = _delta(zoo, "pets/lora", {"verb": "train", "data": f"sha256:{A}"})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtzoo import talk
-from vtzoo.again import Line, given_again, parents_of
+from vtzoo.again import Line, given_again, missing_data, parents_of
 from vtzoo.apart import apart, whole
 from vtzoo.artifact import Artifact, go_live, open_ref
 from vtzoo.delta import HEAD
@@ -83,7 +83,7 @@ def _run(run: Run, line: Line, values: Mapping[str, Any], other: Zoo, awaited: S
     except Interrupted as error:
         raise Interrupted("interrupted; nothing was kept", "vtzoo reproduce starts anew") from error
     except NotFound as error:
-        if moved or not line.given.get("data"):
+        if moved or not missing_data(line):
             raise
         raise NotFound(error.message, "say where its images are now: --data DATA") from error
 
