@@ -166,8 +166,8 @@ def _licence(about: Subject) -> list[str]:
 
 def _input(shape: Preprocess) -> str:
     _, height, width = shape.input_size
-    crop = f", {shape.crop_mode} crop of {shape.crop_pct:.1%}" if shape.crop_pct < 1 else ""
-    return f"{width} x {height} pixels, {shape.interpolation}{crop}"
+    crop = f", {tidy(shape.crop_mode)} crop of {shape.crop_pct:.1%}" if shape.crop_pct < 1 else ""
+    return f"{width} x {height} pixels, {tidy(shape.interpolation)}{crop}"
 
 
 def _number(name: str, value: Any) -> str:

@@ -181,7 +181,8 @@ def test_a_card_of_facts_that_are_none(zoo: Zoo) -> None:
     bad = "x\x1b[2J\n\n# Owned | <img src=x>"
     loss = [{"function": bad, "weight": bad}]
     _delta(zoo, "pets/lora", {"loss": loss}, metrics={bad: {"top1": 0.5}}, recipe={"precision": bad, "eval_limit": bad})
-    _delta(zoo, "both", {"verb": "merge", "coef": [bad, 1.5]})
+    shape = {"input_size": [3, 8, 8], "interpolation": bad, "crop_mode": bad, "crop_pct": 0.5}
+    _delta(zoo, "both", {"verb": "merge", "coef": [bad, 1.5]}, tasks=[{"name": "pets", "classes": [], **shape}])
     facts = {"kind": bad, "arch": bad, "created": bad, "metrics": {"top1": 0.5}}
     zoo.put("models", "small", {"files": {"model.safetensors": zoo.add_object(b"x")}, **facts})
     for name in ("pets/lora", "both", "small"):
