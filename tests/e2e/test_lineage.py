@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import yaml
 from PIL import Image
 
 from tests.e2e.chain import chain, ran
-from vtzoo.files import header, safetensors_header
 from vtzoo.zoo import Zoo
 from vtzoo_cli._main import main
 
@@ -365,8 +363,7 @@ def test_a_card_says_what_is_recorded(made: Path, capsys: pytest.CaptureFixture[
     assert "With plain timm" not in card
     assert "mit" in card
     small = _asked(capsys, "card", "pets/small", "--zoo", made / "zoo")[1]["card"]
-    (size,) = [line for line in small.splitlines() if line.startswith("| input |")]
-    assert size in card
+    assert small[small.index("| input |") : small.index("| sha256 |")] in card
     assert "on the backbone" not in card  # a student's network is another one
 
 
@@ -402,40 +399,3 @@ def test_a_graph_needs_no_torch(made: Path) -> None:
     for words in (["log", "pets/onnx", "--children"], ["card", "pets/small"]):
         line = [sys.executable, "-c", code, *words, "--zoo", str(made / "zoo")]
         assert subprocess.run(line, capture_output=True, check=False).returncode == 0
-
-
-def _garbled(place: Path, tensors: str, said: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """An entry `odd`: the tensors of one delta under the changed header of another."""
-    zoo = Zoo(place / "zoo")
-    own, other = (zoo.object(zoo.resolve(n).digest) for n in (tensors, said))
-    found, document = header(own), json.loads(header(other).metadata["vtzoo"])
-    change(document["config"]["parts"][0])
-    rows = sorted(found.tensors.items(), key=lambda row: row[1].start)
-    head = safetensors_header([(n, s.dtype, s.shape) for n, s in rows], {"vtzoo": json.dumps(document)})
-    zoo.put("deltas", "odd", {"digest": zoo.add_object(head + own.read_bytes()[found.data_start :])})
-
-
-@pytest.mark.parametrize(
-    ("tensors", "said", "change"),
-    [
-        ("cars/ssf", "pets/lora", lambda _: None),
-        ("pets/lora", "pets/lora", lambda part: part["sites"].pop()),
-        ("pets/lora", "pets/lora", lambda part: part["sites"][0].update(shape=[-1, 64])),
-        ("cars/ssf", "cars/ssf", lambda part: part["sites"][0].update(shape=[])),
-        ("cars/ssf", "cars/ssf", lambda part: part["sites"][0].update(facts=[])),
-    ],
-)
-def test_a_delta_whose_header_tells_of_other_tensors(
-    place: Path, tensors: str, said: str, change: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is neither compared nor merged (4): what isn't told of would silently count as nothing."""
-    _garbled(place, tensors, said, change)
-    at = ("--zoo", place / "zoo")
-    for words in (
-        ("diff", "odd", "both"),
-        ("diff", "tiny", "odd"),
-        ("merge", "odd", "both", "--method", "ties", "--name", "m"),
-        ("fold", "odd", "--out", place / "o"),
-    ):
-        code, _, err = _asked(capsys, *words, *at)
-        assert (code, len(err.strip().splitlines())) == (4, 2), words
