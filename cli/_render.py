@@ -12,6 +12,9 @@ from vtzoo import talk
 
 from ._blocks import Block, Line, Table, Tree, indented, plain
 
+LONGEST = 1000
+"""Characters of an error's line."""
+
 
 @dataclass(slots=True)
 class _Style:
@@ -66,7 +69,12 @@ def refuse(message: str, hint: str) -> None:
 
 def _printable(text: str) -> str:
     """A text from anywhere, what isn't printable escaped: a label or name could else move the cursor, or write what a reader takes for ours."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return text if text.isprintable() else "\n".join(map(_cell, text.split("\n")))
+
+
+def _cell(text: str) -> str:
+    """Likewise, on one line: a fact in a table could else write the lines below it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _harmless(block: Block) -> Block:
@@ -74,18 +82,18 @@ def _harmless(block: Block) -> Block:
         return Line(_printable(block.text))
     if isinstance(block, Tree):
         return _plain_tree(block)
-    rows = [tuple(map(_printable, row)) for row in block.rows]
-    return Table(
-        tuple(map(_printable, block.columns)), rows, _printable(block.title), frozenset(map(_printable, block.right))
-    )
+    rows = [tuple(map(_cell, row)) for row in block.rows]
+    return Table(tuple(map(_cell, block.columns)), rows, _cell(block.title), frozenset(map(_cell, block.right)))
 
 
 def _plain_tree(tree: Tree) -> Tree:
-    return Tree(_printable(tree.text), [_plain_tree(t) for t in tree.below])
+    return Tree(_cell(tree.text), [_plain_tree(t) for t in tree.below])
 
 
 def _one_line(words: str) -> str:
-    return _printable(" ".join(words.split()))
+    """On one line that can be read: names in it may be of any length."""
+    line = _cell(" ".join(words.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def _draw(drawn: Any) -> None:

@@ -1,36 +1,46 @@
 """An artifact's graph as a tree for people, and as text that Mermaid draws."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
+
+from vtzoo.spec import tidy
 
 from ._blocks import Block, Line, Tree
 
 Nodes = Mapping[str, Mapping[str, Any]]
+Near = Mapping[str, list[str]]
+DEEP = 64
+"""Levels that are drawn."""
 
 
 def trees(found: dict[str, Any]) -> list[Block]:
     """What it was made from; where that was asked for, what was made from it."""
     nodes: Nodes = {n["id"]: n for n in found["nodes"]}
-    before = _tree(found["root"], nodes, lambda n: [(e["from"], e["as"]) for e in found["edges"] if e["to"] == n])
+    below, above = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for edge in found["edges"]:
+        below[edge["to"]].append(edge["from"])
+        above[edge["from"]].append(edge["to"])
+    before = _tree(found["root"], nodes, below)
     if not found["children"]:
         return [before]
-    after = _tree(found["root"], nodes, lambda n: [(e["to"], "") for e in found["edges"] if e["from"] == n])
+    after = _tree(found["root"], nodes, above)
     made = [Line(""), Line("made from it:"), *after.below] if after.below else [Line(""), Line("nothing here was made from it")]  # fmt: skip
     return [before, *made]
 
 
-def _tree(root: str, nodes: Nodes, near: Callable[[str], list[tuple[str, str]]]) -> Tree:
+def _tree(root: str, nodes: Nodes, near: Near) -> Tree:
     """Follow the links; what came up before is only named."""
     seen: set[str] = set()
 
-    def grown(node: str) -> Tree:
-        text = words(nodes[node])
-        if node in seen and near(node):
-            return Tree(f"{text} (above)")
+    def grown(node: str, depth: int) -> Tree:
+        text, others = words(nodes[node]), near.get(node, [])
+        if others and (node in seen or depth == DEEP):
+            return Tree(f"{text} {'(above)' if node in seen else '… (all of it: --json)'}")
         seen.add(node)
-        return Tree(text, [grown(other) for other, _ in near(node)])
+        return Tree(text, [grown(other, depth + 1) for other in others])
 
-    return grown(root)
+    return grown(root, 0)
 
 
 def words(node: Mapping[str, Any]) -> str:
@@ -65,7 +75,7 @@ def mermaid(found: dict[str, Any]) -> str:
     ids = {node["id"]: f"n{i}" for i, node in enumerate(found["nodes"])}
     lines = ["graph LR"]
     for node in found["nodes"]:
-        label = _joined(node["name"] or node.get("task", ""), node["kind"]).replace('"', "'")
+        label = tidy(_joined(node["name"] or node.get("task", ""), node["kind"])).replace('"', "'")
         lines.append(f'  {ids[node["id"]]}["{label}"]')
     lines += [f"  {ids[e['from']]} --> {ids[e['to']]}" for e in found["edges"]]
     return "\n".join(lines)

@@ -32,7 +32,9 @@ def run(
     session.show(found, _view)
     if bad := [r["name"] for r in found.rows if r["wrong"]]:
         said = f"{len(bad)} of {len(found.rows)} entries can't be trusted, the first is '{bad[0]}'"
-        raise Corrupt(said, f"fetch or make them again, or take them away: vtzoo rm {bad[0]}")
+        raise Corrupt(
+            said, f"fetch or make them again, sign what you vouch for (vtzoo sign), or take it away: vtzoo rm {bad[0]}"
+        )
 
 
 def _view(facts: dict[str, Any]) -> list[Block]:

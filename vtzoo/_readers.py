@@ -8,6 +8,7 @@ from PIL import Image
 
 from vtzoo._images import Images
 from vtzoo.errors import Corrupt, Network, NotFound, UsageError
+from vtzoo.refs import as_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,10 +52,12 @@ def open_timm(text: str, split: str) -> Images:
 
     Raises:
         UsageError: the reader's package isn't installed, or fewer than two classes came.
-        NotFound: timm knows no such data set, or it has no such split.
+        NotFound: timm knows no such data set, or it has no such split, or the folder of a `wds/` isn't there.
         Network: it had to be fetched and could not be.
     """
     name, _, root = text.partition("@")
+    if name.startswith("wds/"):
+        root = _shards(root)
     source = _create(name, root, split)
     if not hasattr(type(source), "__getitem__"):
         source = [(image, label) for image, label in cast("Iterable[tuple[Image.Image, int]]", source)]
@@ -73,6 +76,17 @@ def open_timm(text: str, split: str) -> Images:
         where=text,
         exact=False,
     )
+
+
+def _shards(root: str) -> str:
+    """A folder's whole path: what else webdataset opens (`pipe:…`, URLs) it gives to a shell.
+
+    Raises:
+        NotFound: there is no such folder.
+    """
+    if not root or not as_path(root).is_dir():
+        raise NotFound(f"wds/ reads a folder of shards, not '{root}'", "say where it is: wds/NAME@DIR")
+    return str(as_path(root).resolve())
 
 
 def _create(name: str, root: str, split: str) -> Any:

@@ -4,6 +4,7 @@ An index is no trusted source of commands: only those that make an artifact are 
 that is thrown away, and what they read by name must be what the artifact says it was made from.
 """
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,11 +51,14 @@ def check_verb(verb: str) -> None:
 
 
 def check_kept(line: Line) -> None:
-    """Refuse a command that keeps nothing.
+    """Refuse a command that keeps nothing, or that says a pickle may be read: that is for the user to say.
 
     Raises:
-        UsageError: it was a dry run, or wrote a file alone.
+        UsageError: it was a dry run, or wrote a file alone; or it has --from-pickle.
     """
+    if line.given.get("from_pickle"):
+        said = f"the recorded 'vtzoo {line.verb}' reads a pickle, which may run code"
+        raise UsageError(said, "if you trust where it is from, type the command yourself: vtzoo show REF tells it")
     if line.given.get("dry_run") or not (line.given.get("name") or line.given.get("config")):
         raise UsageError(f"the recorded 'vtzoo {line.verb}' keeps nothing in a zoo", "make it anew, with --name")
 
@@ -104,12 +108,24 @@ def given_again(zoo: Zoo, before: Origin, line: Line, data: Sequence[str], outsi
     """
     own = {k: v for k, v in DROPPED.items() if k in line.given}
     if line.given.get("out") is not None:
-        own["out"] = outside / Path(line.given["out"]).name
+        own["out"] = outside / _file_name(line.given["out"])
     if data:
         own["data"] = _data(line, data)
     if not line.given.get("without"):  # of a merge that a task left the deltas that stay are recorded
         own |= _refs(zoo, before, line)
     return own | _backbone(zoo, before, line)
+
+
+def missing_data(line: Line) -> bool:
+    """Whether images that the command names are nowhere on this disk."""
+    told = line.given.get("data") or ()
+    texts = [told] if isinstance(told, str) else told
+    return any(not any(map(os.path.exists, (text, text.partition("=")[2]))) for text in texts)
+
+
+def _file_name(out: Path) -> str:
+    """Its last part, which some formats write into the file; of `..` and the like nothing is kept."""
+    return "out" if out.name in ("", "..") else out.name
 
 
 def _data(line: Line, data: Sequence[str]) -> Any:

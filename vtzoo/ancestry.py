@@ -18,19 +18,16 @@ from vtzoo.zoo import Zoo
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """Nodes by id, plain facts each, and what leads from one to the other: `from`, `to` (what was made of it) and `as`."""
+    """Nodes by id, plain facts each; and by id what it was made from, and as what, in the order in which it was given."""
 
     root: str
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    edges: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    sources: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict[str, dict[tuple[str, str], None]])
 
-    def before(self, node: str) -> list[str]:
-        """What it was made from, in the order in which it was given."""
-        return [e["from"] for e in self.edges if e["to"] == node]
-
-    def after(self, node: str) -> list[str]:
-        """What was made from it, by name."""
-        return sorted({e["to"] for e in self.edges if e["from"] == node})
+    @property
+    def edges(self) -> list[dict[str, str]]:
+        """What leads from one to the other: `from`, `to` (what was made of it) and `as`."""
+        return [{"from": a, "to": b, "as": role} for b, found in self.sources.items() for a, role in found]
 
 
 def ancestry(zoo: Zoo, start: Origin, *, children: bool = False) -> Graph:
@@ -133,9 +130,8 @@ def _descend(family: _Family, graph: Graph, start: Origin) -> None:
 
 
 def _join(graph: Graph, there: str, here: str, role: str) -> None:
-    edge = {"from": there, "to": here, "as": role}
-    if there != here and edge not in graph.edges:
-        graph.edges.append(edge)
+    if there != here:
+        graph.sources.setdefault(here, {})[there, role] = None
 
 
 def _is_bare(entry: Entry) -> bool:

@@ -21,7 +21,8 @@ from vtzoo.artifact import Artifact, fold_artifact
 from vtzoo.bases import open_base
 from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import NotFoldable
-from vtzoo.folding import task_vector
+from vtzoo.folding import grounded, task_vector
+from vtzoo.merges._checks import complete
 from vtzoo.tensors import WORKERS, Lazy, TensorFile, ahead, shape_of
 
 Row = dict[str, Any]
@@ -90,10 +91,17 @@ def _views(a: Artifact, b: Artifact) -> tuple[str, str, Tensors, Tensors]:
     if a.delta is None or b.delta is None:
         return "weights", "", _weights(a), _weights(b)
     try:
-        left, right = (task_vector(open_base(d.backbone, z), d) for d, z in ((a.delta, a.zoo), (b.delta, b.zoo)))
+        left, right = (_vector(d, one) for d, one in ((a.delta, a), (b.delta, b)))
         return "task vectors", "", _with_heads(left, a.delta), _with_heads(right, b.delta)
     except NotFoldable as error:
         return "tensors of the files", error.message, a.delta.tensors, b.delta.tensors
+
+
+def _vector(delta: Delta, artifact: Artifact) -> Tensors:
+    """A task vector, of a delta whose tensors are those that its header tells of."""
+    base = open_base(delta.backbone, artifact.zoo)
+    complete(delta, artifact.name, grounded(base, delta))
+    return task_vector(base, delta)
 
 
 def _weights(artifact: Artifact) -> Tensors:

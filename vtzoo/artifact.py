@@ -15,9 +15,11 @@ from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
-from vtzoo.folding import Folded, fold
+from vtzoo.folding import Folded, fold, grounded
 from vtzoo.formats import beside, opened
+from vtzoo.lineage import CONFIG, WEIGHTS
 from vtzoo.live import attach, head_state
+from vtzoo.merges._checks import complete
 from vtzoo.objects import workroom
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
@@ -25,8 +27,8 @@ from vtzoo.spec import SIDE_LIMIT, BackboneCard, Preprocess, Task, chosen
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
-CONFIG, WEIGHTS, HEADS, EXPORT = "config.json", "model.safetensors", "heads.safetensors", "model"
-"""Names of a plain model's files; an exported one's are EXPORT with their suffixes."""
+HEADS, EXPORT = "heads.safetensors", "model"
+"""More names of a model's files: of a student's heads, and of exported ones, with their suffixes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +184,10 @@ def simplest(
 
 
 def fold_artifact(delta: Delta, zoo: Zoo, task: str | None, factor: float = 1.0) -> Folded:
-    """Fold a delta into its own backbone's file; streams, builds no model."""
-    return fold(open_base(delta.backbone, zoo), delta, task=task, factor=factor, check=False)
+    """Fold a delta, whose tensors must be those that its header tells of, into its own backbone's file; streams, builds no model."""
+    base = open_base(delta.backbone, zoo)
+    complete(delta, "the delta", grounded(base, delta))
+    return fold(base, delta, task=task, factor=factor, check=False)
 
 
 def plain_model(delta: Delta, folded: Folded, classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:

@@ -17,7 +17,7 @@ from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
 from vtzoo.probing import probe
-from vtzoo.spec import BackboneCard, Preprocess
+from vtzoo.spec import LOADING, BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 PASSING = ("num_classes", "drop_path_rate")
 """Arguments that a card does not keep: they say nothing of the features."""
-
-_LOADING = frozenset({"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"})
 
 
 def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, **model_args: Any) -> nn.Module:
@@ -191,7 +189,7 @@ def refuse_loading(args: Mapping[str, Any]) -> None:
     Raises:
         UsageError: there is one.
     """
-    if loading := sorted(_LOADING & set(args)):
+    if loading := sorted(LOADING & set(args)):
         raise UsageError(f"'{loading[0]}' says what to load, not what the network is", "leave it out of its model_args")
 
 

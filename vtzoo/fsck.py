@@ -6,11 +6,11 @@ themselves: without a copy they stay loose.
 """
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vtzoo.catalogue import INDEX, Facts, Index, Sections, parse
 from vtzoo.copies import copies
@@ -199,10 +199,11 @@ def _facts(path: Path) -> Facts:
     """The index's facts of a delta, by its own header.
 
     Raises:
-        Corrupt: the file is damaged.
-        ValueError, KeyError, TypeError: it is no delta.
+        Corrupt: the file is damaged, or no delta.
+        Mismatch: written by a newer vtzoo.
+        KeyError, TypeError, AttributeError: it lacks what a delta says.
     """
-    said: Mapping[str, Any] = read_header(path)
+    said = read_header(path)
     metrics = said.get("metrics") or {}
     return {
         "size_bytes": path.stat().st_size,

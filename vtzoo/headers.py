@@ -1,10 +1,11 @@
 """The JSON document in a delta's header, by the standard library alone."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vtzoo import files, strict
-from vtzoo.errors import Corrupt, Mismatch
+from vtzoo.errors import Corrupt, Mismatch, VtzooError
 from vtzoo.refs import shown
 
 SCHEMA = 1
@@ -35,3 +36,17 @@ def read_header(path: Path) -> dict[str, Any]:
     if type(schema) is not int or schema < 1:
         raise Corrupt(f"{path}: the delta's schema is {shown(schema)}", again)
     return doc
+
+
+def stands_on(path: Path) -> str:
+    """The source of the backbone that a delta stands on; "" where its file can't be read or doesn't say it."""
+    with suppress(VtzooError):
+        return source_in(files.header(path).metadata)
+    return ""
+
+
+def source_in(metadata: Any) -> str:
+    """Likewise, by the metadata of its file."""
+    with suppress(ValueError, KeyError, TypeError):
+        return str(strict.record(metadata["vtzoo"])["backbone"]["source"])
+    return ""

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from vtzoo.catalogue import builtin
 from vtzoo.refs import Entry
-from vtzoo.spec import AND
+from vtzoo.spec import AND, as_list, as_map, one_line
 
 TASK = "image-classification"
 _SOURCE = "hf-hub:"
@@ -94,7 +94,7 @@ def _model_index(entry: Entry) -> list[dict[str, Any]]:
 
 def _tasks(entry: Entry) -> list[str]:
     """Names of its tasks; entries of some verbs hold whole ones."""
-    return [str(t["name"]) if isinstance(t, Mapping) else str(t) for t in entry.facts.get("tasks") or ()]
+    return [str(as_map(t).get("name")) if isinstance(t, Mapping) else str(t) for t in as_list(entry.facts.get("tasks"))]
 
 
 def _tags(entry: Entry) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _licence(entries: Iterable[Entry]) -> dict[str, str]:
     found: set[str] = set()
     for entry in entries:
         lineage: Mapping[str, Any] = entry.facts.get("lineage") or {}
-        told = [entry.facts.get("license"), *(lineage.get("licenses") or ())]
+        told = [entry.facts.get("license"), *as_list(lineage.get("licenses"))]
         found |= {part for text in told if text for part in str(text).lower().split(AND.lower())}
     if len(found) == 1 and found <= _LICENCES:
         return {"license": found.pop()}
@@ -178,7 +178,7 @@ def _shelf(repo: str, entries: Sequence[Entry]) -> str:
         "",
         "| entry | kind | backbone | tasks | top-1 |",
         "| --- | --- | --- | --- | ---: |",
-        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows),
+        *(f"| {' | '.join(row)} |" for row in rows),
         "",
         "```console",
         f"$ vtzoo pull {first} hf://{repo}",
@@ -193,4 +193,10 @@ def _row(entry: Entry) -> tuple[str, ...]:
     top1 = [v for _, _, name, v in measured(facts.get("metrics") or {}, _tasks(entry)) if name == "top1"]
     shown = f"{sum(top1) / len(top1):.1%}" if top1 else ""
     kind = facts.get("method") or facts.get("kind") or entry.section[:-1]
-    return entry.name, str(kind), str(facts.get("backbone") or facts.get("arch") or ""), ", ".join(_tasks(entry)), shown
+    on = facts.get("backbone") or facts.get("arch") or ""
+    return entry.name, _cell(kind), _cell(on), _cell(", ".join(_tasks(entry))), shown
+
+
+def _cell(text: object) -> str:
+    """What someone else wrote, in a table's cell, where it is neither a link nor HTML."""
+    return re.sub(r"([\\|`]|(?<=\])\()", r"\\\1", one_line(text)).replace("<", "&lt;")

@@ -9,7 +9,6 @@ A delta has them in its header, a model in its entry and its config.json, an exp
 earlier versions say less, or write digests without "sha256:"; what isn't said is unknown, and never an error.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from vtzoo import __version__
+from vtzoo import __version__, documents, strict
 from vtzoo.errors import Corrupt, Mismatch, NotFound
-from vtzoo.files import header, reading, sha256
+from vtzoo.files import header, sha256
 from vtzoo.refs import Entry, as_path, is_path
 from vtzoo.spec import as_list, as_map
 from vtzoo.zoo import Zoo
@@ -102,7 +101,7 @@ class Origin:
 
     Attributes:
         name: in the zoo, or the file's.
-        kind: backbone, delta, merge, folded, student, export.
+        kind: backbone, delta, merge, folded, student, export, model; or file, of tensors that say nothing of themselves.
         digest: its file's (of several the weights'), 64 hex digits; "" where it has none.
         facts: of its entry; empty outside a zoo.
         said: its header's document, its config's `vtzoo`, or its metadata.
@@ -157,7 +156,8 @@ def origin(zoo: Zoo, ref: str, told: Mapping[str, str] | None = None) -> Origin:
         return Origin(name=path.name, kind="export", digest=sha256(path), said=dict(told), lineage=_exported(told))
     said = document(path)
     lineage = as_map(said.get("lineage"))
-    return Origin(name=path.name, kind=_kind(lineage), digest=sha256(path), said=said, lineage=lineage)
+    kind = _kind(lineage) if said else "file"
+    return Origin(name=path.name, kind=kind, digest=sha256(path), said=said, lineage=lineage)
 
 
 def of_entry(zoo: Zoo, entry: Entry) -> Origin:
@@ -184,13 +184,14 @@ def of_entry(zoo: Zoo, entry: Entry) -> Origin:
 
 def document(path: Path) -> _Facts:
     """A delta's JSON document; empty where a safetensors file has none."""
-    return _parsed(header(path).metadata.get("vtzoo", "{}"), path)
+    try:
+        return strict.record(header(path).metadata.get("vtzoo", "{}"))
+    except ValueError as error:
+        raise Corrupt(f"{path}: what it says of itself {error}", "make it again, or fetch it again") from error
 
 
 def _config(path: Path) -> _Facts:
-    with reading(path):
-        text = path.read_text(encoding="utf-8")
-    config = _parsed(text, path)
+    config = documents.document(path)
     shape = as_map(config.get("pretrained_cfg"))
     return as_map(config.get("vtzoo")) | {
         "labels": as_list(config.get("label_names")),
@@ -199,22 +200,15 @@ def _config(path: Path) -> _Facts:
     }
 
 
-def _parsed(text: str, path: Path) -> _Facts:
-    try:
-        return as_map(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise Corrupt(f"{path}: what it says of itself is no JSON", "make it again, or fetch it again") from error
-
-
 def _exported(told: Mapping[str, str]) -> _Facts:
     """What an exported file's metadata say, in the form of the others; of many tasks each has its own digest."""
     try:
-        tasks = json.loads(told.get("tasks", "[]"))
+        tasks = strict.loads(told.get("tasks", "[]"))
         digests = [told.get("digest"), *(as_map(t).get("digest") for t in as_list(tasks))]
         return {
             "verb": "export",
             "parents": [d for d in digests if d],
-            "versions": json.loads(told.get("versions", "{}")),
+            "versions": strict.loads(told.get("versions", "{}")),
         }
     except ValueError as error:
         raise NotFound("the file's metadata don't say what it was made from", "export it again") from error

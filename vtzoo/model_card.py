@@ -10,12 +10,13 @@ from typing import Any
 from vtzoo.ancestry import ancestry
 from vtzoo.lineage import Origin, images
 from vtzoo.papers import citation
-from vtzoo.spec import AND, Preprocess, as_list, as_map
-from vtzoo.subject import Subject, backbone_of, before_of, method_of, names_of, shape_of, tasks_of, tidy
+from vtzoo.spec import AND, Preprocess, as_list, as_map, tidy
+from vtzoo.subject import Subject, backbone_of, before_of, code, method_of, names_of, shape_of, tasks_of
 from vtzoo.usage import use
 from vtzoo.zoo import Zoo
 
 SHOWN = 12
+_DEEP = 64
 _METRICS = ("top1", "top5", "balanced_accuracy", "map", "micro_f1", "macro_f1", "retention", "loss", "ece")
 _SHARES = frozenset(_METRICS) - {"loss", "ece"}
 
@@ -25,7 +26,7 @@ def card(zoo: Zoo, origin: Origin) -> str:
     graph = ancestry(zoo, origin)
     about = Subject(zoo, origin, graph, before_of(zoo, graph))
     parts = [
-        [f"# {origin.name}", "", _what(about)], _facts(about), _trained(about), _data(about), _metrics(about), _lineage(about),
+        [f"# {tidy(origin.name)}", "", _what(about)], _facts(about), _trained(about), _data(about), _metrics(about), _lineage(about),
         use(about), _licence(about), citation(about),
     ]  # fmt: skip
     return "\n\n".join("\n".join(p) for p in parts if p) + "\n"
@@ -36,7 +37,7 @@ def _what(about: Subject) -> str:
     origin, tasks = about.origin, tasks_of(about)
     kind = {
         "delta": "A task delta", "merge": "Several tasks in one delta", "folded": "A plain timm model, folded from a delta", "student": "A distilled student",
-        "export": "A model exported for another runtime", "backbone": "A frozen backbone",
+        "export": "A model exported for another runtime", "backbone": "A frozen backbone", "file": "A file of tensors",
     }.get(origin.kind, "A plain timm model")  # fmt: skip
     method = method_of(origin)
     how = f", made by `{method}`" if method else ""
@@ -50,14 +51,14 @@ def _facts(about: Subject) -> list[str]:
     origin, facts, shape = about.origin, about.origin.facts, shape_of(about)
     size, backbone = facts.get("size_bytes"), backbone_of(about)
     rows = [
-        ("kind", origin.kind),
-        ("network", f"`{arch}`" if (arch := facts.get("arch") or backbone.get("arch")) else ""),
+        ("kind", tidy(origin.kind)),
+        ("network", f"`{tidy(arch)}`" if (arch := facts.get("arch") or backbone.get("arch")) else ""),
         ("size", f"{size:,} bytes" if size else ""),
         ("input", _input(shape) if shape else ""),
         ("sha256", f"`{origin.digest}`" if origin.digest else ""),
         ("backbone's fingerprint", f"`{backbone['fingerprint']}`" if backbone.get("fingerprint") else ""),
         ("backbone's licence", str(backbone.get("license") or "")),
-        ("made", str(facts.get("created") or "")),
+        ("made", tidy(facts.get("created") or "")),
         ("with", tidy(", ".join(f"{k} {v}" for k, v in as_map(origin.lineage.get("versions")).items()))),
     ]
     return _table(("", ""), [r for r in rows if r[1]])
@@ -73,16 +74,16 @@ def _trained(about: Subject) -> list[str]:
     spec = method_of(about.origin) if about.origin.kind == "merge" else ""
     lines = [f"Recipe: {', '.join(told)}."] if told else []
     lines += [f"Loss: `{' + '.join(loss)}`."] if loss else []
-    lines += (
-        [f"Merged by `{spec}`, weights {', '.join(f'{c:g}' for c in as_list(lineage.get('coef')))}."] if spec else []
-    )
+    lines += [f"Merged by `{spec}`, weights {', '.join(map(_short, as_list(lineage.get('coef'))))}."] if spec else []
     return ["## How it was made", "", *lines] if lines else []
 
 
 def _spelled(term: Mapping[str, Any]) -> str:
     own = {k: v for k, v in term.items() if k not in ("function", "weight")}
-    weight = f"{term['weight']:g}*" if term.get("weight", 1) != 1 else ""
-    return f"{weight}{term.get('function')}" + (f"[{','.join(f'{k}={v}' for k, v in own.items())}]" if own else "")
+    weight = f"{_short(term['weight'])}*" if term.get("weight", 1) != 1 else ""
+    return code(
+        f"{weight}{term.get('function')}" + (f"[{','.join(f'{k}={v}' for k, v in own.items())}]" if own else "")
+    )
 
 
 def _data(about: Subject) -> list[str]:
@@ -104,7 +105,7 @@ def _metrics(about: Subject) -> list[str]:
     columns = [c for c in (*_METRICS, "images") if any(c in m for m in nested.values())]
     if not {*columns} & {*_METRICS}:
         return []
-    rows = [(k, *(_number(c, m.get(c)) for c in columns)) for k, m in nested.items() if {*m} & {*columns}]
+    rows = [(tidy(k), *(_number(c, m.get(c)) for c in columns)) for k, m in nested.items() if {*m} & {*columns}]
     what = "" if "" in nested else "split" if {*nested} <= {"val", "test"} else "task"
     told = _protocol(about)
     if not what:
@@ -123,8 +124,8 @@ def _protocol(about: Subject) -> str:
     recipe = as_map(about.origin.said.get("recipe")) or as_map(about.origin.lineage.get("recipe"))
     shape, most = shape_of(about), recipe.get("eval_limit")
     told = [f"images of {_input(shape)}"] if shape else []
-    told += [f"in {recipe['precision']}"] if recipe.get("precision") else []
-    told += [f"of each split at most {most} images"] if most else []
+    told += [f"in {tidy(recipe['precision'])}"] if recipe.get("precision") else []
+    told += [f"of each split at most {tidy(most)} images"] if most else []
     return ", ".join(told)
 
 
@@ -137,10 +138,10 @@ def _lineage(about: Subject) -> list[str]:
         gone = " (no longer in the zoo it was made in)" if node["kind"] == "gone" else ""
         name = f"`{tidy(node['name'])}`" if node.get("name") else tidy(node.get("task", ""))
         digest = f", sha256 `{node['digest'][:12]}…`" if node["digest"] else ""
-        lines.append(f"{'  ' * depth}- {' '.join(p for p in (node['kind'], name) if p)}{digest}{gone}")
-        if mark not in told:
+        lines.append(f"{'  ' * depth}- {' '.join(p for p in (tidy(node['kind']), name) if p)}{digest}{gone}")
+        if mark not in told and depth < _DEEP:
             told.add(mark)
-            for other in about.graph.before(mark):
+            for other, _ in about.graph.sources.get(mark, ()):
                 tell(other, depth + 1)
 
     tell(about.graph.root, 0)
@@ -165,8 +166,8 @@ def _licence(about: Subject) -> list[str]:
 
 def _input(shape: Preprocess) -> str:
     _, height, width = shape.input_size
-    crop = f", {shape.crop_mode} crop of {shape.crop_pct:.1%}" if shape.crop_pct < 1 else ""
-    return f"{width} x {height} pixels, {shape.interpolation}{crop}"
+    crop = f", {tidy(shape.crop_mode)} crop of {shape.crop_pct:.1%}" if shape.crop_pct < 1 else ""
+    return f"{width} x {height} pixels, {tidy(shape.interpolation)}{crop}"
 
 
 def _number(name: str, value: Any) -> str:
@@ -175,6 +176,10 @@ def _number(name: str, value: Any) -> str:
     if name == "images":
         return str(value)
     return f"{value:.1%}" if name in _SHARES else f"{value:.4f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else tidy(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

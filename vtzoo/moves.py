@@ -13,14 +13,13 @@ from typing import Any
 from vtzoo import signing, strict
 from vtzoo.catalogue import Index
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError
+from vtzoo.headers import source_in
 from vtzoo.patience import patiently
 from vtzoo.refs import SECTIONS, Entry, check_name, shown, signature_object
 from vtzoo.remotes import Remote
 from vtzoo.remotes.folder import Folder
 from vtzoo.talk import say
 from vtzoo.transfer import announced
-
-_HEADER_LIMIT = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,10 +181,10 @@ def _stands_on(source: Remote, entry: Entry) -> str:
     """The source of a delta's backbone, from the head of its file; empty where that can't be read."""
     try:
         length = int.from_bytes(_read(source, entry.digest, 0, 8), "little")
-        table = strict.loads(_read(source, entry.digest, 8, 8 + length)) if length <= _HEADER_LIMIT else {}
-        return str(strict.loads(table["__metadata__"]["vtzoo"])["backbone"]["source"])
-    except (ValueError, KeyError, TypeError):
+        table = strict.record(_read(source, entry.digest, 8, 8 + length)) if length <= strict.LIMIT_BYTES else {}
+    except ValueError:
         return ""
+    return source_in(table.get("__metadata__"))
 
 
 def _read(source: Remote, digest: str, start: int, end: int) -> bytes:

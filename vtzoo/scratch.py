@@ -1,6 +1,5 @@
 """A zoo for a while: some entries of another one, by links to its objects, and whatever is made beside them."""
 
-import json
 import os
 import secrets
 import shutil
@@ -10,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vtzoo.errors import VtzooError
-from vtzoo.files import header
+from vtzoo.headers import stands_on
 from vtzoo.refs import Entry
 from vtzoo.zoo import Zoo
 
@@ -41,9 +40,8 @@ def _beneath(zoo: Zoo, entry: Entry) -> set[str]:
     """The object of the backbone that a delta stands on, where that is one and is here."""
     if entry.section != "deltas":
         return set()
-    with suppress(VtzooError, ValueError, KeyError, TypeError):
-        said = json.loads(header(zoo.object(entry.digest)).metadata["vtzoo"])
-        source = str(said["backbone"]["source"])
+    with suppress(VtzooError):
+        source = stands_on(zoo.object(entry.digest))
         if source.startswith(_OBJECT):
             zoo.object(source.removeprefix(_OBJECT))
             return {source.removeprefix(_OBJECT)}

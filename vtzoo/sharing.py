@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vtzoo import patience, signing
@@ -100,7 +100,7 @@ def pull(
         NotFound: the remote has no such entry, or lacks an object of it.
         Conflict: a name is taken here by other content.
         Corrupt: what came is not what the remote's index says.
-        Mismatch: an entry is not signed and has to be, or not by the owner of the key; nothing of any is fetched.
+        Mismatch: an entry, there or already here, is not signed and has to be, or not by the owner of the key; nothing of any is fetched.
         Network: it can't be reached.
     """
     wanted = signing.policy(require_signed=require_signed, public_key=public_key)
@@ -113,6 +113,7 @@ def pull(
     moves = planned(there, Folder(zoo), chosen, name=name, force=force, backbone=backbone, action="pull")
     refuse_conflicts(moves, str(zoo.root))
     _check_signed(there, moves, wanted)
+    _check_held(zoo, moves, wanted)
     moved = 0 if dry_run else _pull(there, zoo, moves, force=force)
     return _shared(there, moves, moved, began, dry_run=dry_run)
 
@@ -208,6 +209,15 @@ def _check_signed(remote: Remote, moves: Sequence[Move], wanted: signing.Policy)
     for move in moves:
         if move.action == "pull":
             signing.check(move.entry, read, wanted)
+
+
+def _check_held(zoo: Zoo, moves: Sequence[Move], wanted: signing.Policy) -> None:
+    """Likewise what is here already with the same files, since its facts stay those that it has here."""
+    here = Folder(zoo).index()[0]
+    for move in moves:
+        if verdict(here, move.entry, move.new.name, force=False) == "none":
+            own = replace(move.new, facts=here.sections[move.new.section][move.new.name])
+            signing.check(own, lambda digest: zoo.object(digest).read_bytes(), wanted)
 
 
 def _is_tensors(entry: Entry, digest: str) -> bool:

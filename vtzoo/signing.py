@@ -24,6 +24,7 @@ from vtzoo.refs import Entry, signature_object
 REQUIRED, PUBLIC_KEY = "VTZOO_REQUIRE_SIGNED", "VTZOO_PUBLIC_KEY"
 FREE = frozenset(("signature", "created", "command"))
 """Facts that are not signed: they change when an entry is copied or signed."""
+CURVES = "P-256, P-384 and P-521"
 LIMIT_BYTES = 1 << 20
 """Of a signature; those of one statement have some 2 kB."""
 
@@ -73,9 +74,8 @@ def sign(entry: Entry, key: Path) -> bytes:
         try:
             config.use_elliptic_key_signer(private_key=key)
         except (ValueError, TypeError, AttributeError) as error:  # encrypted, or of another kind
-            raise UsageError(
-                f"{key} can't sign: {_line(error)}", "give a private key in PEM form, not encrypted"
-            ) from error
+            hint = f"give a private key on one of the curves {CURVES}, in PEM form, not encrypted"
+            raise UsageError(f"{key} can't sign: {_wrong_key(error)}", hint) from error
         config.sign(folder, place)
         return place.read_bytes()
 
@@ -107,23 +107,22 @@ def check(entry: Entry, read: Callable[[str], bytes], wanted: Policy) -> bool:
 
 
 def _verify(entry: Entry, signature: bytes, key: Path) -> None:
-    hint = "is it the right key? if so, don't use this entry"
+    doubt = "is it the right key? if so, don't use this entry"
     if len(signature) > LIMIT_BYTES:
-        raise Mismatch(f"the signature of '{entry.name}' has {len(signature)} bytes", hint)
+        raise Mismatch(f"the signature of '{entry.name}' has {len(signature)} bytes", doubt)
     with _library() as library, _written(statement(entry)) as (folder, place):
         place.write_bytes(signature)
         config: Any = library.verifying.Config()
         try:
             config.use_elliptic_key_verifier(public_key=key)
         except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{key} can't verify: {_line(error)}", "give a public key on an elliptic curve, in PEM form"
-            ) from error
+            hint = f"give a public key on one of the curves {CURVES}, in PEM form"
+            raise UsageError(f"{key} can't verify: {_wrong_key(error)}", hint) from error
         try:
             config.verify(folder, place)
         except Exception as error:  # whatever a stranger's bundle makes the library raise, it is not verified
             why = "its facts or files are others now" if str(error).startswith("Signature mismatch") else _line(error)
-            raise Mismatch(f"'{entry.name}' is not what {key.name} signed: {why}", hint) from error
+            raise Mismatch(f"'{entry.name}' is not what {key.name} signed: {why}", doubt) from error
 
 
 @contextmanager
@@ -145,6 +144,10 @@ def _written(said: bytes) -> Generator[tuple[Path, Path]]:
         folder.mkdir()
         (folder / "entry.json").write_bytes(said)
         yield folder, Path(above) / "signature.json"
+
+
+def _wrong_key(error: BaseException) -> str:
+    return "it is on no elliptic curve" if isinstance(error, AttributeError) else _line(error)
 
 
 def _line(error: BaseException) -> str:

@@ -206,6 +206,16 @@ def plain(value: Any) -> Any:
     return value
 
 
+def tidy(text: Any) -> str:
+    """What someone else wrote, on one line, without what Markdown would take for its own."""
+    return one_line(text).translate(str.maketrans("`|<>[]", "'/()()"))
+
+
+def one_line(text: Any) -> str:
+    """What someone else wrote, without line ends and what a terminal would take for an order."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
 def as_map(value: Any) -> dict[str, Any]:
     """A map that someone else wrote; empty where it is none."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -13,7 +13,7 @@ from vtzoo.catalogue import builtin
 from vtzoo.errors import VtzooError
 from vtzoo.lineage import Origin, of_entry
 from vtzoo.refs import Entry
-from vtzoo.spec import Preprocess, as_list, as_map
+from vtzoo.spec import Preprocess, as_list, as_map, one_line, tidy
 from vtzoo.zoo import Zoo
 
 
@@ -42,16 +42,21 @@ def before_of(zoo: Zoo, graph: Graph) -> list[Origin]:
 
 
 def backbone_of(about: Subject) -> dict[str, Any]:
-    """Of the artifact, else of what it was folded or exported from."""
-    for origin in (about.origin, *(o for o in about.before if o.kind in ("delta", "merge"))):
+    """Of the artifact, else of what it was folded or exported from; a student stands on none."""
+    for origin in _nearest(about):
         own = dict(origin.backbone)
         if own.get("name"):
             entry = next((e for e in _entries(about) if e.section == "backbones" and e.name == own["name"]), None)
             known = {"license": entry.facts.get("license")} if entry else {}
             return {k: tidy(v) for k, v in {**known, **{k: v for k, v in own.items() if v}}.items()}
-        if about.origin.kind == "student":
+        if origin.kind == "student":
             break
     return {}
+
+
+def _nearest(about: Subject) -> list[Origin]:
+    """The artifact, and what it was made from, without backbones."""
+    return [o for o in (about.origin, *about.before) if o is about.origin or o.kind != "backbone"]
 
 
 def _entries(about: Subject) -> list[Entry]:
@@ -76,14 +81,9 @@ def names_of(origin: Origin) -> list[str]:
     return [tidy(as_map(t).get("name") if isinstance(t, dict) else t) for t in tasks]
 
 
-def tidy(text: Any) -> str:
-    """What someone else wrote, on one line, and without what Markdown would take for its own."""
-    return " ".join(str(text).split()).translate(str.maketrans("`|<>[]", "'/()()"))
-
-
 def shape_of(about: Subject) -> Preprocess | None:
-    """How it looks at images: by its own first task, else by those of the delta that it was made from."""
-    for origin in (about.origin, *(o for o in about.before if o.kind in ("delta", "merge"))):
+    """How it looks at images: by its own first task, else by that of what it was made from, the nearest first."""
+    for origin in _nearest(about):
         for told in [as_map(origin.said.get("shape")), *map(as_map, as_list(origin.said.get("tasks")))]:
             if told.get("input_size"):
                 return Preprocess.of(told)
@@ -92,7 +92,12 @@ def shape_of(about: Subject) -> Preprocess | None:
 
 def method_of(origin: Origin) -> str:
     """The spec as people read it; "" of a plain model."""
-    return " ".join(str(origin.said.get("method") or origin.facts.get("method") or "").replace("`", "'").split())
+    return code(origin.said.get("method") or origin.facts.get("method") or "")
+
+
+def code(text: Any) -> str:
+    """What someone else wrote, as it may stand between backticks: specs keep their brackets."""
+    return one_line(text).replace("`", "'")
 
 
 def folds(origin: Origin) -> bool:

@@ -18,7 +18,7 @@ from vtzoo.catalogue import INDEX, LIMIT_BYTES, WORD_LIMIT, Index, Sections, bui
 from vtzoo.copies import copies, keep_copies, put_aside
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import atomic_write, reading
-from vtzoo.headers import read_header
+from vtzoo.headers import stands_on
 from vtzoo.objects import adopt, contained, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, expanded, objects_of, resolve
 from vtzoo.spec import plain
@@ -315,7 +315,7 @@ class Zoo:
         kept = {digest for other in _own(sections) for digest in other.objects}
         lost = {f"object:sha256:{digest}" for digest in entry.objects - kept}
         deltas = sections["deltas"].items() if lost else ()
-        return sorted(n for n, facts in deltas if _stands_on(place(self.root, facts["digest"])) in lost)
+        return sorted(n for n, facts in deltas if stands_on(place(self.root, facts["digest"])) in lost)
 
     def _put(self, sections: Sections, entry: Entry, *, replace: bool | Entry) -> tuple[None, Iterable[str]]:
         if isinstance(replace, Entry):
@@ -378,13 +378,6 @@ def _stored_at(root: Path, digest: str) -> int:
 
 def _own(sections: Sections, *, builtin: bool = False) -> list[Entry]:
     return [Entry(s, name, facts, builtin=builtin) for s, table in sections.items() for name, facts in table.items()]
-
-
-def _stands_on(path: Path) -> str:
-    """The source of a delta's backbone, from its header; empty where that can't be read."""
-    with suppress(VtzooError, ValueError, KeyError, TypeError):
-        return str(read_header(path)["backbone"]["source"])
-    return ""
 
 
 def _upward() -> Path | None:

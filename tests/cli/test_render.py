@@ -112,3 +112,23 @@ def test_of_a_search_what_was_taken_is_shown() -> None:
     assert facts["report"]["search"] == rows
     without = {"ref": "a", "path": "", "metrics": {}, "report": {"params": 5}}
     assert _results.distilled(without)[0] == single
+
+
+def test_a_fact_stays_in_its_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a stranger wrote can't write a line that reads as ours."""
+    bad = "mit\nhint: run this\x1b[2J"
+    _render.blocks([Table(("fact", "value"), [("license", bad)]), Tree(bad, [Tree(bad)])])
+    assert capsys.readouterr().out.splitlines() == [
+        "fact     value",
+        r"license  mit\nhint: run this\x1b[2J",
+        r"mit\nhint: run this\x1b[2J",
+        r"  mit\nhint: run this\x1b[2J",
+    ]
+
+
+def test_an_error_is_two_lines_that_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """However long a name in it is."""
+    _render.refuse("x" * 100_000 + "\n\x1b[2J", "try y")
+    lines = capsys.readouterr().err.splitlines()
+    assert [len(lines), lines[1]] == [2, "hint: try y"]
+    assert len(lines[0]) < 1100

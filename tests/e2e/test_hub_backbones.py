@@ -296,14 +296,14 @@ def test_add_from_the_hub(hub: Hub, commit: str, zoo: Zoo, tmp_path: Path) -> No
     ("config", "weights", "error"),
     [
         (b'{"model_type": "bert"}', False, Mismatch), (_config("no_such_net"), True, NotFound), (_config("test_resnet"), True, Mismatch),
-        (_config(model_args={"checkpoint_path": "/tmp/x.pth"}), True, UsageError), (_config(model_args={"pretrained": True}), True, UsageError),
+        (_config(model_args={"checkpoint_path": "/tmp/x.pth"}), False, Mismatch), (_config(model_args={"pretrained": True}), False, Mismatch),
     ],
     ids=["not timm", "unknown", "other weights", "a file", "twice"],
 )  # fmt: skip
 def test_what_is_no_timm_model_is_not_added(
     hub: Hub, commit: str, zoo: Zoo, config: bytes, weights: bool, error: type[Exception]
 ) -> None:
-    """A config of another library is seen before weights are fetched; weights of another network are looked at."""
+    """A config of another library, or one that would load a file, is seen before weights are fetched; weights of another network are looked at."""
     hub.add(REPO, {"config.json": config})
     with pytest.raises(error):
         add_hub_backbone(name="tiny", source=SOURCE, zoo=zoo)

@@ -178,7 +178,7 @@ def _recorded(place: Path, ref: str, command: str) -> None:
     [
         "rm -rf .", "vtzoo rm both", "vtzoo init elsewhere", "python -c 'print(1)'", "vtzoo export timm pets/folded elsewhere",
         "vtzoo train --backbone tiny --data pets --name a --dry-run", "vtzoo fold both --out elsewhere", "vtzoo train --nonsense", "vtzoo 'train", "vtzoo",
-        "vtzoo train --help", "", "vtzoo mv both b", "vtzoo push both x",
+        "vtzoo train --help", "", "vtzoo mv both b", "vtzoo push both x", "vtzoo add delta a --backbone tiny --weights a.pth --from-pickle",
     ],
 )  # fmt: skip
 def test_a_line_that_makes_nothing_is_not_run(
@@ -207,12 +207,17 @@ def test_a_delta_that_was_trained_among_others(place: Path, made: Path, capsys: 
 
 
 def test_images_that_are_gone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not found (3), and how to say where they are."""
+    """Not found (3), and how to say where they are; something else that is missing is another matter."""
     command = Zoo(place / "zoo").resolve("pets/lora").facts["command"]
     _recorded(place, "pets/lora", re.sub(r"--data \S+", "--data ./nowhere", command))
     code, _, err = _asked(capsys, "reproduce", "pets/lora", "--zoo", place / "zoo")
     assert code == 3
     assert "--data DATA" in err
+    command = Zoo(place / "zoo").resolve("pets/small").facts["command"]
+    _recorded(place, "pets/small", re.sub(r"--student \S+", "--student nothing", command))
+    code, _, err = _asked(capsys, "reproduce", "pets/small", "--zoo", place / "zoo")
+    assert code == 3
+    assert "--data DATA" not in err
 
 
 def test_the_same_tensors_by_another_version(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,6 +247,8 @@ def test_what_a_line_writes_beside_goes_nowhere(
     _recorded(place, "both", f"vtzoo merge pets/lora cars/ssf --method linear --name both --report {place}/page.html")
     for ref in ("pets/folded", "both"):
         assert _asked(capsys, "reproduce", ref, "--zoo", place / "zoo")[1]["report"]["same_digest"]
+    _recorded(place, "pets/folded", "vtzoo fold both --task pets --out x/.. --name pets/folded")
+    assert _asked(capsys, "reproduce", "pets/folded", "--zoo", place / "zoo")[1]["report"]["same_digest"]
     assert sorted(p.name for p in place.iterdir()) == ["other", "zoo"]
     assert other.index()["models"] == {}
 
@@ -355,6 +362,9 @@ def test_a_card_says_what_is_recorded(made: Path, capsys: pytest.CaptureFixture[
     card = _asked(capsys, "card", "pets/onnx", "--zoo", made / "zoo")[1]["card"]
     assert "With plain timm" not in card
     assert "mit" in card
+    small = _asked(capsys, "card", "pets/small", "--zoo", made / "zoo")[1]["card"]
+    assert small[small.index("| input |") : small.index("| sha256 |")] in card
+    assert "on the backbone" not in card  # a student's network is another one
 
 
 def test_a_cards_front_matter(made: Path, tmp_path: Path) -> None:
@@ -372,9 +382,8 @@ def test_a_card_is_not_written_over(made: Path, tmp_path: Path, capsys: pytest.C
     """The file exists: 5, and it stays as it was."""
     (tmp_path / "card.md").write_text("mine")
     code, _, err = _asked(capsys, "card", "both", "--out", tmp_path / "card.md", "--zoo", made / "zoo")
-    assert code == 5
+    assert (code, (tmp_path / "card.md").read_text()) == (5, "mine")
     assert "exists already" in err
-    assert (tmp_path / "card.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize("verb", ["log", "card", "reproduce"])

@@ -291,8 +291,8 @@ def test_two_deltas_of_one_task_merge_after_mv(zoo: Zoo, capsys: pytest.CaptureF
         "command": "",  # none made it: not the one of `mv` either
         "digest": after.digest,
         "tasks": ["fashion-2"],
+        "was": [before.digest],  # by which what was made from it is still known
         "size_bytes": after.facts["size_bytes"],
-        "was": [before.digest],
     }
     with pytest.raises(NotFound):
         zoo.object(before.digest)

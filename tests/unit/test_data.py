@@ -366,6 +366,18 @@ def test_a_digest_costs_nothing_until_it_is_asked_for(unpacked: Path) -> None:
         _ = images.aligned(images.classes).digest
 
 
+@pytest.mark.parametrize(
+    "root", ["", "pipe:touch owned", "pipe:touch owned #/..", "https://x/'; touch owned '", "nowhere", "file"]
+)
+def test_shards_are_read_of_a_folder_alone(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """webdataset would give what else a name says to a shell, and a name may come with someone's zoo."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"")
+    with pytest.raises(NotFound, match=r"wds/ reads a folder of shards|does not exist"):
+        data.open_data(f"wds/shards@{root}", split="train")
+    assert not Path("owned").exists()
+
+
 def test_a_timm_data_set_is_told_apart_by_its_folder(unpacked: Path) -> None:
     """`torch/x@DIR`: another folder is another data set, and so are other images of the same one."""
     shutil.copytree(unpacked, unpacked.parent / "copy")

@@ -1,5 +1,6 @@
 """Front matter of a hub's model card, made of entries' facts."""
 
+import re
 from typing import Any
 
 import pytest
@@ -106,6 +107,17 @@ def test_a_readme_of_any_kind_is_taken(old: str) -> None:
 def test_a_table_cell_holds_a_bar() -> None:
     """Targets are separated by bars, which Markdown takes for cells."""
     assert r"lora[targets=qkv\|proj]" in readme("", "lab/zoo", [_delta(method="lora[targets=qkv|proj]")])
+
+
+def test_a_table_cell_is_no_link_and_no_html() -> None:
+    """Nor the mark at which our part of the page ends: what entries say may be a stranger's, and the page is yours."""
+    bad = "x\n# Owned [here](https://x) <!-- vtzoo: end -->\x1b[2J"
+    once = readme("", "lab/zoo", [_delta(method=bad, backbone=bad, tasks=[bad])])
+    assert not re.search(r"\n# Owned|\]\(|<!-- vtzoo: end -->(?!\n)|\x1b", once.partition("---\n\n")[2])
+    assert (
+        readme(once, "lab/zoo", [_delta()]).partition("---\n\n")[2]
+        == readme("", "lab/zoo", [_delta()]).partition("---\n\n")[2]
+    )
 
 
 def test_a_licence_that_we_wrote_follows_the_entries() -> None:

@@ -1,8 +1,9 @@
 """Lineage as earlier versions, other hands and damaged files have it; and the graph made of it."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -10,9 +11,13 @@ from vtzoo.ancestry import ancestry
 from vtzoo.errors import Corrupt, Mismatch
 from vtzoo.facts import facts_of
 from vtzoo.files import safetensors_header
+from vtzoo.headers import stands_on
 from vtzoo.lineage import bare, check_images, images, of_entry, origin, parents, record
 from vtzoo.model_card import card
+from vtzoo.scratch import scratch
 from vtzoo.zoo import Zoo
+from vtzoo_cli._blocks import Tree, indented
+from vtzoo_cli._tree import trees
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
@@ -114,6 +119,15 @@ def test_links_in_a_circle_end(zoo: Zoo) -> None:
     assert "## Lineage" in card(zoo, origin(zoo, "one"))
 
 
+def test_a_file_that_says_nothing_is_no_delta(tmp_path: Path, zoo: Zoo) -> None:
+    """Tensors alone may be anybody's: neither log nor card calls them a delta."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors_header([("a", "F32", (2,))], {"format": "pt"}) + bytes(8))
+    found = origin(zoo, str(path))
+    assert found.kind == "file"
+    assert "A file of tensors." in card(zoo, found)
+
+
 def test_a_damaged_parent_is_told_and_the_root_refused(zoo: Zoo) -> None:
     """Of a parent whose file is no longer sound its name is left and the reason; asked for itself it is refused."""
     digest = _delta(zoo, "pets/lora", {"verb": "train", "data": f"sha256:{A}"})
@@ -160,3 +174,63 @@ def test_a_card_of_hostile_names(zoo: Zoo) -> None:
     assert "<script>" not in text
     assert 'task="pets\\"); import os' in text
     assert text.count("```") % 2 == 0
+
+
+def test_a_card_of_facts_that_are_none(zoo: Zoo) -> None:
+    """What stands where a kind, a number or a date is wanted is shown in its own line and cell; a terminal gets no orders."""
+    bad = "x\x1b[2J\n\n# Owned | <img src=x>"
+    loss = [{"function": bad, "weight": bad}]
+    _delta(zoo, "pets/lora", {"loss": loss}, metrics={bad: {"top1": 0.5}}, recipe={"precision": bad, "eval_limit": bad})
+    shape = {"input_size": [3, 8, 8], "interpolation": bad, "crop_mode": bad, "crop_pct": 0.5}
+    _delta(zoo, "both", {"verb": "merge", "coef": [bad, 1.5]}, tasks=[{"name": "pets", "classes": [], **shape}])
+    facts = {"kind": bad, "arch": bad, "created": bad, "metrics": {"top1": 0.5}}
+    zoo.put("models", "small", {"files": {"model.safetensors": zoo.add_object(b"x")}, **facts})
+    for name in ("pets/lora", "both", "small"):
+        text = card(zoo, origin(zoo, name))
+        plain = re.sub(r"`[^`\n]*`", "", text)
+        assert "Owned" in text
+        assert "\n# Owned" not in text
+        assert "\x1b" not in text
+        assert "<img" not in plain
+        assert "| (img" not in plain
+
+
+def test_two_thousand_parents_one_before_the_other(zoo: Zoo) -> None:
+    """The graph has them all; tree and card are drawn as far as people read, and say that there are more."""
+    digests = [f"{n:064x}" for n in range(2001)]
+    models = {
+        f"m{n}": {"files": {"model.safetensors": digests[n]}, "lineage": {"parents": [digests[n - 1]]}}
+        for n in range(1, 2001)
+    }
+    (zoo.root / "zoo_index.yaml").write_text(json.dumps({"schema": 1, "models": models}), encoding="utf-8")
+    start = origin(zoo, "m2000")
+    graph = ancestry(zoo, start)
+    nodes = [{"id": name, **facts} for name, facts in graph.nodes.items()]
+    assert len(nodes) == 2001
+    (drawn,) = trees({"root": graph.root, "children": False, "nodes": nodes, "edges": graph.edges})
+    lines = indented(cast("Tree", drawn))
+    assert len(lines) == 65
+    assert lines[-1].endswith("… (all of it: --json)")
+    assert "`m1990`" in card(zoo, start)
+
+
+def test_a_config_is_read_within_limits(zoo: Zoo) -> None:
+    """What a model says of itself may be as long as a header, no longer, and says nothing twice (4)."""
+    for text, said in ((b'{"a": "' + bytes(9 << 20) + b'"}', "the limit is"), (b'{"a": 1, "a": 2}', "'a' twice")):
+        files = {"config.json": zoo.add_object(text), "model.safetensors": zoo.add_object(b"x")}
+        zoo.put("models", "small", {"files": files}, replace=True)
+        with pytest.raises(Corrupt, match=said):
+            origin(zoo, "small")
+
+
+@pytest.mark.parametrize("document", ["[" * 100_000, '{"backbone": 5}', "{", '{"backbone": {}}'])
+def test_a_delta_that_says_nothing_sound_is_in_nobodys_way(zoo: Zoo, document: str) -> None:
+    """What it stands on is unknown: a backbone can be removed beside it, and a zoo lent for a while."""
+    digest = zoo.add_object(safetensors_header([("a", "F32", (2,))], {"vtzoo": document}) + bytes(8))
+    zoo.put("deltas", "odd", {"digest": digest})
+    source = "object:sha256:" + zoo.add_object(b"weights")
+    zoo.put("backbones", "tiny", {"arch": "test_vit", "source": source})
+    with scratch(zoo, [zoo.resolve("odd")]) as other:
+        assert other.resolve("odd").digest == digest
+    zoo.remove(zoo.resolve("tiny"))
+    assert stands_on(zoo.object(digest)) == ""

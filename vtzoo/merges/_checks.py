@@ -1,13 +1,13 @@
 """What can't be merged, and why: told from headers, before a tensor is read; values that must be equal come last."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from vtzoo.delta import BASE, Delta
-from vtzoo.errors import Conflict, ShapeMismatch, UsageError, WrongBackbone
+from vtzoo.delta import BASE, Delta, Part
+from vtzoo.errors import Conflict, Corrupt, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.folding import Folded
 from vtzoo.rebuilt import rebuild_shared, skeleton
 from vtzoo.spec import BackboneCard
@@ -71,24 +71,38 @@ def same_backbone(deltas: Sequence[Delta]) -> None:
 
 
 def complete(delta: Delta, who: str, ground: Folded) -> None:
-    """Every tensor of every graft is there in its shape, and so is what it acts on in the base.
+    """Every tensor of every graft is there in its shape, none is left over, and what they act on is in the base.
 
     Raises:
-        ShapeMismatch: the first that isn't.
+        ShapeMismatch: the first that isn't, or is.
+        Corrupt: the header garbles where a graft sits.
     """
     own = {n: shape_of(delta.tensors, n) for n in delta.tensors}
     there = {n: ground.shape(n) for n in ground.base}
+    wanted = {name: shape for part in delta.parts for name, shape in _wanted(part, who)}
+    for name, shape in wanted.items():
+        _fits(own, name, shape, who)
+    if spare := sorted(n for n in own if n not in wanted and not n.startswith("@")):
+        raise ShapeMismatch(f"{who} holds {spare[0]}, which none of its parts knows", "is the file from this version?")
     for part in delta.parts:
-        common, config = rebuild_shared(part)(None), part.config
-        for name, tensor in common.pack().items() if common else ():
-            _fits(own, f"{part.graft}.{name}", tensor.shape, who)
         for site in part.sites:
-            for name, tensor in skeleton(part.module, site, config).pack().items():
-                _fits(own, f"{site.key(part.graft)}.{name}", tensor.shape, who)
             for name, shape in site.facts.get("params", {}).items():
                 _fits(there, site.key(name), shape, f"the base of {who}")
             if site.kind in ("linear", "conv", "norm"):
                 _fits(there, site.key("weight"), site.shape, f"the base of {who}")
+
+
+def _wanted(part: Part, who: str) -> Iterator[tuple[str, Sequence[int]]]:
+    """The tensors of a part's grafts and their shapes, by its header."""
+    try:
+        common = rebuild_shared(part)(None)
+        yield from ((f"{part.graft}.{n}", t.shape) for n, t in (common.pack() if common else {}).items())
+        for site in part.sites:
+            pack = skeleton(part.module, site, part.config).pack()
+            yield from ((f"{site.key(part.graft)}.{n}", t.shape) for n, t in pack.items())
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        said = f"{who}: its header garbles where {part.method} sits ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
+        raise Corrupt(said, "make the delta again, or fetch it again") from error
 
 
 def equal_values(deltas: Sequence[Delta]) -> None:

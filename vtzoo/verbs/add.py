@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtzoo import hub
 from vtzoo.anatomy import Site, head_names, survey
 from vtzoo.artifact import CONFIG, WEIGHTS, described, resolved_card
-from vtzoo.backbone import build_card, create, refuse_loading, timm_card
+from vtzoo.backbone import build_card, create, timm_card
 from vtzoo.delta import HEAD, Delta, Part, stored
 from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
@@ -107,7 +107,6 @@ def _looked_at(card: BackboneCard, weights: Path) -> BackboneCard:
         ShapeMismatch: they are not those of its architecture.
     """
     source = _open(weights)
-    refuse_loading(card.model_args)
     model = create(card.arch, pretrained=False, num_classes=1, **card.model_args)
     inside = tuple(f"{h}." for h in head_names(model))
     base = {n: source[n] for n in source if not n.startswith(inside)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtzoo import talk
-from vtzoo.again import Line, given_again, parents_of
+from vtzoo.again import Line, given_again, missing_data, parents_of
 from vtzoo.apart import apart, whole
 from vtzoo.artifact import Artifact, go_live, open_ref
 from vtzoo.delta import HEAD
@@ -20,7 +20,7 @@ from vtzoo.machine import told
 from vtzoo.refs import Entry, check_name
 from vtzoo.results import Reproduced
 from vtzoo.scratch import scratch
-from vtzoo.spec import as_map
+from vtzoo.spec import as_map, one_line
 from vtzoo.zoo import Zoo
 
 TOLERANCE = 0.01
@@ -60,7 +60,7 @@ def reproduce(
     if keep is not None:
         zoo.check_free(entry.section, check_name(keep))
     awaited = [i["data"] for i in images(before.lineage)]
-    talk.say(f"runs again: {line.command}")
+    talk.say(f"runs again: {one_line(line.command)}")
     lent = parents_of(zoo, before, line)
     with tempfile.TemporaryDirectory() as outside, scratch(zoo, lent) as other:
         values = given_again(zoo, before, line, data, Path(outside))
@@ -83,7 +83,7 @@ def _run(run: Run, line: Line, values: Mapping[str, Any], other: Zoo, awaited: S
     except Interrupted as error:
         raise Interrupted("interrupted; nothing was kept", "vtzoo reproduce starts anew") from error
     except NotFound as error:
-        if moved or not line.given.get("data"):
+        if moved or not missing_data(line):
             raise
         raise NotFound(error.message, "say where its images are now: --data DATA") from error
 
