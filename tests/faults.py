@@ -68,8 +68,7 @@ def broken(job: Callable[[Boundaries], object], at: int, fault: Fault) -> tuple[
 def _run(job: Callable[[Boundaries], object], boundaries: Boundaries) -> int:
     try:
         job(boundaries)
-    except VtzooError as error:
-        print(f"refused: {error}")
+    except VtzooError:
         return REFUSED
     except BaseException:  # noqa: BLE001 - the process ends here
         traceback.print_exc()

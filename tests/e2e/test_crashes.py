@@ -19,6 +19,7 @@ from vtzoo.files import atomic_write, safetensors_header, sha256, writing
 from vtzoo.fsck import look, rebuild
 from vtzoo.leftovers import collect, leftovers
 from vtzoo.objects import held
+from vtzoo.sharing import pull, push
 from vtzoo.zoo import Zoo
 
 TRIED: dict[str, int] = {}
@@ -42,7 +43,7 @@ def _told() -> Iterator[None]:
 
 @pytest.fixture
 def zoo(tmp_path: Path) -> Zoo:
-    """A zoo with two deltas, a model that shares an object with one, and a loose object."""
+    """A zoo with two deltas, a model that shares an object with one, and a loose object; beside it another zoo with one delta."""
     home = tmp_path / "home"
     made = Zoo.init(home / "zoo")
     (home / "new.safetensors").write_bytes(weights("new"))
@@ -51,6 +52,8 @@ def zoo(tmp_path: Path) -> Zoo:
     made.put("deltas", "two", {"digest": made.add_object(weights("two", 1000)), "tasks": ["b"]})
     made.put("models", "three", {"files": {"model.safetensors": shared, "config.json": made.add_object(b"{}")}})
     made.add_object(weights("loose", 1000))
+    other = Zoo.init(home / "other")
+    other.put("deltas", "far", {"digest": other.add_object(weights("far", 3 << 20)), "tasks": ["d"]})
     return made
 
 
@@ -97,13 +100,23 @@ def again(zoo: Zoo) -> None:
     rebuild(zoo)
 
 
+def pulled(zoo: Zoo) -> None:
+    """Bring an entry of the other zoo here."""
+    pull(["far"], str(zoo.root.with_name("other")), zoo=zoo)
+
+
+def pushed(zoo: Zoo) -> None:
+    """Likewise, from over there."""
+    push(["far"], str(zoo.root), zoo=Zoo(zoo.root.with_name("other")))
+
+
 def begin(zoo: Zoo) -> None:
     """Make a new zoo and put something in."""
     made = Zoo.init(zoo.root.parent / "zoo" / "inner", exist_ok=True)
     made.put("deltas", "x", {"digest": made.add_object(b"x")}, replace=True)
 
 
-JOBS: tuple[Callable[[Zoo], None], ...] = (add, put_over, adopt, rename, remove, sweep, again, begin)
+JOBS: tuple[Callable[[Zoo], None], ...] = (add, put_over, adopt, rename, remove, sweep, again, begin, pulled, pushed)
 
 
 def trained(zoo: Zoo, *, resume: bool = True) -> None:
