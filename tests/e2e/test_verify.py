@@ -173,4 +173,5 @@ def test_a_signature_travels_and_is_asked_for(
     other.put("backbones", "tiny", {**entry.facts, "license": "mit"}, replace=True)
     assert main(words) == 4  # what is here keeps its facts, and they are not those that were signed
     other.put("backbones", "tiny", {k: v for k, v in entry.facts.items() if k != "signature"}, replace=True)
-    assert main(words) == 4
+    assert main(words) == 0  # the signature of the very facts comes along
+    assert verify("tiny", require_signed=True, public_key=key["pub"], zoo=other).report["signed"] == 1
