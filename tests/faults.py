@@ -1,9 +1,10 @@
 """Break a job at its n-th change of the disk: kill the process there, or let the system refuse, or write only half.
 
 A boundary is each call that changes the disk: opening a file for writing, every `write` that reaches the system, fsync,
-rename, unlink, mkdir, rmdir, chmod, utime. The job runs in a forked process that shares what is imported already.
+rename, unlink, mkdir, rmdir, chmod, utime; also those that a library makes through `os`. The job runs in a forked process that shares what is imported already.
 """
 
+import builtins
 import errno
 import io
 import os
@@ -77,27 +78,49 @@ def _run(job: Callable[[Boundaries], object], boundaries: Boundaries) -> int:
 
 
 def _install(boundaries: Boundaries, pipe: int) -> None:
-    real_write = os.write
+    say = os.write
 
     def check() -> bool:
         hit = boundaries.reached()
         if hit:
-            real_write(pipe, b"1")
+            say(pipe, b"1")
         return hit
 
     for name in _CHANGES:
         setattr(os, name, _watched(getattr(os, name), check, boundaries))
+    _watch_descriptors(check, boundaries)
+    _watch_files(check, boundaries)
+
+
+def _watch_descriptors(check: Callable[[], bool], boundaries: Boundaries) -> None:
+    real_open, real_write = os.open, os.write
+
+    def opened(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and check():
+            boundaries.strike()
+        return real_open(path, flags, *args, **more)
+
+    def written(file: int, data: Any) -> int:
+        if check():
+            boundaries.strike()
+            return real_write(file, data[: max(1, len(data) // 2)])
+        return real_write(file, data)
+
+    os.open, os.write = opened, written
+
+
+def _watch_files(check: Callable[[], bool], boundaries: Boundaries) -> None:
     real = io.open
 
     class Raw(io.FileIO):
         def write(self, data: Any) -> int:
-            if check():
-                view = memoryview(data).cast("B")
-                if boundaries.fault in ("kill", "short"):
-                    super().write(view[: max(1, len(view) // 2)])
-                boundaries.strike()
-                return max(1, len(view) // 2)
-            return super().write(data)
+            if not check():
+                return super().write(data)
+            view = memoryview(data).cast("B")
+            if boundaries.fault in ("kill", "short"):
+                super().write(view[: max(1, len(view) // 2)])
+            boundaries.strike()
+            return max(1, len(view) // 2)
 
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
         if not set(mode) & set("wxa+") or "b" not in mode or isinstance(file, int) or "opener" in more:
@@ -107,10 +130,7 @@ def _install(boundaries: Boundaries, pipe: int) -> None:
         raw = Raw(file, mode.replace("b", ""))
         return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
-    io.open = opened
-    import builtins
-
-    builtins.open = opened
+    io.open = builtins.open = opened
 
 
 def _watched(real: Callable[..., Any], check: Callable[[], bool], boundaries: Boundaries) -> Callable[..., Any]:

@@ -411,6 +411,15 @@ with zoo._locked():
 """
 
 
+def test_a_mark_that_says_nothing_is_taken_over(zoo: Zoo) -> None:
+    """Its maker died between making and writing it: after two seconds nobody waits for it any longer."""
+    (zoo.root / ".vtzoo" / "writer").touch()
+    start = time.monotonic()
+    made(zoo, "x")
+    assert 1 < time.monotonic() - start < 10
+    assert not (zoo.root / ".vtzoo" / "writer").exists()
+
+
 def test_a_killed_writer_leaves_no_lock(zoo: Zoo) -> None:
     """The mark of a writer that was killed is taken over at once; that of one who lives is waited for."""
     with subprocess.Popen([sys.executable, "-c", HOLDING, str(zoo.root)], stdout=subprocess.PIPE) as holder:

@@ -339,7 +339,7 @@ def test_threads_lose_no_update(zoo: Zoo) -> None:
 def test_a_writer_without_lock_is_not_overwritten(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where locks do nothing, an index changed between reading and replacing is read again: no update is lost."""
     facts, other = delta(zoo, b"mine"), Zoo(zoo.root)
-    monkeypatch.setattr(SoftFileLock, "acquire", lambda self: None)
+    monkeypatch.setattr(SoftFileLock, "acquire", lambda self, **_: None)
     monkeypatch.setattr(SoftFileLock, "release", lambda self: None)
     original, theirs = Zoo._put, [delta(other, b"theirs")]
 
