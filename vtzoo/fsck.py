@@ -16,7 +16,7 @@ from vtzoo.catalogue import INDEX, Facts, Index, Sections, parse
 from vtzoo.copies import copies
 from vtzoo.errors import Corrupt, NotFound, UsageError, VtzooError
 from vtzoo.files import reading
-from vtzoo.headers import read_header
+from vtzoo.headers import read_header, stands_on
 from vtzoo.leftovers import leftovers
 from vtzoo.objects import MODE, held, place
 from vtzoo.refs import SECTIONS, Entry, check_facts, check_name, contents_of, objects_of
@@ -112,17 +112,26 @@ def _of_entry(zoo: Zoo, entry: Entry) -> Iterator[Finding]:
     if entry.objects and wanted is not None and seen != wanted:
         yield Finding("error", entry.name, f"it has {seen} bytes, and {wanted} are said to be there", again)
     elif entry.section == "deltas":
-        try:
-            _facts(place(zoo.root, entry.digest))
-            if lacking := [
-                fact for fact in _SHOWN if fact not in entry.facts
-            ]:  # lines that a merge of two indexes lost
-                said = f"the index lacks its {' and '.join(lacking)}, its file has that"
-                yield Finding("note", entry.name, said, "vtzoo fsck --rebuild")
-        except VtzooError as error:
-            yield Finding("error", entry.name, str(error), again)
-        except (ValueError, KeyError, TypeError):
-            yield Finding("error", entry.name, f"its object {entry.digest[:12]}… is no delta", again)
+        yield from _of_delta(zoo, entry, again)
+
+
+def _of_delta(zoo: Zoo, entry: Entry, again: str) -> Iterator[Finding]:
+    path = place(zoo.root, entry.digest)
+    try:
+        _facts(path)
+    except VtzooError as error:
+        yield Finding("error", entry.name, str(error), again)
+        return
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield Finding("error", entry.name, f"its object {entry.digest[:12]}… is no delta", again)
+        return
+    if lacking := [fact for fact in _SHOWN if fact not in entry.facts]:  # lines that a merge of two indexes lost
+        said = f"the index lacks its {' and '.join(lacking)}, its file has that"
+        yield Finding("note", entry.name, said, "vtzoo fsck --rebuild")
+    _, mark, weights = stands_on(path).partition("object:sha256:")
+    if mark and not place(zoo.root, weights).is_file():
+        said = f"the weights {weights[:12]}… of the backbone that it stands on are not here"
+        yield Finding("note", entry.name, said, "add or pull the backbone before it is used")
 
 
 def _of_folder(zoo: Zoo) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ _PLACES: dict[str, Kind] = {"cache": "answers", "checkpoints": "runs", "logs": "
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """One file or folder that no entry keeps; `age_s` since it was last written."""
+    """One file or folder that no entry keeps; `age_s` since it was last written (0 of what a wrong clock dated later)."""
 
     kind: Kind
     path: Path
@@ -102,7 +102,7 @@ def shares(zoo: Zoo) -> list[Share]:
 def _loose(zoo: Zoo, now: float) -> list[Leftover]:
     kept = {digest for entry in zoo.entries() if not entry.builtin for digest in entry.objects}
     return [
-        Leftover("loose", place(zoo.root, digest), facts.st_size, now - facts.st_mtime)
+        Leftover("loose", place(zoo.root, digest), facts.st_size, max(now - facts.st_mtime, 0.0))
         for digest, facts in held(zoo.root)
         if digest not in kept
     ]
@@ -128,4 +128,4 @@ def _whole(kind: Kind, path: Path, now: float) -> Leftover:
         newest = max(newest, facts.st_mtime)
         if not file.is_dir():
             sizes.append(facts.st_size)
-    return Leftover(kind, path, sum(sizes) if sizes else -1, now - newest)
+    return Leftover(kind, path, sum(sizes) if sizes else -1, max(now - newest, 0.0))

@@ -259,8 +259,8 @@ class Zoo:
         """Delete those of these objects that no entry refers to and nobody has stored for this long; gives which."""
         with self._locked():
             kept = {digest for entry in _own(self.index()) for digest in entry.objects}
-            before = time.time_ns() - int(grace_s * 1e9)
-            gone = {d for d in set(digests) - kept if _stored_at(self.root, d) <= before}
+            now, grace_ns = time.time_ns(), int(grace_s * 1e9)
+            gone = {d for d in set(digests) - kept if max(now - _stored_at(self.root, d), 0) >= grace_ns}
             drop(self.root, gone)
         return gone
 

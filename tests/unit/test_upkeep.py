@@ -86,6 +86,14 @@ def test_gc_spares_what_was_stored_again(zoo: Zoo) -> None:
     assert place(zoo.root, digest).is_file()
 
 
+def test_gc_without_grace_takes_what_a_wrong_clock_dated(zoo: Zoo) -> None:
+    """An object of tomorrow is as young as can be: left with any grace, taken with none."""
+    digest = zoo.add_object(b"w")
+    aged(place(zoo.root, digest), -30)
+    assert collect(zoo, grace_s=1) == []
+    assert [f.path.name for f in collect(zoo, grace_s=0)] == [digest]
+
+
 def test_gc_of_a_damaged_index_takes_nothing(zoo: Zoo) -> None:
     """Where it isn't known what the index keeps, nothing is loose."""
     digest = made(zoo, "x")
@@ -150,6 +158,19 @@ def test_sizes_are_those_of_all_files_but_the_signature(zoo: Zoo) -> None:
     equal = zoo.add_object(b"12")
     zoo.put("models", "m", {"files": {"a.json": equal, "b.json": equal}, "size_bytes": 4})
     assert look(zoo) == []
+
+
+def test_a_delta_without_its_backbone_is_noted(zoo: Zoo) -> None:
+    """The weights that a delta stands on are no object of its own; that they are gone is told all the same."""
+    weights = zoo.add_object(b"w")
+    said = {**HEADER, "backbone": {**HEADER["backbone"], "source": f"object:sha256:{weights}"}}
+    data = safetensors_header([], {"vtzoo": json.dumps(said)})
+    zoo.put("deltas", "x", {"digest": zoo.add_object(data), "method": "linear", "tasks": ["fashion"]})
+    zoo.put("backbones", "b", {"arch": "resnet18", "source": f"object:sha256:{weights}"})
+    assert look(zoo) == []
+    zoo.remove(zoo.resolve("b", "backbones"), force=True)
+    assert [(f.kind, f.what) for f in look(zoo)] == [("note", "x")]
+    assert "the backbone that it stands on are not here" in look(zoo)[0].said
 
 
 def test_no_zoo_is_not_found(tmp_path: Path) -> None:
