@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,12 @@ def checkpoint_path(zoo_root: Path, name: str, kind: str) -> Path:
     """Where the run that makes `name` keeps its checkpoint; no two names or kinds ("delta", "student") share one."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return zoo_root / ".vtzoo" / "checkpoints" / f"{name.replace('/', '--')[:80]}.{digest}.{kind}.safetensors"
+
+
+def forget(checkpoint: Path) -> None:
+    """Take a checkpoint away whose result is kept; one that can't be is left to `vtzoo gc --runs`."""
+    with suppress(OSError):
+        checkpoint.unlink(missing_ok=True)
 
 
 def warmed(recipe: Recipe, lr: float, steps: int, of_epoch: int) -> dict[str, Any]:

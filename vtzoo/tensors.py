@@ -298,7 +298,8 @@ def write(
     with files.atomic_write(path) as out:
 
         def put(data: bytes | memoryview) -> None:
-            out.write(data)
+            with files.explained(Path(path), "write"):
+                out.write(data)
             digest.update(data)  # while the workers compute
 
         put(files.safetensors_header([(n, *kind) for n, kind in kinds.items()], metadata))

@@ -15,7 +15,7 @@ from vtzoo.crops import Crops
 from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.faculty import School, lessons_of
-from vtzoo.fit import Plan, checkpoint_path, fit
+from vtzoo.fit import Plan, checkpoint_path, fit, forget
 from vtzoo.giver import SLIM, Giver
 from vtzoo.grading import NO_TEACHER, Exam, effort, lines, measured
 from vtzoo.lessons import Course, Labels, prepared
@@ -247,7 +247,7 @@ def _taught(job: _Job, *, resume: bool, baseline: bool, check: int, latency: boo
         )
         raise
     for kind in ("student", "alone"):
-        checkpoint_path(job.zoo.root, job.name, kind).unlink(missing_ok=True)
+        forget(checkpoint_path(job.zoo.root, job.name, kind))
     return made
 
 

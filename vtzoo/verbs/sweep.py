@@ -17,7 +17,7 @@ from vtzoo import knobs, machine, registry, rows, talk, tracking
 from vtzoo.artifact import resolved_card
 from vtzoo.engines import Failure, Watch, local, ray
 from vtzoo.errors import Corrupt, Interrupted, NotFound, UsageError, VtzooError
-from vtzoo.fit import checkpoint_path
+from vtzoo.fit import checkpoint_path, forget
 from vtzoo.recipe import read
 from vtzoo.results import Swept, Trained
 from vtzoo.spec import plain
@@ -311,7 +311,7 @@ def _rows(runs: Sequence[Run], failed: Collection[str], zoo: Zoo, stage: str) ->
             continue
         facts = {"task": run.cell.task, "backbone": run.cell.backbone, "method": run.cell.method, "seed": run.cell.seed}
         found.append({"ref": run.name, "stopped": True, **facts, **asked})
-        checkpoint_path(run.zoo, run.name, "delta").unlink(missing_ok=True)
+        forget(checkpoint_path(run.zoo, run.name, "delta"))
     return found
 
 

@@ -20,7 +20,7 @@ from vtzoo.delta import Delta, stored
 from vtzoo.devices import accelerator, emulates
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
-from vtzoo.fit import checkpoint_path, fit
+from vtzoo.fit import checkpoint_path, fit, forget
 from vtzoo.identity import CARD
 from vtzoo.lineage import check_images, record
 from vtzoo.live import extract, inject, installed, trainable
@@ -99,7 +99,7 @@ def train(
         again = "trains once more, on the kept features" if job.grid else "with --resume measures and keeps it"
         talk.say(f"{name} is trained: once the fault is mended, the same command {again}")
         raise
-    checkpoint.unlink(missing_ok=True)
+    forget(checkpoint)
     return made
 
 
