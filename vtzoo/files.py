@@ -129,17 +129,8 @@ def atomic_write(
     path = _place(Path(path))
     temporary = _beside(path)
     try:
-        with writing(path):
-            file = temporary.open("xb")
-        try:
-            with _full_disk(path):
-                yield file
-            with writing(path):
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            with suppress(OSError):  # on the way out of an error: a full disk can't flush; else all is flushed
-                file.close()
+        with synced(temporary, path) as file:
+            yield file
         with writing(path):
             _set_mode(temporary, path, mode)
             if guard is not None:
@@ -149,6 +140,28 @@ def atomic_write(
     finally:
         with suppress(OSError):  # never in the way of the error that led here
             temporary.unlink()
+
+
+@contextmanager
+def synced(path: Path, named: Path | None = None) -> Generator[BinaryIO, None, None]:
+    """Give a new binary file that is on the disk when the block ends well; `named` is what messages call it.
+
+    Raises:
+        Resources: the disk or a quota is full.
+        VtzooError: it can't be written.
+    """
+    named = named or path
+    with writing(named):
+        file = path.open("xb")
+    try:
+        with _full_disk(named):
+            yield file
+        with writing(named):
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with suppress(OSError):  # on the way out of an error: a full disk can't flush; else all is flushed
+            file.close()
 
 
 def atomic_text(path: str | Path, text: str) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vtzoo.errors import Conflict, VtzooError
-from vtzoo.files import reading, sha256, sync_folder, writing
+from vtzoo.files import reading, sha256, sync_folder, synced, writing
 from vtzoo.refs import check_contained, check_digest, check_way
 
 MODE = 0o444
@@ -168,19 +168,11 @@ def _take(source: str | Path | bytes, path: Path) -> str:
 
 def _copy(file: io.BufferedIOBase, path: Path) -> str:
     seen = hashlib.sha256()
-    with writing(path):
-        copy = path.open("xb")
-    try:
+    with synced(path) as copy:
         while chunk := file.read(_CHUNK_BYTES):
             seen.update(chunk)
             with writing(path):
                 copy.write(chunk)
-        with writing(path):
-            copy.flush()
-            os.fsync(copy.fileno())
-    finally:
-        with suppress(OSError):  # on the way out of an error: a full disk can't flush; else all is flushed
-            copy.close()
     return seen.hexdigest()
 
 
