@@ -215,24 +215,6 @@ def writing(path: Path) -> Generator[None, None, None]:
         yield
 
 
-def check_writable(folder: Path, file: Path | None = None) -> None:
-    """Refuse a folder that takes no file, before hours are spent on what is to go there; it is made where it is missing.
-
-    Args:
-        folder: where.
-        file: what is to go there, for the message.
-
-    Raises:
-        VtzooError: what the system says.
-    """
-    import tempfile
-
-    with writing(file or folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as tried:
-            tried.write(bytes(4096))
-
-
 @contextmanager
 def explained(path: Path, what: str) -> Generator[None, None, None]:
     """Turn the system's refusals to read or write what is open already into ours, with the path in the message."""

@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from vtzoo.files import writing
+
 OFFLINE = ("VTZOO_OFFLINE", "HF_HUB_OFFLINE")
 """Variables of the environment that say so; the second is the hub's own."""
 
@@ -47,3 +49,21 @@ def told() -> str:
 def offline() -> bool:
     """Whether the user keeps this process off the network: by `--offline`, VTZOO_OFFLINE or HF_HUB_OFFLINE."""
     return any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in OFFLINE)
+
+
+def check_writable(folder: Path, file: Path | None = None) -> None:
+    """Refuse a folder that takes no file, before hours are spent on what is to go there; it is made where it is missing.
+
+    Args:
+        folder: where.
+        file: what is to go there, for the message.
+
+    Raises:
+        VtzooError: what the system says.
+    """
+    import tempfile
+
+    with writing(file or folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as tried:
+            tried.write(bytes(4096))

@@ -116,7 +116,7 @@ def _ready(checkpoint: Path, name: str, *, resume: bool) -> None:
     """Refuse a place that takes no files, and say what a run that starts anew leaves behind."""
     if parallel.rank():
         return
-    files.check_writable(checkpoint.parent)
+    machine.check_writable(checkpoint.parent)
     if checkpoint.is_file() and not resume:
         talk.say(
             f"an earlier run of {name} was stopped: --resume goes on with it, this one takes its checkpoint's place"

@@ -6,9 +6,9 @@ from typing import Any
 
 from vtzoo.artifact import EXPORT, Artifact
 from vtzoo.errors import Conflict, NotFound, UsageError
-from vtzoo.files import check_writable
 from vtzoo.formats import beside
 from vtzoo.lineage import record, versions
+from vtzoo.machine import check_writable
 from vtzoo.onnx.convert import check_opset
 from vtzoo.onnx.run import require
 from vtzoo.refs import EXPORTS
