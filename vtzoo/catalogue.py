@@ -30,7 +30,7 @@ Sections = dict[Section, dict[str, Facts]]
 _FAST = hasattr(yaml, "CSafeLoader")
 _Loader: Any = yaml.CSafeLoader if _FAST else yaml.SafeLoader
 LIMIT_BYTES = 32 << 20
-"""Of an index: 60,000 entries."""
+"""Of an index; the limit on values is met sooner, at some 34,000 entries as training writes them."""
 
 _DEPTH_LIMIT = 16
 _VALUE_LIMIT, WORD_LIMIT = 1_000_000, 1 << 16
@@ -65,6 +65,16 @@ def parse(data: bytes, where: Path) -> Index:
     """
     content = json.loads(_content(data, where))
     return Index(content["sections"], catalogue=content["catalogue"])
+
+
+def read(path: Path) -> bytes:
+    """An index file's content, and no more of it than `parse` refuses.
+
+    Raises:
+        NotFound: no such file.
+    """
+    with reading(path), path.open("rb") as file:
+        return file.read(LIMIT_BYTES + 1)
 
 
 def check(data: bytes, where: Path) -> None:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vtzoo.catalogue import INDEX, Facts, Index, Sections, parse
+from vtzoo.catalogue import INDEX, Facts, Index, Sections, parse, read
 from vtzoo.copies import copies
 from vtzoo.errors import Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import reading
 from vtzoo.headers import read_header, stands_on
 from vtzoo.leftovers import leftovers
 from vtzoo.objects import MODE, held, place
@@ -168,8 +167,8 @@ def _told(zoo: Zoo) -> str:
 def _listed(zoo: Zoo) -> tuple[list[Entry], str]:
     """The entries of the index, else of its newest copy that can be read, and which copy; none at all else."""
     for path in (zoo.root / INDEX, *copies(zoo.root)):
-        with suppress(Corrupt, NotFound), reading(path):
-            sections = parse(path.read_bytes(), path).sections
+        with suppress(Corrupt, NotFound):
+            sections = parse(read(path), path).sections
             source = "" if path.name == INDEX else f"{path.stem} copy"
             return [Entry(s, n, f) for s in SECTIONS for n, f in sections[s].items()], source
     return [], ""

@@ -1,6 +1,6 @@
 """What large index files say, remembered in the user's cache folder under the digest of their bytes.
 
-Reading YAML takes a hundred times as long as reading the same content as JSON. Only what this vtzoo has read and checked
+Reading YAML takes many times as long as reading the same content as JSON (benchmarks/bench_zoo.py). Only what this vtzoo has read and checked
 (or written) itself is remembered, in a folder of the user's own: a zoo from elsewhere can't bring its memory along, and
 where several users share that folder, nobody believes what another one wrote.
 """

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from vtzoo.catalogue import INDEX, LIMIT_BYTES, WORD_LIMIT, Index, Sections, builtin, check, dump, is_catalogue, parse
+from vtzoo.catalogue import INDEX, WORD_LIMIT, Index, Sections, builtin, check, dump, is_catalogue, parse, read
 from vtzoo.copies import copies, keep_copies, put_aside
 from vtzoo.errors import SHOWN, Conflict, Corrupt, NotFound, UsageError, VtzooError
-from vtzoo.files import atomic_write, reading
+from vtzoo.files import atomic_write
 from vtzoo.headers import stands_on
 from vtzoo.objects import adopt, contained, drop, place, store
 from vtzoo.refs import Entry, Section, check_facts, check_name, check_section, expanded, objects_of, resolve
@@ -109,8 +109,7 @@ class Zoo:
             Corrupt: there was one, and its index is gone.
         """
         try:
-            with reading(self._index_path), self._index_path.open("rb") as file:
-                return file.read(LIMIT_BYTES + 1)  # `parse` refuses more
+            return read(self._index_path)
         except NotFound as error:
             if there := copies(self.root):
                 raise Corrupt(

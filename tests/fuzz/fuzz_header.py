@@ -1,7 +1,7 @@
 """Fuzz what is read of safetensors files: the header, and the JSON document in it. Not part of the tests; needs atheris, which has no place in `dev`.
 
-    python -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install atheris pyyaml pydantic
-    PYTHONPATH=. /tmp/fuzz/bin/python tests/fuzz/fuzz_header.py /tmp/corpus-header -max_total_time=1800 -rss_limit_mb=300
+    python -m venv fuzz && fuzz/bin/pip install atheris pyyaml pydantic
+    PYTHONPATH=. fuzz/bin/python tests/fuzz/fuzz_header.py corpus-header -max_total_time=1800 -rss_limit_mb=300
 
 Whatever the bytes: a header that is sound by the format's rules, or Corrupt; below 300 MB.
 """

@@ -1,7 +1,7 @@
 """Fuzz what is read of texts: an index, a recipe, names, refs, digests, members. Not part of the tests; needs atheris, which has no place in `dev`.
 
-    python -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install atheris pyyaml pydantic
-    PYTHONPATH=. /tmp/fuzz/bin/python tests/fuzz/fuzz_index.py /tmp/corpus-index -max_total_time=1800 -rss_limit_mb=300
+    python -m venv fuzz && fuzz/bin/pip install atheris pyyaml pydantic
+    PYTHONPATH=. fuzz/bin/python tests/fuzz/fuzz_index.py corpus-index -max_total_time=1800 -rss_limit_mb=300
 
 Whatever the bytes: an index that can be written and read again and says the same, or a refusal in two lines; below 300 MB.
 """

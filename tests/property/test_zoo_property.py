@@ -84,9 +84,11 @@ def test_header_reads_or_refuses_any_bytes(data: bytes, size: int, tmp_path: Pat
     path = tmp_path / "w"
     path.write_bytes(size.to_bytes(8, "little") + data)
     try:
-        files.header(path)
+        found = files.header(path)
     except Corrupt:
         return
+    assert found.data_start == 8 + size
+    assert max((span.end for span in found.tensors.values()), default=0) == len(data) - size
 
 
 @quick
