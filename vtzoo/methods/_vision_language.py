@@ -3,7 +3,7 @@
 What is common hangs on the root, so that an image tower alone, without its text tower, can make its own prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -38,24 +38,50 @@ class Prompts:
 
 
 class Coupled(graft.Shared):
-    """What both towers' prompts are made of.
+    """What both towers' prompts are made of; where there is no text tower, the image tower's prompts as they have become.
 
     Attributes:
         prompts: of the text tower, [depth, tokens, width of the text tower].
+        ready: of the image tower, [depth, tokens, width of the trunk], in place of all else where there is no text tower.
     """
 
     prompts: nn.Parameter
+
+    def __init__(self, sites: Sequence[Site], config: Any, *, alone: bool | None = None) -> None:
+        super().__init__()
+        facts, self.sites, self.config = sites[0].facts, tuple(sites), config
+        self.alone = all(s.facts["role"] != "words" for s in sites) if alone is None else alone
+        text, image, self.depth = (int(facts[k]) for k in ("text", "image", "depth"))
+        if self.alone:
+            tokens = next(s.facts["tokens"] for s in sites if s.facts["role"] == "come")
+            self.ready = nn.Parameter(torch.zeros(self.depth, tokens, image))
+        else:
+            self.create(text, image)
+
+    def create(self, text: int, image: int) -> None:
+        """Make the tensors for towers of these widths."""
+        raise NotImplementedError(f"{type(self).__name__}.create({text}, {image})")
 
     def text(self, level: int) -> Tensor:
         """The prompts of the text tower at a block, [tokens, width of the text tower]."""
         return self.prompts[level]
 
-    def image(self, level: int) -> Tensor:
+    def visual(self, level: int) -> Tensor:
         """Those of the image tower, [tokens, width of the trunk]."""
-        raise NotImplementedError(f"{type(self).__name__}.image({level})")
+        raise NotImplementedError(f"{type(self).__name__}.visual({level})")
 
+    def image(self, level: int) -> Tensor:
+        """The same, made or ready."""
+        return self.ready[level] if self.alone else self.visual(level)
 
-Made = Callable[[Sequence[Site]], Coupled]
+    @torch.no_grad()
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A file's tensors, or without a text tower what the image tower's prompts become with them."""
+        if not self.alone or "ready" in tensors:
+            return tensors
+        whole = type(self)(self.sites, self.config, alone=False).eval()
+        whole.load_state_dict(tensors, assign=True)
+        return {"ready": torch.stack([whole.visual(i) for i in range(self.depth)])}
 
 
 class Graft(Prompt, Slots):
@@ -83,7 +109,7 @@ class Graft(Prompt, Slots):
         if self.role in ("come", "text", "image"):
             own = (self.shared.text if self.role == "text" else self.shared.image)(self.level)
             rest = self.at if self.role == "come" else self.at + self.tokens
-            return torch.cat([x[:, : self.at], own.to(x.dtype).expand(len(x), -1, -1), x[:, rest:]], dim=1)
+            return torch.cat([x[:, : self.at], own.to(x.dtype).expand(x.shape[0], -1, -1), x[:, rest:]], dim=1)
         return x
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
@@ -102,16 +128,13 @@ def prompted(old: nn.Module, config: Prompts) -> TextHead | None:
     return old.prompted(_ids(old, config)) if isinstance(old, TextHead) else None
 
 
-def places(
-    anatomy: Anatomy, config: Prompts, method: str, made: Made, *, depth: int = 1, images: int = 0
-) -> list[Site]:
+def places(anatomy: Anatomy, config: Prompts, method: str, *, depth: int = 1, images: int = 0) -> list[Site]:
     """Where prompts come in, go on and go out in both towers.
 
     Args:
         anatomy: of the dual encoder.
         config: of the text tower's prompts.
         method: whose they are.
-        made: makes what is common, given the sites.
         depth: so many blocks of each tower have prompts of their own.
         images: prompts in the image tower; as many as in the text tower for 0.
 
@@ -144,7 +167,7 @@ def places(
         if i in own or counting(anatomy.modules[n])
     ]
     seen = [site(first, "come"), *inside, site(last, "go")]
-    _check(anatomy, seen, method, made)
+    _check(anatomy, seen, method)
     words = _words(model, config)[: config.tokens]
     return [site(EMBEDDING, "words", init=words), *(site(texts[i], "text", i) for i in own), *seen]
 
@@ -185,14 +208,14 @@ def _trunk(anatomy: Anatomy, method: str) -> list[Site]:
     return [anatomy.module(n) for n in names]
 
 
-def _check(anatomy: Anatomy, sites: Sequence[Site], method: str, made: Made) -> None:
+def _check(anatomy: Anatomy, sites: Sequence[Site], method: str) -> None:
     """Try the prompts in the image tower.
 
     Raises:
         UsageError: its blocks take a fixed number of tokens.
     """
     like = next(anatomy.model.parameters())
-    shared = made(sites).to(like.device, like.dtype)
+    shared = Coupled(sites, None).to(like.device, like.dtype)
 
     def trial(site: Site, _: object) -> Graft:
         child = Graft(site)

@@ -46,7 +46,7 @@ class Config(both.Prompts):
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     """The token embedding and the blocks of both towers."""
-    return both.places(anatomy, config, "maple", lambda sites: Shared(sites, config), depth=config.depth)
+    return both.places(anatomy, config, "maple", depth=config.depth)
 
 
 def head(old: nn.Module, config: Config) -> nn.Module | None:
@@ -57,17 +57,15 @@ def head(old: nn.Module, config: Config) -> nn.Module | None:
 class Shared(both.Coupled):
     """The prompts, and what couples the image tower to them."""
 
-    def __init__(self, sites: Sequence[Site], config: Config) -> None:
-        super().__init__()
-        facts = sites[0].facts
-        text, image, depth = (int(facts[k]) for k in ("text", "image", "depth"))
-        self.prompts = nn.Parameter(torch.empty(depth, config.tokens, text).normal_(std=STD))
-        first = (torch.arange(depth) > 0).long()
+    def create(self, text: int, image: int) -> None:
+        """P, A and b."""
+        self.prompts = nn.Parameter(torch.empty(self.depth, self.config.tokens, text).normal_(std=STD))
+        first = (torch.arange(self.depth) > 0).long()
         bound = text**-0.5  # of torch's linear layers
         self.weight = nn.Parameter(torch.empty(2, image, text).uniform_(-bound, bound)[first])
         self.bias = nn.Parameter(torch.empty(2, image).uniform_(-bound, bound)[first])
 
-    def image(self, level: int) -> Tensor:
+    def visual(self, level: int) -> Tensor:
         """F_i(P_i)."""
         return F.linear(self.prompts[level], self.weight[level], self.bias[level])
 

@@ -50,7 +50,7 @@ class Config:
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     """The token embedding, and the image tower's blocks from end to end."""
-    return both.places(anatomy, _prompts(config), "upt", lambda sites: Shared(sites, config))
+    return both.places(anatomy, _prompts(config), "upt")
 
 
 def head(old: nn.Module, config: Config) -> nn.Module | None:
@@ -65,25 +65,24 @@ def _prompts(config: Config) -> both.Prompts:
 class Shared(both.Coupled):
     """The row, and what makes prompts of it."""
 
-    def __init__(self, sites: Sequence[Site], config: Config) -> None:
-        super().__init__()
-        width, self.tokens, self.dropout = int(sites[0].facts["text"]), config.tokens, config.dropout
-        self.row = nn.Parameter(torch.empty(2 * config.tokens, width).normal_(std=STD))
-        self.attention = Attention(width, heads=1)
+    def create(self, text: int, image: int) -> None:
+        """U and the layers of the transformer."""
+        self.row = nn.Parameter(torch.empty(2 * self.config.tokens, text).normal_(std=STD))
+        self.attention = Attention(text, heads=1)
         nn.init.xavier_uniform_(self.attention.qkv.weight)
         for linear in (self.attention.qkv, self.attention.proj):
             nn.init.zeros_(linear.bias)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
-        self.out = nn.Linear(width, int(sites[0].facts["image"]))
+        self.norm1, self.norm2 = nn.LayerNorm(text), nn.LayerNorm(text)
+        self.fc1, self.fc2 = nn.Linear(text, text), nn.Linear(text, text)
+        self.out = nn.Linear(text, image)
 
     def text(self, level: int) -> Tensor:  # noqa: ARG002 - there is one
         """T."""
-        return self._made()[: self.tokens]
+        return self._made()[: self.config.tokens]
 
-    def image(self, level: int) -> Tensor:  # noqa: ARG002 - there is one
+    def visual(self, level: int) -> Tensor:  # noqa: ARG002 - there is one
         """V A' + a."""
-        return self.out(self._made()[self.tokens :])
+        return self.out(self._made()[self.config.tokens :])
 
     def _made(self) -> Tensor:
         row = self.row[None]
@@ -92,7 +91,7 @@ class Shared(both.Coupled):
         return (row + self._drop(self.fc2(hidden)))[0]
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.config.dropout, self.training)
 
 
 class Graft(both.Graft):

@@ -46,8 +46,7 @@ class Config(both.Prompts):
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     """The token embedding and the blocks of both towers."""
-    made = lambda sites: Shared(sites, config)  # noqa: E731 - as short as its name
-    return both.places(anatomy, config, "vl-prompt", made, depth=config.depth, images=config.vision)
+    return both.places(anatomy, config, "vl-prompt", depth=config.depth, images=config.vision)
 
 
 def head(old: nn.Module, config: Config) -> nn.Module | None:
@@ -58,13 +57,12 @@ def head(old: nn.Module, config: Config) -> nn.Module | None:
 class Shared(both.Coupled):
     """The prompts of both towers."""
 
-    def __init__(self, sites: Sequence[Site], config: Config) -> None:
-        super().__init__()
-        text, image, depth = (int(sites[0].facts[k]) for k in ("text", "image", "depth"))
-        self.prompts = nn.Parameter(torch.empty(depth, config.tokens, text).normal_(std=STD))
-        self.vision = nn.Parameter(torch.empty(depth, config.vision, image).normal_(std=STD))
+    def create(self, text: int, image: int) -> None:
+        """P and V."""
+        self.prompts = nn.Parameter(torch.empty(self.depth, self.config.tokens, text).normal_(std=STD))
+        self.vision = nn.Parameter(torch.empty(self.depth, self.config.vision, image).normal_(std=STD))
 
-    def image(self, level: int) -> Tensor:
+    def visual(self, level: int) -> Tensor:
         """V_i."""
         return self.vision[level]
 

@@ -8,12 +8,13 @@ from vtzoo.artifact import Artifact, go_live, open_ref
 from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.results import Evaluated
 from vtzoo.score import logits_of, measure
+from vtzoo.test_time import Config, asked, tuner
 from vtzoo.zoo import Zoo
 
 
 def evaluate(
     *, ref: str, data: str, task: str | None = None, zoo: Zoo | None = None, batch_size: int = 64, skip_bad: bool = False,
-    split: D.Split = "test",
+    split: D.Split = "test", test_time: str | None = None,
 ) -> Evaluated:  # fmt: skip
     """One pass over the test split (the validation split where there is no test); which one, and how much of it, is said.
 
@@ -25,6 +26,7 @@ def evaluate(
         batch_size: images per batch.
         skip_bad: leave out broken images.
         split: which part of the data.
+        test_time: what is tuned on each image alone, such as "tpt[views=64]"; see `vtzoo.test_time`.
 
     Returns:
         `metrics[task]` for this ref, with the `split` and how many `images` it was, and, for a merge,
@@ -32,17 +34,18 @@ def evaluate(
 
     Raises:
         Mismatch: the data's classes are not the task's.
+        UsageError: the ref has no task, or nothing that can be tuned.
     """
     zoo = zoo or Zoo.find()
-    artifact = open_ref(ref, zoo, exports=True)
+    artifact, tuning = open_ref(ref, zoo, exports=True), asked(test_time) if test_time else None
     if artifact.card is not None:
         raise UsageError(
             f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"
         )
     images, split = _images(data, split, skip_bad=skip_bad)
     talk.say(f"{artifact.ref}: {len(images)} images of the {split} split{_chosen(images)}")
-    name, found = _one(artifact, images, task, batch_size)
-    metrics = {name: found}
+    name, found = _one(artifact, images, task, batch_size, tuning)
+    metrics = {name: {**({"test_time": test_time} if test_time else {}), **found}}
     if parent := _parent(artifact, name):
         metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
     shown = {k: {"split": split, **m} for k, m in metrics.items()}
@@ -65,8 +68,11 @@ def _chosen(images: D.Images) -> str:
     return " (there are no split folders: a hash of each name chose them)" if alone else ""
 
 
-def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int) -> tuple[str, dict[str, Any]]:
-    live = go_live(artifact, task)
+def _one(
+    artifact: Artifact, images: D.Images, task: str | None, batch_size: int, tuning: Config | None = None
+) -> tuple[str, dict[str, Any]]:
+    tuned = tuner(artifact, task, tuning) if tuning else None
+    live = tuned.live if tuned else go_live(artifact, task)
     if live.task is None:
         raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")
     if set(images.classes) - set(live.task.classes):
@@ -82,6 +88,8 @@ def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int
             "choose the task's own data",
         )
     images = images.aligned(live.task.classes)
+    if tuned:
+        return live.task.name, measure(*tuned.over(images))
     transform = D.transforms(live.preprocess, train=False)
     return live.task.name, measure(*logits_of(live.model, D.loader(images, transform, batch_size=batch_size)))
 
