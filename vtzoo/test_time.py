@@ -143,23 +143,30 @@ def uncertainty(logits: Tensor) -> Tensor:
     return -(mean.exp() * mean.clamp(min=torch.finfo(mean.dtype).min)).sum()
 
 
-def tuner(artifact: Artifact, task: str | None, config: Config) -> Tuner:
-    """A delta on a dual encoder, made ready.
+def speaking(artifact: Artifact, task: str | None) -> Live:
+    """A delta on a dual encoder, with its text tower.
 
     Raises:
-        UsageError: it has no text tower, or its classifier is not what that makes of the classes' names.
+        UsageError: it has none.
     """
-    delta = artifact.delta
-    if delta is None or not delta.backbone.model_args.get("text") or not delta.tasks:
+    if artifact.delta is None or not artifact.delta.backbone.model_args.get("text"):
         raise UsageError(
             f"{NAME} tunes what a text tower is told, and '{artifact.ref}' is no delta with one",
             "use one on a clip: backbone, such as coop's or zero-shot's",
         )
-    live = go_live(artifact, task, whole=True)
+    return go_live(artifact, task, whole=True)
+
+
+def tuner(live: Live, config: Config) -> Tuner:
+    """A dual encoder that classifies by names, made ready.
+
+    Raises:
+        UsageError: its classifier is not what the text tower makes of the classes' names, or images have several of them.
+    """
     assert live.task is not None
     if live.task.multilabel:
         raise UsageError(f"{NAME} makes one class surer, and an image here has several", "leave --test-time out")
-    return Tuner(live, config, *tunable(live.model, live.task, delta.head(live.task.name)))
+    return Tuner(live, config, *tunable(live.model, live.task))
 
 
 def _crops(live: Live, *, augmix: bool) -> data.Transform:

@@ -1,6 +1,6 @@
 """What may still be tuned of a dual encoder's classifier: the prompts that a delta has learned, or its templates' words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from vtzoo.anatomy import Site
 from vtzoo.classifier import head_names
 from vtzoo.errors import UsageError
 from vtzoo.folding import is_linear
-from vtzoo.installed import installed
+from vtzoo.installed import head_state, installed
 from vtzoo.methods._language import Vectors
 from vtzoo.spec import Task
 from vtzoo.speech import TEXT, can_speak, said
@@ -22,31 +22,31 @@ ALIKE = 1e-3
 """How far a stored classifier may be from what the text tower makes, relative to its largest number, and still be that."""
 
 
-def tunable(model: Any, task: Task, stored: Mapping[str, Tensor]) -> tuple[list[nn.Parameter], bool]:
+def tunable(model: Any, task: Task) -> tuple[list[nn.Parameter], bool]:
     """The prompts, and whether there are some beside the patches, too, so that an image's features depend on them.
 
     Where a delta has learned none, vectors are hung in the place of the templates' words in front of the name; they start as those.
 
     Args:
-        model: a dual encoder with a delta and the classifier of its task.
+        model: a dual encoder with the classifier of its task.
         task: with its names and templates.
-        stored: the classifier as the delta has it.
 
     Raises:
         UsageError: the classifier is not what the text tower makes of the names, or no template has words in front of the name.
     """
     if type(model.get_classifier()) is not TextHead:
-        _speak(model, task, stored)
+        _speak(model, task)
     prompts, deep = _learned(model)
     return prompts or [_words(model)], deep
 
 
-def _speak(model: Any, task: Task, stored: Mapping[str, Tensor]) -> None:
-    """Give the network the classifier that the text tower makes, where that is the delta's.
+def _speak(model: Any, task: Task) -> None:
+    """Give the network the classifier that the text tower makes, where that is what it has as a plain layer.
 
     Raises:
         UsageError: it is another one.
     """
+    stored = {n: t.detach() for n, t in head_state(model).items()}
     weight = next((t for n, t in stored.items() if n.endswith(".weight")), None)
     if can_speak(model) and weight is not None and is_linear(stored):
         model.speak(task.spoken, task.templates)

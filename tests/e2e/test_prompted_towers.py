@@ -24,7 +24,7 @@ from vtzoo.graft import tensors_of
 from vtzoo.installed import head_state
 from vtzoo.live import extract, inject
 from vtzoo.spec import BackboneCard, Preprocess, Task
-from vtzoo.test_time import Config, Tuner, asked, tuner
+from vtzoo.test_time import Config, Tuner, asked, speaking, tuner
 from vtzoo.tunable import tunable
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
@@ -58,11 +58,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     card = BackboneCard(name="dual", arch="clip", source=f"object:sha256:{digest}", fingerprint=fingerprint_of(model),
         head=(), features=20, preprocess=SQUARE, model_args=ARGS)  # fmt: skip
     made.put("backbones", "dual", {**card.json(), "digest": digest, "size_bytes": 1})
-    for spec in ("coop", "maple", "upt", "vl-prompt", "lora[targets=text.qkv]", "linear"):
-        _keep(made, card, spec, moved=spec != "linear")
+    for spec in ("coop", "maple", "upt", "vl-prompt", "lora[targets=text.qkv]", "zero-shot"):
+        _keep(made, card, spec, moved=spec != "zero-shot")
     _keep(made, card, "linear", name="moved", moved=True)
-    _keep(made, card, "linear", name="wordless", templates=("{} texture.",))
-    _keep(made, card, "linear", name="two", templates=("a photo of a {}.", "{} alone.", "art of the {}."))
+    _keep(made, card, "zero-shot", name="wordless", templates=("{} texture.",))
+    _keep(made, card, "zero-shot", name="two", templates=("a photo of a {}.", "{} alone.", "art of the {}."))
     _keep(made, card, "coop", name="several", multilabel=True)
     return made
 
@@ -107,7 +107,7 @@ def test_shipped_without_a_text_tower(method: str, zoo: Zoo, tmp_path: Path) -> 
     image = tmp_path / "one.png"
     picture(0).save(image)
     shipped = predict(ref=str(tmp_path / "m.onnx"), images=image, zoo=zoo, top=3).predictions[0]["top"]
-    whole = tuner(open_ref(f"t/{method}", zoo), None, Config(views=1)).live
+    whole = ready(f"t/{method}", zoo, Config(views=1)).live
     with torch.no_grad():
         wanted = whole.model(tuner_view(whole)).softmax(-1)[0]
     assert {c["class"]: c["probability"] for c in shipped} == pytest.approx(
@@ -118,6 +118,11 @@ def test_shipped_without_a_text_tower(method: str, zoo: Zoo, tmp_path: Path) -> 
 def tuner_view(live: Live) -> Tensor:
     """The first picture as a network sees it."""
     return Tuner(live, Config(views=1), [nn.Parameter(torch.zeros(1))], deep=False)._views(picture(0))
+
+
+def ready(ref: str, zoo: Zoo, config: Config) -> Tuner:
+    """A delta to be tuned on each image."""
+    return tuner(speaking(open_ref(ref, zoo), None), config)
 
 
 def by_hand(model: nn.Module, prompts: Sequence[nn.Parameter], views: Tensor, share: float, lr: float) -> Tensor:
@@ -134,10 +139,10 @@ def by_hand(model: nn.Module, prompts: Sequence[nn.Parameter], views: Tensor, sh
         return model(views[:1])[0]
 
 
-@pytest.mark.parametrize("method", ["coop", "maple", "upt", "linear"])
+@pytest.mark.parametrize("method", ["coop", "maple", "upt", "zero-shot"])
 def test_tuned_as_the_paper_says(method: str, zoo: Zoo) -> None:
     """One step in float64 gives the logits of the formula; prompts among words alone, in both towers, and a template's words."""
-    made = tuner(open_ref(f"t/{method}", zoo), None, Config(views=8, keep=0.4, lr=0.02))
+    made = ready(f"t/{method}", zoo, Config(views=8, keep=0.4, lr=0.02))
     made.live.model.double()
     before = [p.clone() for p in made.prompts]
     untuned = made.live.model(made._views(picture(3))[:1])[0].detach()
@@ -157,27 +162,27 @@ def test_only_prompts_are_tuned(zoo: Zoo) -> None:
         ("coop", {"text.token_embedding.coop.context"}),
         ("maple", {f"maple.{n}" for n in ("prompts", "weight", "bias")}),
     ):
-        made = tuner(open_ref(f"t/{method}", zoo), None, Config())
+        made = ready(f"t/{method}", zoo, Config())
         own = dict(made.live.model.named_parameters())
         assert {n for n, p in own.items() if any(p is q for q in made.prompts)} == names
         assert made.deep == (method == "maple")
-    for name, count in (("linear", 4), ("two", 4 + 3)):
-        made = tuner(open_ref(f"t/{name}", zoo), None, Config())
+    for name, count in (("zero-shot", 4), ("two", 4 + 3)):
+        made = ready(f"t/{name}", zoo, Config())
         assert [p.shape for p in made.prompts] == [(count, 12)]
 
 
 def test_words_start_as_words(zoo: Zoo) -> None:
     """Before a step the logits are those of zero-shot with these templates."""
-    for name in ("linear", "two"):
+    for name in ("zero-shot", "two"):
         ref = open_ref(f"t/{name}", zoo)
-        made = tuner(ref, None, Config(views=1))
+        made = tuner(speaking(ref, None), Config(views=1))
         weight = made.live.model.get_classifier().layer()[0]
         assert torch.allclose(weight, ref.delta.head("t")["clip_head.weight"], atol=1e-5)
 
 
 def test_nothing_is_kept_from_one_image_for_the_next(zoo: Zoo) -> None:
     """Prompts are bit for bit what they were; an image gets the same answer in any order, another one with other crops."""
-    made = tuner(open_ref("t/coop", zoo), None, Config(views=6, keep=0.5, lr=0.05))
+    made = ready("t/coop", zoo, Config(views=6, keep=0.5, lr=0.05))
     before = [p.detach().clone() for p in made.prompts]
     first = made(picture(1))
     made(picture(2))
@@ -185,12 +190,12 @@ def test_nothing_is_kept_from_one_image_for_the_next(zoo: Zoo) -> None:
     assert all(torch.equal(p, b) for p, b in zip(made.prompts, before, strict=True))
     assert all(p.grad is None for p in made.prompts)
     for other in (Config(views=6, keep=0.5, lr=0.05, seed=1), Config(views=6, keep=0.5, lr=0.05, augmix=True)):
-        assert not torch.equal(tuner(open_ref("t/coop", zoo), None, other)(picture(1)), first)
+        assert not torch.equal(ready("t/coop", zoo, other)(picture(1)), first)
 
 
 def test_the_prompts_are_put_back_when_it_fails(zoo: Zoo) -> None:
     """A fault in the middle of an image leaves no tuned prompts behind."""
-    made = tuner(open_ref("t/coop", zoo), None, Config(views=4, keep=0.5, steps=2))
+    made = ready("t/coop", zoo, Config(views=4, keep=0.5, steps=2))
     before = made.prompts[0].detach().clone()
     calls: list[int] = []
 
@@ -218,16 +223,15 @@ def test_the_prompts_are_put_back_when_it_fails(zoo: Zoo) -> None:
 def test_what_has_no_words_to_tune_is_refused(name: str, why: str, zoo: Zoo) -> None:
     """A classifier that was trained, a template that begins with the name, images with several labels."""
     with pytest.raises(UsageError) as refusal:
-        tuner(open_ref(f"t/{name}", zoo), None, Config())
+        ready(f"t/{name}", zoo, Config())
     assert why in str(refusal.value)
 
 
 def test_what_has_no_text_tower_is_refused(zoo: Zoo, tmp_path: Path, pictures: Path) -> None:
-    """A bare backbone and a folded delta have nothing that is told words; what else may be tuned, is said."""
+    """A folded delta has nothing that is told words; what else may be tuned, is said."""
     fold_ref(ref="t/coop", out=tmp_path / "folded", zoo=zoo)
-    for ref in ("dual", str(tmp_path / "folded")):
-        with pytest.raises(UsageError, match=r"is no delta with one|bare backbone"):
-            evaluate(ref=ref, data=str(pictures), zoo=zoo, test_time="tpt")
+    with pytest.raises(UsageError, match="is no delta with one"):
+        evaluate(ref=str(tmp_path / "folded"), data=str(pictures), zoo=zoo, test_time="tpt")
     with pytest.raises(UsageError, match="nothing for test time is called 'tent'"):
         asked("tent")
     with pytest.raises(UsageError, match="no knob 'view'"):
@@ -236,7 +240,7 @@ def test_what_has_no_text_tower_is_refused(zoo: Zoo, tmp_path: Path, pictures: P
 
 def test_lora_in_the_text_tower_is_no_prompt(zoo: Zoo) -> None:
     """With LoRA on the text tower it is the words that are tuned, not LoRA."""
-    made = tuner(open_ref("t/lora", zoo), None, Config(views=4, keep=0.5))
+    made = ready("t/lora", zoo, Config(views=4, keep=0.5))
     assert [p.shape for p in made.prompts] == [(4, 12)]
     with torch.no_grad():
         assert torch.allclose(
@@ -264,10 +268,19 @@ def test_on_the_command_line(zoo: Zoo, pictures: Path, capsys: pytest.CaptureFix
     assert abs(plain["loss"] - metrics["loss"]) > 1e-4
 
 
+def test_a_bare_encoder_is_tuned(zoo: Zoo, pictures: Path) -> None:
+    """Named the data's own classes, it is what a zero-shot delta is."""
+    found = [
+        evaluate(ref=ref, data=str(pictures), zoo=zoo, test_time="tpt[views=4,keep=0.5]").metrics[task]
+        for ref, task in (("dual", "zero-shot"), ("t/zero-shot", "t"))
+    ]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+
+
 def test_tunable_of_a_model_at_hand() -> None:
     """The same without a zoo: the words of a dual encoder that only knows names."""
     torch.manual_seed(0)
     model = timm.create_model("clip", **ARGS).speak(NAMES).eval().requires_grad_(requires_grad=False)
-    prompts, deep = tunable(model, Task(name="t", classes=NAMES), {})
+    prompts, deep = tunable(model, Task(name="t", classes=NAMES))
     assert not deep
     assert torch.equal(prompts[0], model.text.token_embedding._parameters["weight"][[320, 1125, 539, 320]])

@@ -11,7 +11,7 @@ from vtzoo._images import Folder
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.results import Predicted
-from vtzoo.test_time import asked, tuner
+from vtzoo.test_time import asked, speaking, tuner
 from vtzoo.zoo import Zoo
 
 SEVERAL = 0.5
@@ -47,10 +47,11 @@ def predict(
         raise UsageError(f"top is {top}", "name at least one class: --top 1")
     paths = [p for given in ([images] if isinstance(images, str | Path) else images) for p in _files(Path(given))]
     artifact = open_ref(ref, zoo, exports=True)
-    tuned = tuner(artifact, task, asked(test_time)) if test_time else None
-    live = tuned.live if tuned else go_live(artifact, task)
+    tuning = asked(test_time) if test_time else None
+    live = speaking(artifact, task) if tuning else go_live(artifact, task)
     if live.task is None:
         raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")
+    tuned = tuner(live, tuning) if tuning else None
     transform = D.transforms(live.preprocess, train=False)
     found: list[dict[str, Any]] = []
     with torch.inference_mode(mode=tuned is None):
