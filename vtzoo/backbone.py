@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from vtzoo import hub
 from vtzoo.anatomy import head_names
-from vtzoo.bases import checked_path, file_fingerprint
+from vtzoo.bases import checked_path, file_fingerprint, tensors_of
+from vtzoo.clip_card import PREFIX, clip_card
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
 from vtzoo.probing import probe
 from vtzoo.spec import LOADING, BackboneCard, Preprocess
-from vtzoo.tensors import TensorFile
 from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, 
 
 
 def card_of(name: str, zoo: Zoo | None = None) -> BackboneCard:
-    """The card of an entry, or one made from timm's own config for a name that is in no zoo."""
+    """The card of an entry, or one made from timm's own config for a name that is in no zoo, or open_clip's for `clip:NAME`."""
+    if name.startswith(PREFIX):
+        return clip_card(name)
     try:
         entry: Entry = (zoo or Zoo.find()).resolve(name, "backbones")
     except NotFound:
@@ -104,13 +106,13 @@ def build_card(
     refuse_loading(card.model_args)
     args = {"num_classes": 0, **card.model_args, **model_args}
     if path is not None:
-        stored = dict(TensorFile(path))
+        stored = dict(tensors_of(path, card))
         overlay = {"state_dict": stored, "source": "", "num_classes": _classes(stored, card)}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
     head, loaded = _head(card, model, overlay.get("state_dict", {})), fingerprint_of(model)
     shown = replace(
         card, model_args={k: v for k, v in args.items() if k not in PASSING}, head=head, preprocess=_looking(card, args),
-        fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
+        fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, replace(card, head=head)),  # a known one was checked
     )  # fmt: skip
     shapes = {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()}
     soften(model, shapes)
