@@ -11,12 +11,14 @@ from torch import Tensor
 from vtzoo import hub
 from vtzoo.clip_config import ARCH, WEIGHTS
 from vtzoo.clip_names import converted
-from vtzoo.errors import NotFound, UsageError, WrongBackbone
+from vtzoo.errors import Network, NotFound, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.refs import check_member, shown
 from vtzoo.spec import BackboneCard, plain
 from vtzoo.tensors import Lazy, TensorFile, dtype_of, pieces_of, shape_of
 from vtzoo.zoo import Zoo
+
+PLAIN = "model.safetensors"
 
 
 def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
@@ -51,16 +53,20 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
 
 
 def _fetched(card: BackboneCard) -> Path:
-    """A card's file of the hub; that of a dual encoder is open_clip's.
+    """A card's file of the hub; of a dual encoder open_clip's, else, where it has no text tower, the one of a timm folder.
 
     Raises:
         NotFound: there is none; where the weights are a pickle, the hint says how they come in.
     """
-    if card.arch != ARCH or not card.model_args.get("text"):
-        return hub.fetch(card.source, "model.safetensors", card.digest)
+    if card.arch != ARCH:
+        return hub.fetch(card.source, PLAIN, card.digest)
     try:
         return hub.fetch(card.source, WEIGHTS, card.digest)
-    except NotFound as error:
+    except (NotFound, Network) as error:
+        if not card.model_args.get("text"):
+            return hub.fetch(card.source, PLAIN, card.digest)
+        if isinstance(error, Network):
+            raise
         hint = "download its weights, then: vtzoo add backbone NAME --arch clip:MODEL.TAG --weights FILE --from-pickle"
         raise NotFound(error.message, hint) from error
 

@@ -156,7 +156,7 @@ def read(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
     quick, dim = model.quick_gelu, model.embed_dim
     args = {"embed_dim": dim, **_image(vision, quick=quick), "text": _text(text, quick=quick)}
     args |= {"tokenizer": text.hf_tokenizer_name or "", "bias": model.init_logit_bias is not None}
-    mode = {"tokenizer_mode": text.tokenizer_mode} if text.tokenizer_mode else {}
+    mode = {"tokenizer_mode": text.tokenizer_mode} if text.hf_tokenizer_name and text.tokenizer_mode else {}
     return args | {"tokenizer_args": {**mode, **(text.tokenizer_kwargs or {})}}
 
 

@@ -85,7 +85,14 @@ def test_a_text_tower_as_siglip_has_it() -> None:
         "pool_type": "last", "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}, "width": 768, "tokenizer_mode": "clips",
     }  # fmt: skip
     found = read(_config(VIT, text, init_logit_bias=-10))
-    said = {"width": 768, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "act": "gelu_tanh", "eps": 1e-6}
+    said = {
+        "width": 768,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "act": "gelu_tanh",
+        "eps": 1e-6,
+    }
     assert found["text"] == said
     assert (found["tokenizer"], found["bias"]) == ("org/name", True)
     assert found["tokenizer_args"] == {"clean": "canonicalize", "tokenizer_mode": "clips"}
