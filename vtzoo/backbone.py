@@ -14,6 +14,7 @@ from vtzoo import hub
 from vtzoo.bases import checked_path, file_fingerprint, tensors_of
 from vtzoo.classifier import head_names
 from vtzoo.clip_card import PREFIX, clip_card
+from vtzoo.clip_config import ELASTIC
 from vtzoo.dual import ARCH as DUAL
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
@@ -202,11 +203,12 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
         raise UsageError(f"there are no images of {pixels} pixels", "choose another --image-size")
     if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
         return card, {}
-    config = get_pretrained_cfg(card.model_args["trunk"] if card.arch == DUAL else card.arch)
+    network = card.model_args["trunk"] if card.arch == DUAL else card.arch
+    config = get_pretrained_cfg(network)
     resized = replace(
         card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
     )
-    return resized, {"img_size": pixels} if config and config.fixed_input_size else {}
+    return resized, {"img_size": pixels} if config and config.fixed_input_size and network not in ELASTIC else {}
 
 
 def build_sized(

@@ -37,6 +37,8 @@ RESNETS: dict[tuple[int, ...], tuple[str, int]] = {
     (3, 15, 36, 10): ("resnet50x64_clip", 128),
 }
 """timm's twin of a ModifiedResNet, and its width, by blocks per stage."""
+ELASTIC = frozenset(name for name, _ in RESNETS.values())
+"""Trunks that fit their position table to each image by themselves, and are built for one size all the same."""
 _STEM_WIDTH = 64  # that timm's width_factor multiplies
 _HEAD_WIDTH = 64  # of timm's attention pool
 _ARCH = re.compile(r"[a-z0-9_]+")
@@ -130,10 +132,8 @@ class _Model:
     nonscalar_logit_scale: bool = False
 
 
-_TEXT_KEYS = (
-    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "embed_cls", "pad_id", "eos_id",
-    "no_causal_mask", "pool_type", "proj_bias", "proj_type",
-)  # fmt: skip
+_TEXT_SIZES = ("context_length", "vocab_size", "width", "heads", "layers")
+_TEXT_MORE = ("mlp_ratio", "ls_init_value", "embed_cls", "pad_id", "eos_id", "no_causal_mask", "pool_type", "proj_bias", "proj_type")  # fmt: skip
 
 
 def read(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def _vit(cfg: _Vision, *, quick: bool) -> dict[str, Any]:
 
 
 def _text(cfg: _Text, *, quick: bool) -> dict[str, Any]:
-    """What open_clip's TextTransformer is to be other than its config's defaults."""
+    """The sizes of open_clip's TextTransformer, and where it is other than its config's defaults."""
     if cfg.hf_model_name:
         raise _refused(f"its text tower is a network of another library ({shown(cfg.hf_model_name)})")
     _refuse_custom(cfg, "text")
@@ -237,7 +237,8 @@ def _text(cfg: _Text, *, quick: bool) -> dict[str, Any]:
     if cfg.width % cfg.heads:
         raise _refused(f"{cfg.heads} heads don't share a width of {cfg.width}")
     usual = {f.name: f.default for f in fields(_Text)}
-    made = {k: getattr(cfg, k) for k in _TEXT_KEYS if getattr(cfg, k) != usual[k]}
+    made = {k: getattr(cfg, k) for k in _TEXT_SIZES}
+    made |= {k: getattr(cfg, k) for k in _TEXT_MORE if getattr(cfg, k) != usual[k]}
     act, eps = _act(cfg.act_kwargs, "text", quick=quick), _eps(cfg.norm_kwargs, "text")
     return made | ({"act": act} if act != "gelu" else {}) | ({"eps": eps} if eps != TWIN_EPS else {})
 

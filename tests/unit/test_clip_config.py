@@ -16,13 +16,13 @@ def _config(vision: dict[str, Any], text: dict[str, Any] | None = None, **more: 
 
 
 def test_a_transformer_of_open_clip_becomes_its_twin() -> None:
-    """Sizes are said in full; of the text tower only what is not open_clip's default."""
+    """Sizes of both towers are said in full; of the rest only what is not open_clip's default."""
     assert read(_config(VIT)) == {
         "embed_dim": 512,
         "trunk": "vit_base_patch16_clip_224",
         "trunk_args": {"img_size": 224, "patch_size": 32, "embed_dim": 768, "depth": 12, "num_heads": 12},
         "proj": "linear",
-        "text": {},
+        "text": TEXT,
         "tokenizer": "",
         "tokenizer_args": {},
         "bias": False,
@@ -86,6 +86,7 @@ def test_a_text_tower_as_siglip_has_it() -> None:
     }  # fmt: skip
     found = read(_config(VIT, text, init_logit_bias=-10))
     said = {
+        **TEXT,
         "width": 768,
         "no_causal_mask": True,
         "proj_bias": True,
