@@ -203,12 +203,17 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
         raise UsageError(f"there are no images of {pixels} pixels", "choose another --image-size")
     if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
         return card, {}
-    network = card.model_args["trunk"] if card.arch == DUAL else card.arch
-    config = get_pretrained_cfg(network)
     resized = replace(
         card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
     )
-    return resized, {"img_size": pixels} if config and config.fixed_input_size and network not in ELASTIC else {}
+    return resized, {"img_size": pixels} if takes_size(card) else {}
+
+
+def takes_size(card: BackboneCard) -> bool:
+    """Whether a network is built for images of one size, which timm calls `img_size`."""
+    network = card.model_args["trunk"] if card.arch == DUAL else card.arch
+    config = get_pretrained_cfg(network)
+    return bool(config and config.fixed_input_size and network not in ELASTIC)
 
 
 def build_sized(
