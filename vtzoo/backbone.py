@@ -21,6 +21,7 @@ from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
 from vtzoo.probing import probe
 from vtzoo.spec import LOADING, BackboneCard, Preprocess
+from vtzoo.speech import TEXT
 from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def build_card(
     refuse_loading(card.model_args)
     args = {"num_classes": 0, **card.model_args, **model_args}
     if path is not None:
-        stored = dict(tensors_of(path, card))
+        found = tensors_of(path, card)
+        stored = {n: found[n] for n in found if not (args.get("text") is False and n.startswith(TEXT))}
         overlay = {"state_dict": stored, "source": "", "num_classes": _classes(stored, card)}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
     head, loaded = _head(card, model, overlay.get("state_dict", {})), fingerprint_of(model)

@@ -6,6 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+from timm.models import is_model
+
 from vtzoo.clip_config import ARCH, image_size, read
 from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFound, UsageError, did_you_mean
@@ -65,11 +69,29 @@ def card_of_config(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, An
     said = {**_USUAL, **{k: v for k, v in preprocess_cfg.items() if k in _USUAL and v is not None}}
     if (how := str(said["resize_mode"])) not in _CROPS or preprocess_cfg.get("mode", "RGB") != "RGB":
         raise UsageError(f"images are not made ready here by {shown(dict(preprocess_cfg))}", _READY)
-    args = read(model_cfg)
+    args = _settled(read(model_cfg), model_cfg["vision_cfg"])
     facts = {**said, "input_size": (3, *image_size(model_cfg)), "crop_pct": 1.0, "crop_mode": _CROPS[how]}
     return BackboneCard(
         name="", arch=ARCH, features=args["embed_dim"], preprocess=Preprocess.of(facts), model_args=args
     )
+
+
+def _settled(args: dict[str, Any], vision_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with a trunk's last norm where open_clip leaves it: it makes the network first, and then has it pool otherwise.
+
+    timm puts that norm behind an average where it is asked for one from the start.
+    """
+    trunk, own = args["trunk"], args["trunk_args"]
+    adds = vision_cfg.get("timm_proj", "linear") in ("linear", "mlp")
+    if not (vision_cfg.get("timm_model_name") and adds and own and is_model(trunk)):
+        return args
+    try:
+        with torch.device("meta"):
+            first, then = (timm.create_model(trunk, num_classes=0, **more).state_dict() for more in ({}, own))
+    except (AssertionError, TypeError, ValueError, RuntimeError):  # which building it will tell
+        return args
+    behind = "fc_norm.weight" in first
+    return args if behind == ("fc_norm.weight" in then) else {**args, "trunk_args": {**own, "fc_norm": behind}}
 
 
 def card_of_file(path: Path) -> BackboneCard:
