@@ -78,7 +78,7 @@ class Refined(Cache):
 
     def likeness(self, features: Tensor) -> Tensor:
         """In the kept channels [n, images]."""
-        return F.normalize(features[:, self.channels], dim=-1) @ self.keys.mT
+        return F.normalize(features[:, self.channels.long()], dim=-1) @ self.keys.mT
 
     def values(self) -> Tensor:
         """[images, classes]."""
@@ -118,7 +118,7 @@ class Moved(Cache):
         return super().values() * self.worth[:, None]
 
     def _along(self, features: Tensor) -> Tensor:
-        return features[:, self.channels] @ self.residual.mT
+        return features[:, self.channels.long()] @ self.residual.mT
 
 
 def head(old: nn.Linear | TextHead, config: Config) -> nn.Module:
