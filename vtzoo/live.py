@@ -31,7 +31,7 @@ from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
 from vtzoo.installed import INSTALLED, Installed, head_state, installed, set_head, swap_heads
 from vtzoo.limits import free, limit
 from vtzoo.masks import of_task
-from vtzoo.methods._protocol import composes, prepares
+from vtzoo.methods._protocol import composes, learns, prepares
 from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
@@ -75,7 +75,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     parts, shared = list[Part](), aliases(model)
     for name, module, config in wanted:
         sites = tied(module.sites(anatomy, config), shared)
-        if not sites and not hasattr(module, "head"):
+        if not sites and learns(module) and not hasattr(module, "head"):
             raise UsageError(
                 f"{name} has found no place to act in this {type(model).__name__}", "name layers in targets=…"
             )
@@ -93,7 +93,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
         record.parts.extend(parts)
         limit(model, parts, anatomy)
         _alive(model, anatomy)
-        _trainable(model, spec, made=any(prepares(module) for _, module, _ in wanted))
+        _trainable(model, spec, [module for _, module, _ in wanted])
     except BaseException:
         detach(model)
         raise
@@ -329,9 +329,9 @@ def _prepare(model: nn.Module, part: Part, config: Any, heads: Sequence[str], ba
         part.module.prepare(model.get_submodule(head), config, features[head], labels)
 
 
-def _trainable(model: nn.Module, spec: str, *, made: bool) -> None:
-    """Refuse a fresh delta that has nothing to train, unless it was `made` of images."""
-    if not made and not trainable(model):
+def _trainable(model: nn.Module, spec: str, methods: Sequence[Any]) -> None:
+    """Refuse a fresh delta that has nothing to train, though its methods learn and were made of no images."""
+    if not trainable(model) and any(learns(m) and not prepares(m) for m in methods):
         raise UsageError(f"'{spec}' trains only a head, and this model has none", "build it with num_classes=N")
 
 
