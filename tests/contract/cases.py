@@ -20,7 +20,8 @@ from tests import families
 from vtzoo import knobs, registry
 from vtzoo.delta import Delta
 from vtzoo.graft import tensors_of
-from vtzoo.live import extract, head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject
 from vtzoo.methods._protocol import composes
 from vtzoo.spec import Task
 

@@ -27,14 +27,16 @@ from tests.contract.cases import (
     stacks,
 )
 from vtzoo import registry
-from vtzoo.anatomy import head_names, survey
+from vtzoo.anatomy import survey
+from vtzoo.classifier import head_names
 from vtzoo.delta import Delta
 from vtzoo.errors import Mismatch, NotFoldable, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.folding import Folded, fold, task_vector
 from vtzoo.graft import tensors_of
 from vtzoo.identity import CARD, LOADED
-from vtzoo.live import attach, detach, extract, head_state, inject, trainable
+from vtzoo.installed import head_state
+from vtzoo.live import attach, detach, extract, inject, trainable
 from vtzoo.sensitivity import scores
 
 # Shifts that the net itself undoes, so that their gradient is zero by nature: a key's bias moves all logits of a query

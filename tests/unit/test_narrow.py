@@ -16,7 +16,8 @@ from vtzoo.attention import PlainAttention
 from vtzoo.errors import VtzooError
 from vtzoo.fit import Plan, fit
 from vtzoo.graft import tensors_of
-from vtzoo.live import head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import inject
 from vtzoo.narrow import narrow
 from vtzoo.recipe import Recipe
 

@@ -9,7 +9,8 @@
     RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}: lr, weight_decay, and
                      head_lr where the probe's does not suit the head
     INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
-    head(old, config)      optional: builds another classifier in place of timm's linear one
+    head(old, config)      optional: builds another classifier in place of timm's linear one, or of a text tower's (vtzoo.text_head)
+    fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 
 A graft whose `edits` is empty does not fold; the docstring's "Folds:" line is the reason that people read.
@@ -64,7 +65,7 @@ def recipe(method: Any, family: str) -> Mapping[str, Any]:
     return getattr(method, "RECIPE", {}).get(family, {})
 
 
-def head(method: Any, old: nn.Linear, config: Any) -> nn.Module | None:
+def head(method: Any, old: nn.Module, config: Any) -> nn.Module | None:
     """The classifier a method wants instead of timm's, or None."""
     build = getattr(method, "head", None)
     return build(old, config) if build else None

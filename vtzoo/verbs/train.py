@@ -22,8 +22,9 @@ from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
 from vtzoo.fit import checkpoint_path, fit, forget
 from vtzoo.identity import CARD
+from vtzoo.installed import installed
 from vtzoo.lineage import check_images, record
-from vtzoo.live import extract, inject, installed, trainable
+from vtzoo.live import extract, inject, trainable
 from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.prefix import Prefix
@@ -35,6 +36,7 @@ from vtzoo.sampling import chosen, class_weights
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
+from vtzoo.speech import spoken
 from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
@@ -45,6 +47,7 @@ def train(
     *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
     skip_bad: bool = False, watch: Watch | None = None, track: Sequence[str] = (), awaited: Collection[str] = (),
+    words: Mapping[str, str] | None = None, templates: Sequence[str] = (),
 ) -> Trained:  # fmt: skip
     """Train a delta and its head on a frozen backbone and keep it in the zoo.
 
@@ -62,6 +65,8 @@ def train(
         watch: is told each epoch's record: epoch, loss, lr, and top1 and val_loss where it was validated.
         track: trackers by accelerate's names ("tensorboard", "wandb" …) that get these records, too; a file of JSON lines always does.
         awaited: digests of the training images that it must be; others are refused before anything is computed.
+        words: of a dual encoder, what its text tower is told of classes, by label; a label with spaces unless given.
+        templates: texts around them, each with one {}; "a photo of a {}." unless given.
 
     Raises:
         Conflict: the name exists.
@@ -74,7 +79,7 @@ def train(
     tracking.check(track)
     job = _prepare(
         backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run,
-        awaited=awaited,
+        awaited=awaited, words=words, templates=templates,
     )  # fmt: skip
     params = sum(p.numel() for p in trainable(job.model).values())
     _announce(job, params)
@@ -141,19 +146,9 @@ def _announce(job: Job, params: int) -> None:
 
 
 def _prepare(
-    backbone: str,
-    data: str,
-    method: str,
-    name: str,
-    zoo: Zoo,
-    user: Mapping[str, Any],
-    head: str | None,
-    *,
-    resume: bool,
-    skip_bad: bool,
-    dry_run: bool,
-    awaited: Collection[str],
-) -> Job:
+    backbone: str, data: str, method: str, name: str, zoo: Zoo, user: Mapping[str, Any], head: str | None, *,
+    resume: bool, skip_bad: bool, dry_run: bool, awaited: Collection[str], words: Mapping[str, str] | None, templates: Sequence[str],
+) -> Job:  # fmt: skip
     """All that can be refused before a step is taken; in a dry run what searches takes the shortest of its searches."""
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
@@ -176,6 +171,7 @@ def _prepare(
     _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
     card, model = _built(bare, asked, zoo, len(images.classes))
+    said, around = spoken(model, images.classes, words or {}, templates)
     plain = D.transforms(card.preprocess, train=False)
     few: Any = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
     few = _unclassed() if limited.several else few
@@ -189,7 +185,7 @@ def _prepare(
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     task = Task(
         name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess,
-        multilabel=bool(images.several),
+        multilabel=bool(images.several), words=said, templates=around,
     )  # fmt: skip
     grid: tuple[tuple[float, float], ...] = ()
     if probing and images.several:
