@@ -10,10 +10,18 @@ NAMES = ("cat", "axolotl", "traffic light", "a very old teapot")
 TEMPLATE = "a photo of a {}."
 LENGTH, WIDTH, EYE, JOINT = 20, 32, 48, 24
 """Tokens of a text, widths of the text tower, the image tower and the joint space."""
-CONFIG = {
-    "embed_dim": JOINT,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": EYE, "layers": 3, "head_width": 8},
-    "text_cfg": {"context_length": LENGTH, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 4},
+EYE_CONFIG = {"image_size": 32, "patch_size": 16, "width": EYE, "layers": 3, "head_width": 8}
+TEXT_CONFIG = {"context_length": LENGTH, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 4}
+CLIP = {"embed_dim": JOINT, "vision_cfg": EYE_CONFIG, "text_cfg": TEXT_CONFIG}
+CONFIGS = {
+    "clip": CLIP,
+    "custom": {**CLIP, "custom_text": True},  # the text tower has a module of its own
+    "siglip": {
+        **CLIP,
+        "custom_text": True,
+        "text_cfg": {**TEXT_CONFIG, "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+        "init_logit_bias": -10,
+    },
 }
 say = open_clip.SimpleTokenizer(context_length=LENGTH)
 
@@ -24,11 +32,13 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 @cache
-def made(custom: bool = False) -> open_clip.CLIP:
+def made(kind: str = "clip") -> open_clip.CLIP:
     """A frozen model whose every parameter is drawn, norms and biases as well; its classes differ clearly."""
+    config = dict(CONFIGS[kind])
+    build = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**CONFIG).double().eval().requires_grad_(False)
+        model = build(**config).double().eval().requires_grad_(False)
         for name, value in model.named_parameters():
             if "token_embedding" not in name and name != "logit_scale":
                 value.add_(torch.randn_like(value), alpha=0.2)

@@ -22,14 +22,19 @@ def unit(x: Tensor) -> Tensor:
 
 
 def read(model: Any, x: Tensor, ids: Tensor, deep: Deep | None = None) -> Tensor:
-    """CoOp's TextEncoder: embedded prompts [n, length, w] -> [n, e], taken where the text of `ids` ends; MaPLe's deep prompts on the way."""
+    """CoOp's TextEncoder: embedded prompts [n, length, w] -> [n, e], taken where the text of `ids` ends; MaPLe's deep prompts on the way.
+
+    SigLIP takes the last token, and has no mask.
+    """
     tower = getattr(model, "text", model)
     x = x + tower.positional_embedding[: x.shape[1]]
     for i, block in enumerate(tower.transformer.resblocks):
         if i in (deep or {}):
             x = torch.cat([x[:, :1], deep[i].expand(len(x), -1, -1), x[:, 1 + len(deep[i]) :]], dim=1)
         x = block(x, attn_mask=tower.attn_mask)
-    return tower.ln_final(x)[torch.arange(len(x)), ids.argmax(-1)] @ tower.text_projection
+    x = tower.ln_final(x)
+    x = x[:, -1] if getattr(tower, "pool_type", "argmax") == "last" else x[torch.arange(len(x)), ids.argmax(-1)]
+    return tower.text_projection(x) if callable(tower.text_projection) else x @ tower.text_projection
 
 
 def embed(model: Any, ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.contract.cases import relative
 from tests.parity import language_rewrites as r
-from tests.parity.clip_case import EYE, JOINT, NAMES, TEMPLATE, WIDTH, images, made, random, say
+from tests.parity.clip_case import CONFIGS, EYE, JOINT, NAMES, TEMPLATE, WIDTH, images, made, random, say
 
 WORDS = {"end": "a photo of a {}.", "middle": "a photo {} of a.", "front": "{} a photo of a."}
 
@@ -23,12 +23,13 @@ def words():
     return r.embed(made(), say(["a photo of a"]))[0, 1:5]
 
 
-@pytest.mark.parametrize("custom", [False, True])
-def test_towers(custom: bool) -> None:
-    """Without prompts both towers give what open_clip gives."""
-    model, ids = made(custom), say(list(NAMES))
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_towers(kind: str) -> None:
+    """Without prompts both towers and the logits are what open_clip gives."""
+    model, ids = made(kind), say(list(NAMES))
     assert relative(model.encode_image(images()), r.see(model, images())[:, 0]) < 1e-12
     assert relative(model.encode_text(ids), r.read(model, r.embed(model, ids), ids)) < 1e-12
+    assert relative(model.get_logits(images(), ids)[0], r.zero_shot(model, say, images(), NAMES, ["{}"])) < 1e-12
 
 
 @pytest.mark.parametrize("position", sorted(WORDS))
