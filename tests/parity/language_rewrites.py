@@ -177,6 +177,18 @@ def ape(
     return compare(model, f, t) + alpha * near @ (onehot * (gamma * apart).exp())
 
 
+def ape_trained(
+    model: Any, images: Tensor, t: Tensor, keys: Tensor, labels: Tensor, kept: Tensor, x: Tensor, scores: Tensor, alpha: float,
+    beta: float,
+) -> Tensor:  # fmt: skip
+    """APE-T: x [C, kept] is added to a class's text and shots, which are not normalised again; each shot has a learned score."""
+    f, t, keys = unit(model.encode_image(images)), t.clone(), keys.clone()
+    t[:, kept] += x
+    keys[:, kept] += x[labels]
+    near = (-beta * (1 - f @ keys.T)).exp()
+    return model.logit_scale.exp() * f @ t.T + alpha * near @ (F.one_hot(labels, len(t)).to(t) * scores[:, None])
+
+
 def plot(
     model: Any, say: Any, images: Tensor, names: Sequence[str], ctx: Tensor, position: str = "end", eps: float = 0.1, rounds: int = 100,
     close: float = 1e-2,

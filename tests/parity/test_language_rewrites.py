@@ -85,6 +85,8 @@ def test_features_left_alone(t) -> None:
     tip = r.tip_adapter(model, images(), t, keys, labels, 1.0, 5.5)
     assert relative(tip, r.ape(model, images(), t, keys, labels, torch.arange(JOINT), 1.0, 5.5, 0.0)) < 1e-12
     kept = r.ape_channels(t, keys, labels, 9)
+    start = r.ape_trained(model, images(), t, keys, labels, kept, t.new_zeros(4, 9), t.new_ones(8), 1.0, 5.5)
+    assert relative(tip, start) < 1e-12
     assert len(set(kept.tolist())) == 9
     assert relative(tip, r.ape(model, images(), t, keys, labels, kept, 1.0, 5.5, 0.1)) > 1e-3
 
