@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
-from vtzoo.delta import HEAD, Delta
+from vtzoo.delta import HEAD, Delta, is_linear
 from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
-from vtzoo.folding import Folded, fold, grounded, is_linear
+from vtzoo.folding import Folded, fold, grounded
 from vtzoo.formats import beside, opened
 from vtzoo.installed import head_state
 from vtzoo.lineage import CONFIG, WEIGHTS

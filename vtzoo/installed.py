@@ -1,5 +1,6 @@
 """What stands on a live model: the record that `inject` and `attach` leave, and the classifiers that they put in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,25 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
     for name in names:
         model.get_submodule(name).to(like.device if like is not None else None)
     fill(head_state(model), dict(delta.head(task)))
+
+
+def say(model: Any, parts: Sequence[Part], words: Sequence[str], templates: Sequence[str]) -> None:
+    """Give a dual encoder, with all that hangs on it, the classifier of other class names.
+
+    Raises:
+        UsageError: what hangs on it knows its own classes only, or names or templates are no good.
+    """
+    own = [p.method for p in parts if any(s.facts.get("classes", 0) not in (0, len(words)) for s in p.sites)]
+    record = installed(model)
+    model.speak(words, templates)
+    for part in parts if record is not None else ():
+        swap_heads(model, record, part.module, part.config)  # type: ignore[arg-type] - told above
+    if own or not isinstance(model.get_classifier(), TextHead):
+        who = own[0] if own else next(p.method for p in parts if hasattr(p.module, "head"))
+        raise UsageError(
+            f"{who} has learned its own classes, and has nothing to say of others",
+            "use a method that learns a context for all of them, such as coop",
+        )
 
 
 def _plain_head(model: Any, delta: Delta, task: Task) -> None:

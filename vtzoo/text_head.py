@@ -5,7 +5,6 @@
 It is linear over normalised features, W = exp(s) T. W is computed once and kept for as long as nothing that it depends on changes.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -59,12 +58,12 @@ class TextHead(nn.Module):
 
     def layer(self) -> tuple[Tensor, Tensor]:
         """W and b; with gradients where something is trained."""
-        key = self._key()
-        if key and key == self._known:
+        if self._known and self._known == self._key():
             return self.weight, self.bias
         weight, bias = self.computed()
         if not weight.requires_grad and not torch.compiler.is_compiling():
-            self.weight, self.bias, self._known = weight.detach().clone(), bias.detach().clone(), key
+            self.weight, self.bias = weight.detach().clone(), bias.detach().clone()
+            self._known = self._key()
         return weight, bias
 
     def computed(self) -> tuple[Tensor, Tensor]:
@@ -98,11 +97,8 @@ class TextHead(nn.Module):
         found = [t for n, t in own.items() if n.startswith((TEXT, "logit_", *roots))]
         if any(t.requires_grad for t in found) and not torch.is_inference_mode_enabled():
             return ()  # a pass that is watched must be seen to run it
-        return (
-            *((id(t), math.nan if t.is_inference() else t._version) for t in found),
-            id(self.ids),
-            str(self.weight.dtype),
-        )
+        made = (self.weight, self.bias, self.ids)
+        return tuple((id(t), -1 if t.is_inference() else t._version) for t in (*found, *made))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():
