@@ -45,6 +45,6 @@ def made(kind: str = "clip") -> open_clip.CLIP:
     return model
 
 
-def images(count: int = 3) -> Tensor:
+def images(count: int = 3, seed: int = 1) -> Tensor:
     """[count, 3, 32, 32]."""
-    return random(count, 3, 32, 32, seed=1)
+    return random(count, 3, 32, 32, seed=seed)
