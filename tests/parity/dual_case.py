@@ -11,8 +11,9 @@ from tests import families
 from tests.parity.clip_case import CONFIGS, NAMES, TEMPLATE, made
 from vtzoo.clip_config import read
 from vtzoo.clip_names import converted
+from vtzoo.folding import fold
 from vtzoo.graft import tensors_of
-from vtzoo.live import inject
+from vtzoo.live import extract, inject
 
 
 def dual(kind: str = "clip", templates: Sequence[str] = (TEMPLATE,)) -> Any:
@@ -30,3 +31,13 @@ def taught(
     model = inject(dual(kind, templates), spec)
     families.perturb(tensors_of(model))
     return model.eval(), {n: t.detach() for n, t in tensors_of(model).items()}
+
+
+def folded(model: nn.Module, kind: str = "clip") -> nn.Module:
+    """The plain image classifier that a delta and its backbone come to."""
+    base = {n: t for n, t in dual(kind).state_dict().items() if not n.startswith("clip_head.")}
+    found = fold(base, extract(model, task="t"))
+    args = {**read(CONFIGS[kind]), **found.all_args, "num_classes": len(NAMES)}
+    made: Any = timm.create_model("clip", **args).double().eval()
+    made.load_state_dict(dict(found))
+    return made

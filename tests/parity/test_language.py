@@ -7,7 +7,7 @@ from torch import nn
 from tests.contract.cases import logits, relative
 from tests.parity import language_rewrites as r
 from tests.parity.clip_case import CONFIGS, NAMES, TEMPLATE, images, made, say
-from tests.parity.dual_case import dual, taught
+from tests.parity.dual_case import dual, folded, taught
 from vtzoo.graft import tensors_of
 from vtzoo.live import inject
 
@@ -34,7 +34,8 @@ def test_coop(kind: str, position: str, per_class: bool, agree) -> None:
     model, own = taught(spec, kind)
     (ctx,) = own.values()
     wanted = r.coop(made(kind), say, images(), NAMES, ctx.unflatten(0, (-1, 5)) if per_class else ctx, position)
-    agree(f"{spec}, {kind}", "rewrite", logits=relative(wanted, logits(model, images())))
+    found = {"logits": logits(model, images()), "folded": logits(folded(model, kind), images())}
+    agree(f"{spec}, {kind}", "rewrite", **{n: relative(wanted, x) for n, x in found.items()})
 
 
 def test_coop_starts_as_words(agree) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.contract.cases import logits, relative
 from tests.parity import language_rewrites as r
 from tests.parity.clip_case import NAMES, TEMPLATE, WIDTH, images, made, say
-from tests.parity.dual_case import taught
+from tests.parity.dual_case import folded, taught
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -57,4 +57,5 @@ def test_lora_on_either_tower(targets: str, agree) -> None:
     assert len(a) == len(b) == touched
     r.lora({n: layers[n] for n in a}, a, b, 2**-0.5)
     wanted = r.zero_shot(theirs, say, images(), NAMES, [TEMPLATE])
-    agree(spec, "rewrite", logits=relative(wanted, logits(model, images())))
+    found = {"logits": logits(model, images()), "folded": logits(folded(model), images())}
+    agree(spec, "rewrite", **{n: relative(wanted, x) for n, x in found.items()})
