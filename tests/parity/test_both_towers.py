@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.contract.cases import bare, case, fresh, relative
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
-from vtzoo.live import inject
+from vtzoo.live import extract, inject
 
 NAMES = "abcde"
 
@@ -127,6 +127,23 @@ def test_couplings_start_as_linear_layers() -> None:
     assert torch.equal(weight[1], weight[2])
     assert not torch.equal(weight[0], weight[1])
     assert 0.24 < float(weight.detach().abs().max()) <= 0.25
+
+
+W, V, L = 16, 32, 2  # widths of the text tower and the trunk, blocks
+COUNTS = {
+    "maple": L * 2 * W + L * (W + 1) * V,
+    "maple[tokens=4,depth=1]": 4 * W + (W + 1) * V,
+    "vl-prompt": L * (2 * W + 2 * V),
+    "vl-prompt[tokens=1,vision=5,depth=1]": W + 5 * V,
+    "upt": 2 * 4 * W + (4 * W * W + 4 * W) + 2 * 2 * W + 2 * (W * W + W) + (W + 1) * V,
+}
+
+
+@pytest.mark.parametrize("spec", sorted(COUNTS))
+def test_counts(spec: str) -> None:
+    """As many numbers as the papers' formulas say; 3.55 million for MaPLe on CLIP's ViT-B/16, as its paper has it."""
+    assert extract(fresh(spec, "dual")).size == COUNTS[spec]
+    assert 9 * 2 * 512 + 9 * (512 + 1) * 768 == 3_555_072
 
 
 def test_more_vectors_than_words() -> None:
