@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.contract.cases import bare, case, fresh, relative
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
-from vtzoo.live import extract, inject
+from vtzoo.live import detach, extract, inject
 
 NAMES = "abcde"
 
@@ -144,6 +144,35 @@ def test_counts(spec: str) -> None:
     """As many numbers as the papers' formulas say; 3.55 million for MaPLe on CLIP's ViT-B/16, as its paper has it."""
     assert extract(fresh(spec, "dual")).size == COUNTS[spec]
     assert 9 * 2 * 512 + 9 * (512 + 1) * 768 == 3_555_072
+
+
+@torch.no_grad()
+def test_pooled_without_prompts(agree) -> None:
+    """Where attention pools over all patches (SigLIP), it pools over patches alone: what became of prompts is dropped before."""
+    model = (
+        inject(_dual("vit_base_patch16_siglip_224", layers=2, img_size=32, depth=2, **NARROW), "maple").double().eval()
+    )
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, shared = model(x), model.maple
+    prompts = [shared.image(i) for i in range(2)]
+    weight, _ = model.get_classifier().layer()
+    detach(model)
+    y = torch.cat([model.patch_embed(x) + model.pos_embed, prompts[0].expand(2, -1, -1)], dim=1)
+    y = model.blocks[1](torch.cat([model.blocks[0](y)[:, :-2], prompts[1].expand(2, -1, -1)], dim=1))
+    wanted = F.normalize(model.image_proj(model.attn_pool(model.norm(y)[:, :-2])), dim=-1) @ weight.T
+    agree("maple", "rewrite, siglip", attached=relative(wanted, found))
+
+
+def test_rotary_positions_leave_prompts_alone() -> None:
+    """EVA's attentions count prompts among the tokens that they don't rotate, in every block, for as long as these are there."""
+    model = _dual("eva02_base_patch16_clip_224", layers=3, img_size=32, depth=3, **NARROW)
+    before = [b.attn.num_prefix_tokens for b in model.blocks]
+    inject(model, "vl-prompt[vision=3,depth=2]")
+    assert [b.attn.num_prefix_tokens for b in model.blocks] == [n + 3 for n in before]
+    assert {s.name for s in extract(model).parts[0].sites if s.facts["role"] == "pass"} == {"blocks.0", "blocks.2"}
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    detach(model)
+    assert [b.attn.num_prefix_tokens for b in model.blocks] == before
 
 
 def test_more_vectors_than_words() -> None:
