@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.contract.cases import bare, case, fresh, relative
+from tests.contract.cases import TASK, bare, case, fresh, logits, relative
 from vtzoo.delta import Delta
-from vtzoo.errors import UsageError
-from vtzoo.live import detach, extract, inject
+from vtzoo.errors import ShapeMismatch, UsageError
+from vtzoo.graft import tensors_of
+from vtzoo.live import attach, detach, extract, inject
 
 NAMES = "abcde"
 
@@ -161,6 +162,21 @@ def test_pooled_without_prompts(agree) -> None:
     y = model.blocks[1](torch.cat([model.blocks[0](y)[:, :-2], prompts[1].expand(2, -1, -1)], dim=1))
     wanted = F.normalize(model.image_proj(model.attn_pool(model.norm(y)[:, :-2])), dim=-1) @ weight.T
     agree("maple", "rewrite, siglip", attached=relative(wanted, found))
+
+
+@pytest.mark.parametrize("spec", ["maple", "upt", "vl-prompt"])
+def test_without_the_text_tower(spec: str) -> None:
+    """An image tower alone computes the same, holds its own prompts and nothing of the text tower's width; a delta that lacks a tensor is refused."""
+    made = case(spec, "dual")
+    model = attach(bare("dual", text=False), made.delta, check=False)
+    assert relative(made.live, logits(model, made.x)) < 1e-12
+    assert [n.rpartition(".")[2] for n in tensors_of(model)] == ["ready"]
+    again = attach(bare("dual", text=False), extract(model, tasks=[TASK]), check=False)
+    assert torch.equal(logits(again, made.x), logits(model, made.x))
+    first = min(n for n in made.delta.tensors if not n.startswith("@"))
+    lacking = made.delta.with_(tensors={n: t for n, t in made.delta.tensors.items() if n != first})
+    with pytest.raises(ShapeMismatch):
+        attach(bare("dual", text=False), lacking, check=False)
 
 
 def test_rotary_positions_leave_prompts_alone() -> None:
