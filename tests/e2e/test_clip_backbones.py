@@ -23,6 +23,7 @@ from vtzoo.identity import CARD
 from vtzoo.live import extract, inject
 from vtzoo.spec import BackboneCard
 from vtzoo.verbs.add import add_backbone, add_delta, add_published
+from vtzoo.verbs.fold import fold_ref
 from vtzoo.zoo import Zoo
 from vtzoo_cli._main import main
 
@@ -87,6 +88,20 @@ def test_a_folder_of_open_clip(folder: Path, theirs: nn.Module, zoo: Zoo) -> Non
     base = open_base(BackboneCard.of("tiny", facts), zoo)
     assert facts["fingerprint"] == fingerprint(base) == getattr(model, CARD).fingerprint
     assert torch.equal(base["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
+
+
+def test_the_licence_is_not_that_of_its_image_towers_twin(folder: Path, zoo: Zoo, tmp_path: Path) -> None:
+    """timm states one for its own weights of the same network; where none was told, a folded model says none."""
+    add_published(name="tiny", source=str(folder), zoo=zoo)
+    model = build("tiny", zoo=zoo)
+    inject(model, "lora[rank=2]")
+    extract(model).save(tmp_path / "delta.safetensors")
+    fold_ref(ref=str(tmp_path / "delta.safetensors"), out=tmp_path / "folded", headless=True, zoo=zoo)
+    said = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert "license" not in said["pretrained_cfg"]
+    add_published(name="again", source=str(tmp_path / "folded"), zoo=zoo)
+    assert (zoo.resolve("again").facts["license"], zoo.resolve("again").facts["features"]) == ("", 20)
+    assert torch.equal(build("again", zoo=zoo).pos_embed, build("tiny", zoo=zoo).pos_embed)
 
 
 def test_a_delta_on_it(folder: Path, zoo: Zoo) -> None:
