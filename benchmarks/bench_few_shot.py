@@ -65,7 +65,13 @@ def main() -> None:
         for task in asked.tasks:
             raw[task.name] = measured(zoo, task, asked.methods.split(","), shots, seeds)
     rows = [row for task, found in raw.items() for row in table(task, found, shots)]
-    head = ("task", "method", *(f"{n} shot{'s' * (n > 1)}" for n in shots), "beats zero-shot at the most", "s a training")
+    head = (
+        "task",
+        "method",
+        *(f"{n} shot{'s' * (n > 1)}" for n in shots),
+        "beats zero-shot at the most",
+        "s a training",
+    )
     keep(__doc__ or "", f"{', '.join(raw)}, seeds {asked.seeds}", head, rows, raw)
     draw(raw, shots, ROOT / "docs" / "reference" / "few-shot.svg")
 
@@ -108,7 +114,13 @@ def table(task: str, found: Mapping[str, Any], shots: Sequence[int]) -> list[tup
         ]
         won = sum(s > zero for s in scores[str(shots[-1])])
         rows.append(
-            (task, name, *cells, f"{won} of {len(scores[str(shots[-1])])}", f"{found['seconds'][name][str(shots[-1])]:.0f}")
+            (
+                task,
+                name,
+                *cells,
+                f"{won} of {len(scores[str(shots[-1])])}",
+                f"{found['seconds'][name][str(shots[-1])]:.0f}",
+            )
         )
     return rows
 
@@ -127,7 +139,12 @@ def draw(raw: Mapping[str, Any], shots: Sequence[int], path: Path) -> None:
         for name, scores in found["scores"].items():
             own = [[100 * s for s in scores[str(n)]] for n in shots]
             panel.errorbar(
-                shots, [statistics.mean(o) for o in own], [statistics.pstdev(o) for o in own], marker="o", capsize=3, label=name
+                shots,
+                [statistics.mean(o) for o in own],
+                [statistics.pstdev(o) for o in own],
+                marker="o",
+                capsize=3,
+                label=name,
             )
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(shots), [str(n) for n in shots])
