@@ -10,6 +10,9 @@
                      head_lr where the probe's does not suit the head
     INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
     head(old, config)      optional: builds another classifier in place of timm's linear one, or of a text tower's (vtzoo.text_head)
+    loss(model, config)    optional: (plain, seen) -> scalar, made once before a training: what is trained on in place of the plain loss that
+                     the recipe makes, given that and what passed the classifier; see vtzoo.own_loss
+    ONE_LABEL        optional, True where that loss is for images of one class each
     fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vtzoo import data as D
-from vtzoo import files, knobs, machine, parallel, registry, talk, tracking
+from vtzoo import files, knobs, machine, own_loss, parallel, registry, talk, tracking
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
@@ -182,6 +182,7 @@ def _prepare(
     inject(model, stack, seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
+    own_loss.check(record.parts, several=bool(images.several))
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     task = Task(
         name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess,
