@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
+from vtzoo.classifier import is_linear
 from vtzoo.delta import HEAD, Delta
 from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
-from vtzoo.folding import Folded, fold, grounded, is_linear
+from vtzoo.folding import Folded, fold, grounded
 from vtzoo.formats import beside, opened
 from vtzoo.installed import head_state
 from vtzoo.lineage import CONFIG, WEIGHTS
@@ -25,7 +26,7 @@ from vtzoo.objects import workroom
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
 from vtzoo.spec import SIDE_LIMIT, BackboneCard, Preprocess, Task, chosen
-from vtzoo.speech import speaks
+from vtzoo.speech import speaks, tells_all
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
@@ -241,8 +242,9 @@ def _live_delta(
 
 
 def _said(delta: Delta, task: Task | None) -> bool:
-    """Whether a delta holds all that a text tower has to say: no part acts on it, or what that makes is a plain classifier."""
-    return not any(map(speaks, delta.parts)) or task is None or is_linear(delta.head(task.name))
+    """Whether a delta holds all that a text tower has to say: no part acts on it, or what that makes stands in the classifier."""
+    speaking = [p for p in delta.parts if speaks(p)]
+    return not speaking or task is None or is_linear(delta.head(task.name)) or any(map(tells_all, speaking))
 
 
 def _live_backbone(card: BackboneCard, zoo: Zoo, model_args: Mapping[str, Any]) -> Live:

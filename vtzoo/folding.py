@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vtzoo import registry
+from vtzoo.classifier import is_linear
 from vtzoo.delta import Delta, Part
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
@@ -144,12 +145,6 @@ def plain_head(delta: Delta, task: str) -> Mapping[str, Tensor]:
                 "fold --headless, or export onnx, which keeps the head as it is",
             )
     return head
-
-
-def is_linear(head: Mapping[str, Tensor]) -> bool:
-    """Whether a head's names are those of one layer."""
-    kinds = sorted(n.rpartition(".")[2] for n in head)
-    return kinds in (["weight"], ["bias", "weight"])
 
 
 def check_base(base: Mapping[str, Tensor], delta: Delta) -> None:

@@ -52,7 +52,8 @@ class Spoken(nn.Module):
     def scaled(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """W and b of classes' normalised embeddings, [classes, ..., embed_dim]."""
         model = self.model
-        bias = features.new_zeros(len(features)) if model.logit_bias is None else model.logit_bias.expand(len(features))
+        count = features.shape[0]
+        bias = features.new_zeros(count) if model.logit_bias is None else model.logit_bias.expand(count)
         return model.logit_scale.exp() * features, bias
 
     @torch.no_grad()

@@ -13,6 +13,7 @@
     loss(model, config)    optional: (plain, seen) -> scalar, made once before a training: what is trained on in place of the plain loss that
                      the recipe makes, given that and what passed the classifier; see vtzoo.own_loss
     ONE_LABEL        optional, True where that loss is for images of one class each
+    TELLS_ALL        optional, True where a text tower's classifier, though not linear, holds all that is needed without the tower
     fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 

@@ -13,6 +13,7 @@ each class's own are left out (with several prompts they do not run in the offic
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ GROUP = "prompt/language-driven"
 PAPER = "arXiv:2210.01253"
 FAMILIES = ("tokens", "maps")
 RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 5e-4}, "maps": {"lr": 2e-3, "weight_decay": 5e-4}}
+TELLS_ALL = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +76,9 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
     return (Site(name=EMBEDDING, kind="params", facts={**facts, "classes": 0}),)
 
 
-def head(old: nn.Module, config: Config) -> nn.Module | None:
-    """A classifier that looks at the places of an image."""
-    return Transport(old, config) if isinstance(old, TextHead) else None
+def head(old: nn.Linear | TextHead, config: Config) -> nn.Module:
+    """A classifier that looks at the places of an image; without a text tower, one that holds what it is to know."""
+    return Told(old, config) if isinstance(old, TextHead) else Transport(old.in_features, old.out_features, config)
 
 
 class Graft(Vectors):
@@ -86,15 +88,33 @@ class Graft(Vectors):
         super().__init__(site)
 
 
-class Transport(TextHead):
+class Transport(nn.Module):
     """Embeddings of places [n, places, embed_dim], normalised -> logits [n, classes].
 
-    What it holds for a file is exp(s) T [classes, prompts, embed_dim] and b [classes].
+    It holds exp(s) T [classes, prompts, embed_dim] and b [classes].
     """
+
+    placed = True
+    """It wants places, see `vtzoo.dual.Dual.forward_head`."""
+    prompts: Tensor
+    bias: Tensor
+
+    def __init__(self, features: int, classes: int, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("prompts", torch.zeros(classes, config.prompts, features))
+        self.register_buffer("bias", torch.zeros(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compare with every class."""
+        return matched(x, self.prompts, self.bias, self.config)
+
+
+class Told(TextHead):
+    """The same, made by a text tower."""
 
     held = ("prompts", "bias")
     placed = True
-    """It wants places, see `vtzoo.dual.Dual.forward_head`."""
 
     def __init__(self, old: TextHead, config: Config) -> None:
         model: Any = old.model
@@ -113,25 +133,29 @@ class Transport(TextHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compare with every class."""
-        prompts, bias = self.layer()
-        with torch.autocast(x.device.type, enabled=False):
-            scaled = torch.einsum("bmd,cnd->bcmn", x.to(prompts.dtype), prompts)
-            alike = scaled.detach() / prompts.detach().norm(dim=-1)[:, None]
-            return (plan(alike, self.config) * scaled).sum((-2, -1)) + bias
+        return matched(x, *self.layer(), self.config)
 
 
-@torch.no_grad()
+def matched(x: Tensor, prompts: Tensor, bias: Tensor, config: Config) -> Tensor:
+    """Logits [n, classes] of places [n, places, embed_dim], given exp(s) T [classes, prompts, embed_dim] and b [classes]."""
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        scaled = torch.einsum("bmd,cnd->bcmn", x.to(prompts.dtype), prompts)
+        alike = scaled.detach() / prompts.detach().norm(dim=-1)[:, None]
+        return (plan(alike, config) * scaled).sum((-2, -1)) + bias
+
+
 def plan(alike: Tensor, config: Config) -> Tensor:
     """Optimal transport between the rows and the columns of similarities, [..., m, n] -> the same, its numbers' sum 1 (Sinkhorn)."""
-    kernel = ((alike - 1) / config.entropy).exp()
-    rows, columns = torch.ones_like(kernel[..., 0]), torch.ones_like(kernel[..., 0, :])
-    done = torch.zeros_like(rows[..., 0], dtype=torch.bool)
+    kernel = ((alike.flatten(0, -3) - 1) / config.entropy).exp()
+    turned, row, column = kernel.mT, 1 / kernel.shape[-2], 1 / kernel.shape[-1]
+    rows, columns = torch.ones_like(kernel[..., :1]), torch.ones_like(turned[..., :1])
+    done = torch.zeros_like(kernel[..., :1, :1], dtype=torch.bool)
     for _ in range(config.iterations):
-        new = 1 / rows.shape[-1] / (kernel @ columns[..., None])[..., 0]
-        other = 1 / columns.shape[-1] / (kernel.mT @ new[..., None])[..., 0]
-        still = done | ((new - rows).abs().mean(-1) < config.tolerance)
-        rows, columns = (torch.where(done[..., None], a, b) for a, b in ((rows, new), (columns, other)))
+        new = row / torch.bmm(kernel, columns)
+        still = done | ((new - rows).abs().mean(-2, keepdim=True) < config.tolerance)
+        rows, columns = torch.where(done, rows, new), torch.where(done, columns, column / torch.bmm(turned, new))
         done = still
         if not torch.compiler.is_compiling() and bool(done.all()):
             break
-    return rows[..., None] * kernel * columns[..., None, :]
+    return (rows * kernel * columns.mT).view_as(alike)

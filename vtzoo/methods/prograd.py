@@ -8,7 +8,8 @@ Identity at init: yes, of zero-shot with the template that it starts from; no wi
 Parameters: count * width, times classes where each has its own.
 Departs from the paper: it starts from "a photo of a", not from sixteen vectors of which the last are a template's words and the others zero;
 the projection is of v alone (what else a stack trains has its plain gradient), and of the whole of v at once, as in the official code; both
-gradients are of the loss before it is scaled for fp16; the zero-shot prediction is of the image as the network sees it now; an h of zero contradicts nothing (the code divides by its norm).
+gradients are of the loss before it is scaled for fp16; the zero-shot prediction is of the image as the network sees it now; an h of
+no more than rounding, as where v is the template's own words, contradicts nothing (the code divides by its norm).
 In several processes g and h are the means over the images of all, so that a step is the step of one process.
 """
 
@@ -86,9 +87,10 @@ def loss(model: Any, config: Config) -> Own:
 
 
 def without(g: Tensor, h: Tensor, weight: float) -> Tensor:
-    """A gradient without what in it goes against another one."""
-    along = (g * h).sum() / (h * h).sum().clamp(min=torch.finfo(h.dtype).tiny)
-    return g - weight * along.clamp(max=0) * h
+    """A gradient without what in it goes against another one, unless that is so small that rounding made it."""
+    square = (h * h).sum()
+    noise = torch.finfo(h.dtype).eps * (g * g).sum()
+    return torch.where(square > noise, g - weight * ((g * h).sum() / square).clamp(max=0) * h, g)
 
 
 class Graft(Vectors):
