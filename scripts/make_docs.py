@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import _survey
 import yaml
 
 import vtzoo.methods
@@ -50,6 +51,7 @@ def pages() -> dict[Path, str]:
     found = {reference / f"{kind}.md": _registry_page(kind) for kind in INTRO}
     found[reference / "cli.md"] = _cli_page()
     found[reference / "measurements.md"] = _measurements_page()
+    found[reference / "survey.md"] = _survey_page()
     found |= _between(ROOT / "README.md", "methods", _methods_table())
     found |= _between(ROOT / "docs" / "guides" / "training.md", "recipes", _recipes_table())
     measured = RESULTS / "embedded.json"
@@ -148,6 +150,14 @@ def _runs(kept: Mapping[str, Any]) -> list[str]:
         lines += [*markdown(Table(tuple(run["head"]), [tuple(row) for row in run["rows"]])), ""]
         lines.append(f"`{run['command']}`, {run['date']}, {run['machine']}")
     return lines
+
+
+def _survey_page() -> str:
+    """The cells of the survey with what covers them."""
+    parts = [NOTE, "# The survey's table, and what covers it here", "", _survey.TOP, ""]
+    parts += [f"- **{group}**: {text}." for group, text in _survey.ABOUT.items()]
+    table = Table(("group", "part", "names here", "used by"), _survey.rows())
+    return _text([*parts, "", *markdown(table), "", _survey.BOTTOM])
 
 
 def _registry_page(kind: registry.Kind) -> str:

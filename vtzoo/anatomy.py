@@ -207,10 +207,13 @@ class Anatomy:
         """
         above, _, last = name.rpartition(".")
         shape = self.seen[above].x if above in self.seen else ()
-        own = own_parameters(self.modules[name])
+        own = own_parameters(self.model.get_submodule(name))
         if not shape or "weight" not in own:
             return False
-        parent, which = self.modules[above], own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads))
+        parent, which = (
+            self.model.get_submodule(above),
+            own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads)),
+        )
         which[:, 2] = 1
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(own["weight"])
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
-from vtzoo.classifier import is_linear
-from vtzoo.delta import HEAD, Delta
+from vtzoo.delta import HEAD, Delta, is_linear
 from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256

@@ -1,6 +1,5 @@
 """Which modules of a network are its classifier; duck-typed, as timm's networks tell it."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -20,12 +19,6 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     inside = tuple(n + "." for n in names)
     names |= {owner for owner in _removed(model) if not f"{owner}.".startswith(inside)}
     return tuple(n for n in named if n in names)
-
-
-def is_linear(names: Iterable[str]) -> bool:
-    """Whether the names of a classifier's tensors are those of one layer."""
-    kinds = sorted(n.rpartition(".")[2] for n in names)
-    return kinds in (["weight"], ["bias", "weight"])
 
 
 def _removed(model: nn.Module) -> set[str]:

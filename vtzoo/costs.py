@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vtzoo import knobs, registry
 from vtzoo.anatomy import Anatomy
 from vtzoo.classifier import head_names
-from vtzoo.delta import Part
+from vtzoo.delta import Part, is_linear
 from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.files import safetensors_header
 from vtzoo.fingerprint import base_state
@@ -87,7 +87,7 @@ def planned(anatomy: Anatomy, name: str, values: Mapping[str, Any]) -> Planned:
 
 def folds(plan: Planned, model: nn.Module) -> tuple[bool, str]:
     """Whether a plan folds into this backbone; if not, why."""
-    if hasattr(plan.part.module, "head"):
+    if not is_linear(plan.head):
         return False, reason(plan.part.method)
     base = base_state(model)
     try:

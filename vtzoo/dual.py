@@ -18,17 +18,20 @@ from typing import Any
 import timm
 import torch
 from timm.layers.mlp import Mlp
-from timm.models import register_model
+from timm.models import is_model, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtzoo.errors import UsageError
-from vtzoo.speech import SCALES, TEMPLATE, TEXT, prompts
+from vtzoo.clip_config import ARCH
+from vtzoo.errors import UsageError, did_you_mean
+from vtzoo.lineage import WEIGHTS
+from vtzoo.refs import shown
+from vtzoo.spec import LOADING
+from vtzoo.speech import SCALES, TEXT, prompts, spelled
 from vtzoo.tensors import TensorFile
 from vtzoo.text_head import TextHead
 from vtzoo.text_tower import build_text, tokenizer
 
-ARCH = "clip"
 PROJECTIONS = ("none", "linear", "linear-bias", "mlp", "mlp-bias")
 BESIDE = (TEXT, *SCALES)
 """What is not of the image tower."""
@@ -116,7 +119,7 @@ class Dual:
         own: Any = self
         if own.text is None:
             raise UsageError("this network has no text tower", "build the dual encoder that it was made of")
-        chosen = tuple(templates) or (TEMPLATE,)
+        chosen = spelled(templates)
         ids = prompts(own.tokenize, words, chosen, own.text.context_length)
         own.num_classes = len(words)
         own.clip_head = TextHead(self, words, chosen, ids.to(own.logit_scale.device))
@@ -150,7 +153,7 @@ def dual_class(base: type) -> type:
 def clip(
     pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Mapping[str, Any] | None = None, *, trunk: str,
     embed_dim: int, trunk_args: Mapping[str, Any] | None = None, proj: str = "linear", text: Mapping[str, Any] | bool = False,
-    tokenizer: str = "", tokenizer_args: Mapping[str, Any] | None = None, bias: bool = False, num_classes: int = 0, **more: Any,
+    tokenizer: str = "", tokenizer_args: Mapping[str, Any] | None = None, bias: bool = False, num_classes: int | None = None, **more: Any,
 ) -> nn.Module:  # fmt: skip
     """A dual encoder, or its image tower.
 
@@ -166,9 +169,10 @@ def clip(
         tokenizer: the hub's name of another tokenizer than open_clip's own.
         tokenizer_args: its arguments.
         bias: a bias on all logits (SigLIP).
-        num_classes: of a linear classifier.
+        num_classes: of a linear classifier; the config's unless given.
         more: further arguments of the image tower.
     """
+    _check(trunk, trunk_args or {})
     more.pop("cache_dir", None)
     stored = _stored(pretrained_cfg, pretrained_cfg_overlay) if pretrained else None
     own = {n: t for n, t in (stored or {}).items() if n.startswith(OWN)}
@@ -188,20 +192,38 @@ def clip(
         model.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None
     model.model_args = {"text": text, "tokenizer": tokenizer, "tokenizer_args": tokenizer_args or {}}
     model.clip_head = nn.Identity()
-    model.reset_classifier(num_classes)
+    model.reset_classifier(int(_facts(pretrained_cfg).get("num_classes") or 0) if num_classes is None else num_classes)
     model.pretrained_cfg = {**model.pretrained_cfg, "architecture": ARCH, "classifier": "clip_head"}
     if stored is not None:
         _load(model, own, speaks=bool(text))
     return model
 
 
+def _check(trunk: str, trunk_args: Mapping[str, Any]) -> None:
+    """Refuse an image tower by which a card from elsewhere could have timm fetch or load something.
+
+    Raises:
+        UsageError: it is none of timm's own, or its arguments say where to load it.
+    """
+    if not is_model(trunk) or trunk == ARCH:
+        raise UsageError(f"timm has no architecture {shown(trunk)}", did_you_mean(trunk, timm.list_models()))
+    if loading := sorted(LOADING & set(trunk_args)):
+        raise UsageError(f"'{loading[0]}' says what to load, not what the network is", "leave it out of its trunk_args")
+
+
+def _facts(config: Any) -> Mapping[str, Any]:
+    """A timm config as a map."""
+    return config if isinstance(config, Mapping) else config.to_dict() if config else {}
+
+
 def _stored(config: Any, overlay: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
     """The state dict that timm was given."""
     if overlay and overlay.get("state_dict"):
         return overlay["state_dict"]
-    facts: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict() if config else {}
+    facts = _facts(config)
     if facts.get("file"):
-        return dict(TensorFile(Path(facts["file"])))
+        path = Path(facts["file"])  # of "local-dir:…" the folder
+        return dict(TensorFile(path / WEIGHTS if path.is_dir() else path))
     if facts.get("state_dict"):
         return facts["state_dict"]
     raise UsageError("a dual encoder has no weights of its own", "name one: clip:ViT-B-32.laion2b_s34b_b79k")

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from vtzoo import registry
-from vtzoo.classifier import is_linear
-from vtzoo.delta import Delta, Part
+from vtzoo.delta import Delta, Part, is_linear
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft

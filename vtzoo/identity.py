@@ -35,7 +35,7 @@ def card_on(model: nn.Module) -> BackboneCard:
     """What `build` left on a model, as long as the model still holds what was loaded; else its present tensors' own."""
     live = fingerprint_of(model)
     card: BackboneCard = getattr(model, CARD, None) or BackboneCard(
-        name="", arch=type(model).__name__, head=head_names(model)
+        name="", arch=type(model).__name__, head=head_names(model), model_args=getattr(model, "model_args", {})
     )
     return card if model.__dict__.get(LOADED) == live else replace(card, fingerprint=live)
 

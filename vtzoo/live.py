@@ -30,7 +30,7 @@ from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
 from vtzoo.installed import INSTALLED, Installed, head_state, installed, set_head, swap_heads
 from vtzoo.limits import free, limit
 from vtzoo.masks import of_task
-from vtzoo.methods._protocol import composes
+from vtzoo.methods._protocol import composes, learns
 from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
@@ -74,7 +74,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     parts, shared = list[Part](), aliases(model)
     for name, module, config in wanted:
         sites = tied(module.sites(anatomy, config), shared)
-        if not sites and module.GROUP != "fine-tuning/head":
+        if not sites and learns(module) and module.GROUP != "fine-tuning/head":
             raise UsageError(
                 f"{name} has found no place to act in this {type(model).__name__}", "name layers in targets=…"
             )
@@ -89,7 +89,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
         record.parts.extend(parts)
         limit(model, parts, anatomy)
         _alive(model, anatomy)
-        _trainable(model, spec)
+        _trainable(model, spec, [module for _, module, _ in wanted])
     except BaseException:
         detach(model)
         raise
@@ -310,9 +310,9 @@ def _alive(model: nn.Module, anatomy: Anatomy) -> None:
         )
 
 
-def _trainable(model: nn.Module, spec: str) -> None:
-    """Refuse a fresh delta that has nothing to train."""
-    if not trainable(model):
+def _trainable(model: nn.Module, spec: str, methods: Sequence[Any]) -> None:
+    """Refuse a fresh delta that has nothing to train, though its methods learn."""
+    if not trainable(model) and any(map(learns, methods)):
         raise UsageError(f"'{spec}' trains only a head, and this model has none", "build it with num_classes=N")
 
 

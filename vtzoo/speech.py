@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from vtzoo.classifier import is_linear
+from vtzoo.delta import is_linear
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.refs import shown
 from vtzoo.spec import saying
@@ -80,15 +80,24 @@ def spoken(
     Raises:
         UsageError: names or templates that are no good, or are of no use to this network.
     """
-    if unknown := sorted(set(words) - set(labels)):
-        raise UsageError(f"'{unknown[0]}' has a name, and is no class here", did_you_mean(unknown[0], labels))
     if not can_speak(model):
         if words or templates:
             raise UsageError("this backbone has no text tower to tell names", "leave --words and --template out")
         return (), ()
-    said = tuple(words.get(label) or saying(label) for label in labels)
+    said = named(labels, words)
     model.speak(said, templates)
     return said, model.clip_head.templates
+
+
+def named(labels: Sequence[str], words: Mapping[str, str]) -> tuple[str, ...]:
+    """Each class's name: its label with spaces, or what is said of it.
+
+    Raises:
+        UsageError: something is said of a class that there isn't.
+    """
+    if unknown := sorted(set(words) - set(labels)):
+        raise UsageError(f"'{unknown[0]}' has a name, and is no class here", did_you_mean(unknown[0], labels))
+    return tuple(words.get(label, saying(label)) for label in labels)
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -100,7 +109,8 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         if template.count("{}") != 1:
             raise UsageError(
-                f"the template {shown(template)} has no one place for a name", f"write it like {TEMPLATE!r}"
+                f"the template {shown(template)} has no one place for a name",
+                f"write it like {TEMPLATE!r}, or name a set: simple, openai",
             )
 
 
@@ -120,6 +130,25 @@ def tokens(tokenize: Any, texts: Sequence[str], context: int) -> Tensor:
                 "shorten the class's name",
             )
     return whole[:, :context]
+
+
+def sets() -> dict[str, tuple[str, ...]]:
+    """Sets of templates by name: those that open_clip measures with."""
+    from open_clip import zero_shot_metadata as known
+
+    found = {"simple": known.SIMPLE_IMAGENET_TEMPLATES, "openai": known.OPENAI_IMAGENET_TEMPLATES}
+    return {name: tuple(template("{}") for template in own) for name, own in found.items()}
+
+
+def spelled(templates: Sequence[str]) -> tuple[str, ...]:
+    """Templates, each name of a set among them as what is in it, and "a photo of a {}." where there are none.
+
+    Raises:
+        UsageError: one has no place for a name, and is no set's name.
+    """
+    found = [own for t in templates for own in (sets().get(t, (t,)) if "{" not in t else (t,))]
+    check_templates(found)
+    return tuple(dict.fromkeys(found)) or (TEMPLATE,)
 
 
 def prompts(tokenize: Any, words: Sequence[str], templates: Sequence[str], context: int) -> Tensor:

@@ -5,7 +5,6 @@
 It is linear over normalised features, W = exp(s) T. W is computed once and kept for as long as nothing that it depends on changes.
 """
 
-import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -102,8 +101,7 @@ class TextHead(Spoken):
         """W and b; with gradients where something is trained."""
         if self._own:
             return self._own[0]
-        key = self._key()
-        if key and key == self._known:
+        if self._known and self._known == self._key():
             weight, bias = (getattr(self, name) for name in self.held)
             return weight, bias
         weight, bias = self.computed()
@@ -112,7 +110,7 @@ class TextHead(Spoken):
         if not weight.requires_grad and not torch.compiler.is_compiling():
             for name, value in zip(self.held, (weight, bias), strict=True):
                 setattr(self, name, value.detach().clone())
-            self._known = key
+            self._known = self._key()
         return weight, bias
 
     @contextmanager
@@ -141,11 +139,8 @@ class TextHead(Spoken):
         found = [t for n, t in own.items() if n.startswith((TEXT, "logit_", *roots))]
         if any(t.requires_grad for t in found) and not torch.is_inference_mode_enabled():
             return ()  # a pass that is watched must be seen to run it
-        return (
-            *((id(t), math.nan if t.is_inference() else t._version) for t in found),
-            id(self.ids),
-            str(getattr(self, self.held[0]).dtype),
-        )
+        made = (*(getattr(self, name) for name in self.held), self.ids)
+        return tuple((id(t), -1 if t.is_inference() else t._version) for t in (*found, *made))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():

@@ -22,7 +22,7 @@ from vtzoo.delta import Delta
 from vtzoo.graft import tensors_of
 from vtzoo.installed import head_state
 from vtzoo.live import extract, inject
-from vtzoo.methods._protocol import composes
+from vtzoo.methods._protocol import composes, learns
 from vtzoo.spec import Task
 
 TASK = Task(name="t", classes=tuple("abcde"[: families.CLASSES]))
@@ -31,8 +31,10 @@ SUPPORT: dict[str, dict[str, str]] = yaml.safe_load(
 )
 WORKS = ("folds", "live")
 METHODS = [
-    m for m in registry.names("methods") if not composes(registry.load("methods", m))
-]  # those others are made of
+    m
+    for m in registry.names("methods")
+    if not composes(registry.load("methods", m)) and learns(registry.load("methods", m))
+]  # those others are made of, and that hold something
 FAMILIES = families.names()
 
 VARIANTS = {
@@ -85,6 +87,7 @@ VARIANTS = {
     "lora[ranks=*blocks.0.*:0]": ("vit", "swin", "convnext"),
     "lora[targets=conv,rank=2]": ("resnet", "nfnet", "efficientnet", "convnext", "mobilenetv4", "hybrid", "vit"),
     "lst[reduction=2,heads=6,join=replace]": ("vit", "cait", "swin", "resnet"),
+    "maple[tokens=3,init=,depth=1]": ("dual",),
     "mlp-head[layers=3,hidden=7]": ("vit", "resnet"),
     "mlp-head[hidden=5,skip=true]": ("vit", "resnet"),
     "oft[block=8,share=true]": ("vit", "beit", "regnet"),
@@ -115,6 +118,12 @@ VARIANTS = {
     "vera[rank=4,start=0.7,seed=3]": ("vit", "eva02", "convnext", "regnet"),  # narrow enough to be a branch
     "gated-vpt[tokens=2,gate=0.5]": ("vit", "eva02"),
     "sa2vp[rank=3,scale=1]": ("vit", "beit"),
+    "upt[tokens=2]": ("dual",),
+    "kgcoop[per_class=true,weight=2]": ("dual",),
+    "prograd[init=,context=3,position=middle]": ("dual",),
+    "cocoop[init=,context=3,reduction=2]": ("dual",),
+    "plot[prompts=2,context=3,position=front,entropy=0.05]": ("dual",),
+    "vl-prompt[vision=3,depth=1]": ("dual",),
     "vit-adapter[groups=1,ratio=0.5,conv=6]": ("vit", "beit"),
     "vpt-deep[tokens=1]": ("vit", "dinov3", "swinv2"),
     "vpt-deep[tokens=3,lengths=*.0*:5]": ("vit", "eva02", "beit", "swin"),
@@ -127,6 +136,7 @@ STARTS = {  # knobs that change what the docstring says of the default
     "fourierft[n=50,alpha=20,init_std=1]": "no",
     "rlrr[init=kaiming]": "no",
     "lst[reduction=2,heads=6,join=replace]": "no",
+    "prograd[init=,context=3,position=middle]": "no",
     "ssf[init_std=0.02]": "no",
 }
 STACKS = ("lora+ssf+bitfit", "ssf+lora", "lora+adapter", "full+repadapter+lora+lora")
@@ -139,6 +149,11 @@ FIRST = 1  # on so many of its families a variant runs in `make test`
 def works(method: str, family: str) -> bool:
     """Whether the support table says so."""
     return SUPPORT.get(method, {}).get(family, "") in WORKS
+
+
+def home(method: str) -> str:
+    """A family that a method works on, the plainest one."""
+    return next(f for f in ("vit", "resnet", "dual") if works(method, f))
 
 
 def quick(method: str, family: str) -> bool:

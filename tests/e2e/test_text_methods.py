@@ -22,7 +22,7 @@ from vtzoo.verbs.export.program import export_program
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
-METHODS = ("kgcoop", "prograd", "cocoop[reduction=4]", "plot[context=3]")
+METHODS = ("kgcoop", "prograd", "cocoop", "plot[context=3]")
 RECIPE = {"epochs": 6, "batch_size": 10, "lr": 2e-2, "seed": 1}
 
 

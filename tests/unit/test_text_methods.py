@@ -11,11 +11,11 @@ from vtzoo.delta import Delta
 from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.folding import plain_head
 from vtzoo.graft import tensors_of
-from vtzoo.installed import head_state
+from vtzoo.installed import head_state, installed, say
 from vtzoo.live import attach, extract, inject, trainable
 from vtzoo.methods import cocoop, plot
 
-SPECS = ("kgcoop", "prograd", "cocoop[reduction=4]", "plot[context=3]")
+SPECS = ("kgcoop", "prograd", "cocoop", "plot[context=3]")
 D, W, M = VIT["embed_dim"], VIT["text"]["width"], 4
 
 
@@ -43,7 +43,8 @@ def test_every_prompt_gets_a_gradient_and_nothing_else(spec: str) -> None:
     [
         ("kgcoop", M * W),
         ("prograd[per_class=true]", len(WORDS) * M * W),
-        ("cocoop[reduction=4]", M * W + (D + 1) * (D // 4) + (D // 4 + 1) * W),
+        ("cocoop[reduction=2]", M * W + (D + 1) * (D // 2) + (D // 2 + 1) * W),
+        ("cocoop", M * W + (D + 1) * 8 + (8 + 1) * W),
         ("plot[prompts=3,context=5]", 3 * 5 * W),
     ],
 )
@@ -80,7 +81,7 @@ def test_no_linear_head_can_stand_for_it(spec: str) -> None:
 
 def test_each_image_reads_its_own_prompts() -> None:
     """A row of CoCoOp is CoOp's with the context that the image moved."""
-    model, other = taught("cocoop[reduction=4]"), taught("coop")
+    model, other = taught("cocoop"), taught("coop")
     found, head = logits(model, images()), model.clip_head
     (own,), (theirs,) = tensors_of(model).values(), tensors_of(other).values()
     f = model.forward_head(model.forward_features(images()), pre_logits=True)
@@ -91,9 +92,23 @@ def test_each_image_reads_its_own_prompts() -> None:
     assert shift.abs().max() > 0.01
 
 
+def test_other_classes_are_read_by_what_was_learned() -> None:
+    """Told other names, context and what moves it stay; the prompts are those of the names."""
+    model = taught("cocoop")
+    kept = {n: p.detach().clone() for n, p in trainable(model).items()}
+    record = installed(model)
+    assert record is not None
+    say(model, record.parts, ("fox", "very old teapot"), ())
+    other = inject(spoken().speak(("fox", "very old teapot")), "cocoop", seed=5)
+    with torch.no_grad():
+        for name, value in trainable(other).items():
+            value.copy_(kept[name])
+    assert torch.equal(logits(model, images()), logits(other, images()))
+
+
 def test_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """More prompts than go through at once change neither logits nor gradients, in bf16 either; no more than that are read together."""
-    model, sizes = taught("cocoop[reduction=4]"), list[int]()
+    model, sizes = taught("cocoop"), list[int]()
     model.text.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
 
     def run(reduced: bool) -> tuple[Tensor, list[Tensor]]:

@@ -8,6 +8,7 @@
     FAMILIES         optional: where it makes sense, a tuple of "tokens" and "maps"; both when absent
     RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}: lr, weight_decay, and
                      head_lr where the probe's does not suit the head
+    TRAINS           optional, False where nothing is learned: what it says is made at once
     INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
     head(old, config)      optional: builds another classifier in place of timm's linear one, or of a text tower's (vtzoo.text_head)
     loss(model, config)    optional: (plain, seen) -> scalar, made once before a training: what is trained on in place of the plain loss that
@@ -62,6 +63,11 @@ def trial(part: Part, method: Any) -> Part:
         if composes(method)
         else part
     )
+
+
+def learns(method: Any) -> bool:
+    """Whether there is something to train."""
+    return getattr(method, "TRAINS", True)
 
 
 def recipe(method: Any, family: str) -> Mapping[str, Any]:

@@ -3,9 +3,9 @@
     v_m(x) = v_m + W_2 ReLU(W_1 f + b_1) + b_2,   f = the image's normalised embedding;   T_c(x) as in CoOp, of v(x)
     logits = exp(s) f T(x)' + b
 
-Shapes: v [count, width of the text tower]; in the head W_1 [embed_dim / reduction, embed_dim], W_2 [width, embed_dim / reduction].
+Shapes: v [count, width of the text tower]; in the head W_1 [h, embed_dim], W_2 [width, h], h below.
 Folds: no: each image has a classifier of its own, which the text tower makes.  Identity at init: no (W_2 and the biases start at random).
-Parameters: count * width; in the head (embed_dim + 1) * h + (h + 1) * width with h = embed_dim / reduction.
+Parameters: count * width; in the head (embed_dim + 1) * h + (h + 1) * width with h = embed_dim / reduction, 8 at least.
 Departs from the paper: nothing in the formula; a few images' prompts go through the text tower at a time, and where there are more of
 them their activations are computed again in the backward pass, so that memory doesn't grow with images times classes.
 """
@@ -35,6 +35,9 @@ RECIPE = {
     "tokens": {"lr": 2e-3, "head_lr": 2e-3, "weight_decay": 5e-4},
     "maps": {"lr": 2e-3, "head_lr": 2e-3, "weight_decay": 5e-4},
 }
+
+LEAST = 8
+"""Hidden units of what moves the context: with fewer, none might be awake."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +94,7 @@ class Conditional(Spoken):
     def __init__(self, old: TextHead, ids: Tensor, reduction: int) -> None:
         super().__init__(old.model, old.words, old.templates, ids)
         width = self.model.text.token_embedding.embedding_dim
-        hidden = max(1, self.in_features // reduction)
+        hidden = max(LEAST, self.in_features // reduction)
         self.fc1, self.fc2 = nn.Linear(self.in_features, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
