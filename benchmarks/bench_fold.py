@@ -24,7 +24,8 @@ from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_card
 from vtzoo.errors import DeadTarget, NotFoldable, UsageError
 from vtzoo.identity import CARD
-from vtzoo.live import extract, head_state, inject, trainable
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject, trainable
 from vtzoo.spec import Task
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.fold import fold_ref

@@ -42,6 +42,7 @@ from . import (
     sync,
     train,
     verify,
+    zero_shot,
 )
 from ._argv import GLOBALS
 
@@ -51,7 +52,7 @@ Train small deltas on it, merge them, fold them into plain weights, distil them 
 """
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERBS = (
-    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, verify, sign, push, pull, sync, doctor,
+    demo, init, ls, show, log, diff, card, reproduce, suggest, sensitivity, train, zero_shot, sweep, report, eval, predict, bench, merge, fold, distill, methods, merges, losses, inits, rm, mv, du, gc, fsck, verify, sign, push, pull, sync, doctor,
 )  # fmt: skip
 _GROUPS = (add, export, import_)
 _ALSO = "Also, before or after the verb: --zoo DIR --json --offline --quiet --no-color (vtzoo --help)."
@@ -72,7 +73,7 @@ def _root_epilog() -> str:
 
 
 def _name(module: object) -> str:
-    return str(getattr(module, "__name__", "")).rpartition(".")[2].rstrip("_")
+    return str(getattr(module, "__name__", "")).rpartition(".")[2].rstrip("_").replace("_", "-")
 
 
 def build(*, help_option: bool = True) -> typer.Typer:

@@ -41,6 +41,14 @@ Track = Annotated[
         "--track", metavar="TRACKER", help="Also log to tensorboard, trackio, wandb or mlflow; may be repeated."
     ),
 ]
+Words = Annotated[
+    Path | None,
+    typer.Option("--words", metavar="FILE", help="What a text tower is told of classes: YAML, label: its name."),
+]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option("--template", metavar="TEXT", help="Around each name, such as 'a photo of a {}.'; may be repeated."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this name.")]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="A recipe: training knobs by name.")]
 Sets = Annotated[
@@ -75,6 +83,23 @@ def recipe(config: Path | None, sets: Iterable[str] | None, **flags: Any) -> dic
             raise UsageError(f"--set '{item}' is not key=value", "for example --set mixup=0.2")
         knobs[key.strip().replace("-", "_")] = value.strip()
     return {**knobs, **{k: v for k, v in flags.items() if v is not None}}
+
+
+def words(path: Path | None) -> dict[str, str]:
+    """Class names by label from a YAML file.
+
+    Raises:
+        NotFound: no such file.
+        UsageError: it is no mapping of labels to texts.
+    """
+    if path is None:
+        return {}
+    from vtzoo.yaml_file import mapping
+
+    found = mapping(text(path), str(path), "write lines such as cat: a tabby cat")
+    if bad := [k for k, v in found.items() if not isinstance(v, str)]:
+        raise UsageError(f"{path}: the name of {bad[0]} is no text", "write one line for each class: label: its name")
+    return {str(k): v for k, v in found.items()}
 
 
 def by_task(given: list[str]) -> str | dict[str, str]:

@@ -38,6 +38,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, train nothing.")] = False,
     skip_bad: o.SkipBad = False,
     track: o.Track = None,
+    words: o.Words = None,
+    templates: o.Templates = None,
 ) -> None:
     """Train a delta and its head on a frozen backbone."""
     session = Session.of(ctx)
@@ -60,5 +62,6 @@ def run(
     result = train(
         backbone=backbone, data=data, method=method, name=name, zoo=zoo, recipe=recipe, head=head,
         resume=resume, dry_run=dry_run, skip_bad=skip_bad, track=track or (), awaited=session.awaited,
+        words=o.words(words), templates=templates or (),
     )  # fmt: skip
     session.show(result, _results.trained)

@@ -28,7 +28,8 @@ from vtzoo import knobs, registry  # noqa: E402
 from vtzoo.errors import Mismatch, NotFoldable, UsageError  # noqa: E402
 from vtzoo.folding import fold  # noqa: E402
 from vtzoo.graft import tensors_of  # noqa: E402
-from vtzoo.live import extract, head_state, inject  # noqa: E402
+from vtzoo.installed import head_state  # noqa: E402
+from vtzoo.live import extract, inject  # noqa: E402
 from vtzoo.methods._protocol import trial  # noqa: E402
 from vtzoo.spec import Task  # noqa: E402
 

@@ -6,7 +6,7 @@ at zero, where a dead delta would look alive and a wrong fold would look right. 
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from timm.models.mobilenetv3 import _create_mnv3
 from timm.models.mobilevit import _inverted_residual_block, _mobilevit_block
 from timm.models.regnet import RegNet, RegNetCfg
 from torch import Tensor, nn
+
+from vtzoo.dual import ARCH as DUAL
 
 CLASSES = 5
 _TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -122,6 +124,14 @@ def _metaformer(*, depths: tuple[int, ...] = (1, 1, 1, 1), **args: Any) -> nn.Mo
     )  # fmt: skip
 
 
+def _dual(*, num_classes: int = 0, **args: Any) -> nn.Module:
+    """A dual encoder whose classes are the first letters; without its text tower, an image classifier."""
+    text = {"width": 16, "heads": 2, "layers": 2, "context_length": 20}
+    own: dict[str, Any] = {"trunk": "vit_base_patch32_clip_224", "embed_dim": 20, "text": text, **args}
+    model: Any = timm.create_model(DUAL, num_classes=num_classes, **own)
+    return model.speak(tuple("abcde"[:num_classes])) if num_classes and own["text"] else model
+
+
 def _plain(arch: str, **args: Any) -> Family:
     """A plain transformer on 24 x 32 pixels: a grid of 3 x 4, so that swapped sides show."""
     size = args.pop("img_size", (24, 32))
@@ -139,6 +149,7 @@ FAMILIES: dict[str, Family] = {
     "deit3": _plain("deit3_small_patch16_224"),
     "deit-dist": _plain("deit_tiny_distilled_patch16_224"),
     "clip": _plain("vit_base_patch32_clip_224"),
+    "dual": replace(_plain("vit_base_patch32_clip_224"), arch=_dual),
     "siglip": _plain("vit_base_patch16_siglip_224"),
     "beit": _plain("beit_base_patch16_224"),
     "eva02": _plain("eva02_tiny_patch14_224"),
@@ -266,7 +277,8 @@ def _clone(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     if id(module) in made:
         return made[id(module)]
     new = made[id(module)] = type(module).__new__(type(module))
-    new.__dict__.update({k: v.copy() if isinstance(v, dict | list) else v for k, v in module.__dict__.items()})
+    own = {k: v.copy() if isinstance(v, dict | list) else v for k, v in module.__dict__.items()}
+    new.__dict__.update({k: made.get(id(v), v) for k, v in own.items()})  # what refers to the network around it, too
     for name, value in module._parameters.items():
         new._parameters[name] = None if value is None else nn.Parameter(value.detach().clone(), value.requires_grad)
     for name, value in module._buffers.items():

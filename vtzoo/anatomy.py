@@ -5,8 +5,8 @@ Duck-typed: nothing of timm is imported; what is used of a model is `get_classif
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vtzoo.classifier import head_names
 from vtzoo.errors import UsageError, did_you_mean
-from vtzoo.graft import CONTAINERS, Graft, named_bare, own_parameters, own_tensors
+from vtzoo.graft import CONTAINERS, Graft, named_bare, own_parameters
 from vtzoo.probing import evaluating, probe
 from vtzoo.spec import plain
 
@@ -77,13 +78,22 @@ class Seen:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The sites of one model, resolved before any graft; `batches` are labelled images, where the caller has some."""
+    """The sites of one model, resolved before any graft; `batches` are labelled images, where the caller has some.
+
+    Of a dual encoder they are its image tower's; `text` has those of the text tower.
+    """
 
     model: nn.Module
     seen: Mapping[str, Seen]
     head: tuple[str, ...]
     rate: Callable[[], Mapping[str, Tensor]] | None = None
     batches: Iterable[tuple[Tensor, Tensor]] | None = None
+    tower: str = ""
+
+    @cached_property
+    def text(self) -> "Anatomy":
+        """The same of the text tower."""
+        return replace(self, tower="text")
 
     @cached_property
     def scores(self) -> Mapping[str, Tensor]:
@@ -101,9 +111,11 @@ class Anatomy:
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """Every module outside the head, by name."""
-        inside = tuple(h + "." for h in self.head)
-        return {n: m for n, m in self.model.named_modules() if n not in self.head and not n.startswith(inside)}
+        """Every module of the tower outside the head, by name."""
+        others: Any = getattr(self.model, "others", ())
+        inside = tuple(f"{n}." for n in (*self.head, *others) if n != self.tower)
+        own = {n: m for n, m in self.model.named_modules() if not f"{n}.".startswith(inside)}
+        return {n: m for n, m in own.items() if f"{n}.".startswith(f"{self.tower}.")} if self.tower else own
 
     @cached_property
     def linears(self) -> list[Site]:
@@ -195,10 +207,10 @@ class Anatomy:
         """
         above, _, last = name.rpartition(".")
         shape = self.seen[above].x if above in self.seen else ()
-        own = own_parameters(self.modules[name])
+        own = own_parameters(self.model.get_submodule(name))
         if not shape or "weight" not in own:
             return False
-        parent, which = self.modules[above], own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads))
+        parent, which = self.model.get_submodule(above), own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads))
         which[:, 2] = 1
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(own["weight"])
 
@@ -218,7 +230,7 @@ class Anatomy:
 
     def params(self, wanted: Iterable[str]) -> list[Site]:
         """Parameters by full name, gathered by the module that owns them."""
-        names, sites = set(wanted), []
+        names, sites = set(wanted) & set(self.parameter_names), list[Site]()
         for name, module in self.modules.items():
             own = {p: tuple(t.shape) for p, t in own_parameters(module).items() if _full(name, p) in names}
             if own:
@@ -228,18 +240,26 @@ class Anatomy:
     @cached_property
     def parameter_names(self) -> list[str]:
         """Every parameter outside the head."""
-        return [_full(n, p) for n, m in self.modules.items() for p in own_parameters(m)]
+        others: Any = getattr(self.model, "others", ())
+        found = [_full(n, p) for n, m in self.modules.items() for p in own_parameters(m)]
+        return [n for n in found if n not in others]
 
-    def select(self, targets: Iterable[str], sites: Iterable[Site] | None = None) -> list[Site]:
+    def select(self, targets: Sequence[str], sites: Iterable[Site] | None = None) -> list[Site]:
         """The sites that any target names: a role, a name or its last part, or a glob over full names.
 
         Roles: auto (the blocks' linears; without any, their dense convolutions; without blocks, all past the stem), linear, conv,
         norm, attention, mlp, qkv, pointwise, depthwise, spatial, blocks, downsample; what computes relative positions in an attention
-        has the role position, and beside it blocks and its kind.
+        has the role position, and beside it blocks and its kind. In a dual encoder's text tower they start with "text.".
 
         Raises:
             UsageError: a target names nothing here.
         """
+        said = (
+            [t for t in targets if t.startswith("text.")] if sites is None and getattr(self.model, "text", None) else []
+        )
+        if said and not self.tower:
+            rest = [t for t in targets if t not in said]
+            return [*(self.select(rest) if rest else ()), *self.text.select(said)]
         pool = [*self.linears, *self.convs] if sites is None else list(sites)
         chosen: dict[str, Site] = {}
         for target in targets:
@@ -271,6 +291,8 @@ class Anatomy:
         return found
 
     def _is(self, site: Site, target: str) -> bool:
+        if self.tower and target.startswith(f"{self.tower}.") and "*" not in target and target != site.name:
+            target = target.removeprefix(f"{self.tower}.")
         if target == "auto":
             roles, near = self.roles(site), self._near
             dense = "linear" if any(near(s) for s in self.linears) else "conv"
@@ -323,40 +345,6 @@ def is_norm(module: nn.Module) -> bool:
     """A leaf that normalises, then scales by a one-dimensional weight (so not ConvNeXt V2's response norm)."""
     weight, kind = module._parameters.get("weight"), type(module).__name__.lower()
     return weight is not None and weight.ndim == 1 and "norm" in kind and "response" not in kind
-
-
-def head_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the modules that `num_classes=0` removes: the classifier, at times a norm or a second one beside it."""
-    try:
-        found: Any = model.get_classifier()  # type: ignore[operator] - a method of timm models
-    except AttributeError:  # no timm model, or one whose head is gone with what stands in it
-        return ()
-    wanted = [m for m in (found if isinstance(found, tuple | list) else [found]) if isinstance(m, nn.Module)]
-    named = dict(model.named_modules())
-    names = {n for n, m in named.items() if any(m is w for w in wanted)}
-    inside = tuple(n + "." for n in names)
-    names |= {owner for owner in _removed(model) if not f"{owner}.".startswith(inside)}
-    return tuple(n for n in named if n in names)
-
-
-def _removed(model: nn.Module) -> set[str]:
-    """The modules whose own tensors `reset_classifier(0)` takes away, tried on a copy of its structure."""
-    bare: Any = _skeleton(model)
-    try:
-        bare.reset_classifier(0)
-    except Exception:  # noqa: BLE001 - some models have none, or can't do without a classifier
-        return set()
-    kept = {n for n, m in bare.named_modules() if own_tensors(m)}
-    return {n for n, m in model.named_modules() if own_tensors(m) and n not in kept}
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """The same modules anew around the same tensors: changing its structure leaves the model alone."""
-    made = object.__new__(type(module))  # copy.copy would build a sharded module (FSDP2) from nothing
-    made.__dict__.update(module.__dict__)
-    inner = {n: m and _skeleton(m) for n, m in module._modules.items()}
-    made.__dict__.update(_parameters=dict(module._parameters), _buffers=dict(module._buffers), _modules=inner)
-    return made
 
 
 def survey(

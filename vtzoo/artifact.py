@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from vtzoo.backbone import build_card, card_of, config_json, create
 from vtzoo.bases import open_base
-from vtzoo.delta import HEAD, Delta
+from vtzoo.delta import HEAD, Delta, is_linear
 from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.folding import Folded, fold, grounded
 from vtzoo.formats import beside, opened
+from vtzoo.installed import head_state
 from vtzoo.lineage import CONFIG, WEIGHTS
-from vtzoo.live import attach, head_state
+from vtzoo.live import attach
 from vtzoo.merges._checks import complete
 from vtzoo.objects import workroom
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
 from vtzoo.spec import SIDE_LIMIT, BackboneCard, Preprocess, Task, chosen
+from vtzoo.speech import speaks
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
@@ -145,8 +147,9 @@ def as_delta(artifact: Artifact) -> Delta:
 
 
 def go_live(
-    artifact: Artifact, task: str | None = None, *, plain: bool = False, model_args: Mapping[str, Any] | None = None
-) -> Live:
+    artifact: Artifact, task: str | None = None, *, plain: bool = False, model_args: Mapping[str, Any] | None = None,
+    whole: bool = False,
+) -> Live:  # fmt: skip
     """Build and load.
 
     Args:
@@ -154,6 +157,7 @@ def go_live(
         task: whose head; may be left out where there is one; "" for none.
         plain: fold a delta into plain weights instead of attaching it.
         model_args: timm's, over those with which it was made; of an exported file they say nothing.
+        whole: attach it to a dual encoder with its text tower, also where that has nothing more to say.
 
     Raises:
         NotFoldable: `plain`, and the delta has no such form.
@@ -162,7 +166,7 @@ def go_live(
     """
     args = model_args or {}
     if artifact.delta is not None:
-        return _live_delta(artifact.delta, artifact.zoo, task, plain=plain, model_args=args)
+        return _live_delta(artifact.delta, artifact.zoo, task, plain=plain, model_args=args, whole=whole)
     if artifact.card is not None:
         return _live_backbone(artifact.card, artifact.zoo, args)
     if artifact.exported is not None:
@@ -216,7 +220,9 @@ def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
     return model.requires_grad_(requires_grad=False).eval()
 
 
-def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool, model_args: Mapping[str, Any]) -> Live:
+def _live_delta(
+    delta: Delta, zoo: Zoo, task: str | None, *, plain: bool, model_args: Mapping[str, Any], whole: bool
+) -> Live:
     chosen = None if task == "" or (task is None and not delta.tasks) else delta.task(task)
     card = delta.backbone
     preprocess = chosen.preprocess if chosen else card.preprocess
@@ -225,10 +231,18 @@ def _live_delta(delta: Delta, zoo: Zoo, task: str | None, *, plain: bool, model_
         model = plain_model(delta, folded, len(chosen.classes) if chosen else 0, model_args)
         card = replace(card, model_args={**card.model_args, **folded.all_args, **model_args})
     else:
-        model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0, **model_args)
         known = bool(card.fingerprint)  # then building has compared it with the weights already
+        silent = known and not whole and bool(card.model_args.get("text")) and _said(delta, chosen)
+        args: dict[str, Any] = {**model_args, **({"text": False} if silent else {})}
+        model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0, **args)
+        card = replace(card, model_args={**card.model_args, "text": False}) if silent else card
         attach(model, delta, task="" if chosen is None else chosen.name, check=not known)
     return Live(model=model, card=card, task=chosen, preprocess=preprocess)
+
+
+def _said(delta: Delta, task: Task | None) -> bool:
+    """Whether a delta holds all that a text tower has to say: no part acts on it, or what that makes is a plain classifier."""
+    return not any(map(speaks, delta.parts)) or task is None or is_linear(delta.head(task.name))
 
 
 def _live_backbone(card: BackboneCard, zoo: Zoo, model_args: Mapping[str, Any]) -> Live:

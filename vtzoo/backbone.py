@@ -11,8 +11,9 @@ from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 
 from vtzoo import hub
-from vtzoo.anatomy import head_names
 from vtzoo.bases import checked_path, file_fingerprint
+from vtzoo.classifier import head_names
+from vtzoo.dual import ARCH as DUAL
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
@@ -199,7 +200,7 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
         raise UsageError(f"there are no images of {pixels} pixels", "choose another --image-size")
     if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
         return card, {}
-    config = get_pretrained_cfg(card.arch)
+    config = get_pretrained_cfg(card.model_args["trunk"] if card.arch == DUAL else card.arch)
     resized = replace(
         card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
     )

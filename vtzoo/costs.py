@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from vtzoo import knobs, registry
-from vtzoo.anatomy import Anatomy, head_names
-from vtzoo.delta import Part
+from vtzoo.anatomy import Anatomy
+from vtzoo.classifier import head_names
+from vtzoo.delta import Part, is_linear
 from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.files import safetensors_header
 from vtzoo.fingerprint import base_state
 from vtzoo.folding import Folded, fold_part, reason
+from vtzoo.installed import head_state
 from vtzoo.lean import counting
-from vtzoo.live import head_state, trainable
+from vtzoo.live import trainable
 from vtzoo.methods._protocol import composes
 from vtzoo.methods._protocol import head as build_head
 from vtzoo.rebuilt import rebuild, rebuild_shared
@@ -85,7 +87,7 @@ def planned(anatomy: Anatomy, name: str, values: Mapping[str, Any]) -> Planned:
 
 def folds(plan: Planned, model: nn.Module) -> tuple[bool, str]:
     """Whether a plan folds into this backbone; if not, why."""
-    if hasattr(plan.part.module, "head"):
+    if not is_linear(plan.head):
         return False, reason(plan.part.method)
     base = base_state(model)
     try:

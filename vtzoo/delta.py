@@ -158,6 +158,17 @@ class Delta:
         return sum(t.numel() for n, t in self.tensors.items() if not n.startswith(("@",)))
 
 
+def is_linear(head: Mapping[str, Any]) -> bool:
+    """Whether a head's names are those of one layer."""
+    return sorted(n.rpartition(".")[2] for n in head) in (["weight"], ["bias", "weight"])
+
+
+def head_parts(delta: Delta) -> tuple[Part, ...]:
+    """The methods that build a delta's heads, where these are more than one layer each."""
+    plain = all(is_linear(delta.head(task.name)) for task in delta.tasks)
+    return () if plain else tuple(p for p in delta.parts if hasattr(p.module, "head"))
+
+
 def renamed(delta: Delta, old: str, new: str) -> Delta:
     """The same delta with another name for one of its tasks.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vtzoo.anatomy import head_names
+from vtzoo.classifier import head_names
 from vtzoo.graft import tensors_of
 from vtzoo.tensors import whole
 

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from vtzoo import registry
-from vtzoo.delta import Delta, Part
+from vtzoo.delta import Delta, Part, is_linear
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
 from vtzoo.masks import is_masked, of_task
 from vtzoo.rebuilt import Saved, saved_grafts
+from vtzoo.spec import BackboneCard
+from vtzoo.speech import SCALES, TEXT
 from vtzoo.tensors import Factors, Lazy, Piece, dtype_of, pieces_of, shape_of, working
 from vtzoo.tied import further
 
@@ -119,17 +121,29 @@ def fold(
     folded = _fold_parts(ground, delta)
     if factor != 1.0:
         folded = _between(ground, folded, factor, delta.method)
+    args = {"text": False} if delta.backbone.model_args.get("text") else {}
     if task == "" or (task is None and len(delta.tasks) != 1):
-        return folded
-    name = delta.task(task).name
+        return Folded(folded, model_args=args) if args else folded
+    head = plain_head(delta, delta.task(task).name)
+    return Folded(folded, {n: (lambda n=n: head[n]) for n in head}, {n: shape_of(head, n) for n in head}, args)
+
+
+def plain_head(delta: Delta, task: str) -> Mapping[str, Tensor]:
+    """A task's classifier as a linear layer's tensors, by timm's names.
+
+    Raises:
+        NotFoldable: it is more than that.
+    """
+    head: Mapping[str, Tensor] = delta.head(task)
     for part in delta.parts:
-        if hasattr(part.module, "head"):
+        if hasattr(part.module, "fold_head"):
+            head = part.module.fold_head(head, part.config)
+        elif hasattr(part.module, "head") and not is_linear(head):
             raise NotFoldable(
                 f"{part.method}: {reason(part.method)}",
                 "fold --headless, or export onnx, which keeps the head as it is",
             )
-    head = delta.head(name)
-    return Folded(folded, {n: (lambda n=n: head[n]) for n in head}, {n: shape_of(head, n) for n in head})
+    return head
 
 
 def check_base(base: Mapping[str, Tensor], delta: Delta) -> None:
@@ -150,9 +164,18 @@ def check_base(base: Mapping[str, Tensor], delta: Delta) -> None:
 
 
 def grounded(base: Mapping[str, Tensor], delta: Delta) -> Folded:
-    """The base at the delta's input size: resized tensors come from the delta."""
-    resized = delta.overrides
+    """The base at the delta's input size: resized tensors come from the delta. Of a dual encoder it is the image tower."""
+    resized, base = delta.overrides, images_of(base, delta.backbone)
     return Folded(base, {n: (lambda n=n: resized[n]) for n in resized}, {n: shape_of(resized, n) for n in resized})
+
+
+def images_of(base: Mapping[str, Tensor], card: BackboneCard) -> Mapping[str, Tensor]:
+    """A dual encoder's tensors without the text tower's and the scale of its logits; of any other backbone all."""
+    if not card.model_args.get("text"):
+        return base
+    names = [n for n in base if not n.startswith((TEXT, *SCALES))]
+    shapes = {n: shape_of(base, n) for n in names}
+    return Lazy({n: (lambda n=n: base[n]) for n in names}, shapes, {n: dtype_of(base, n) for n in names})
 
 
 def _fold_parts(ground: Folded, delta: Delta) -> Folded:
@@ -174,6 +197,8 @@ def fold_part(base: Folded, tensors: Mapping[str, Tensor], part: Part, root: Map
     makers: dict[str, Callable[[], Tensor]] = {}
     for saved in saved_grafts(tensors, part):
         edits, site = saved.skeleton.edits, saved.site
+        if site.name.startswith(TEXT):  # what it does to the text tower is in the head
+            continue
         if not edits:
             raise NotFoldable(
                 f"{part.method}: {reason(part.method)}", "keep it as a delta, or export onnx, which runs it attached"

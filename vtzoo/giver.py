@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from vtzoo import data as D
 from vtzoo import knobs
-from vtzoo.anatomy import head_names
 from vtzoo.artifact import Artifact, Live, go_live
 from vtzoo.backbone import build_sized, soften
+from vtzoo.classifier import head_names
 from vtzoo.errors import UsageError
 from vtzoo.identity import CARD
 from vtzoo.initial import started
-from vtzoo.live import head_state
+from vtzoo.installed import head_state
 from vtzoo.sensitivity import IMAGES
 from vtzoo.slimming import Slim, slimmed
 from vtzoo.spec import AND, BackboneCard

@@ -13,7 +13,7 @@ from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.crops import BATCH
 from vtzoo.errors import Mismatch, NotFound, UsageError
-from vtzoo.live import head_state
+from vtzoo.installed import head_state
 from vtzoo.losses._outputs import Outputs, given
 from vtzoo.probing import work
 from vtzoo.pupil import Pupil

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from vtzoo.anatomy import Anatomy, head_names
+from vtzoo.anatomy import Anatomy
+from vtzoo.classifier import head_names
 from vtzoo.delta import Delta
 from vtzoo.errors import ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint_of
@@ -34,7 +35,7 @@ def card_on(model: nn.Module) -> BackboneCard:
     """What `build` left on a model, as long as the model still holds what was loaded; else its present tensors' own."""
     live = fingerprint_of(model)
     card: BackboneCard = getattr(model, CARD, None) or BackboneCard(
-        name="", arch=type(model).__name__, head=head_names(model)
+        name="", arch=type(model).__name__, head=head_names(model), model_args=getattr(model, "model_args", {})
     )
     return card if model.__dict__.get(LOADED) == live else replace(card, fingerprint=live)
 
@@ -42,7 +43,8 @@ def card_on(model: nn.Module) -> BackboneCard:
 def check_places(model: nn.Module, delta: Delta, anatomy: Anatomy) -> None:
     """Refuse a model in which the delta's sites have another shape, or which has other blocks."""
     modules = dict(model.named_modules())
-    live = {s.name: s for s in [*anatomy.linears, *anatomy.convs, *anatomy.norms]}
+    towers = [anatomy, *([anatomy.text] if getattr(model, "text", None) is not None else [])]
+    live = {s.name: s for a in towers for s in [*a.linears, *a.convs, *a.norms]}
     for part in delta.parts:
         for site in part.sites:
             if site.name not in modules:

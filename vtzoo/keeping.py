@@ -22,6 +22,7 @@ from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.merges._spectral import sides
 from vtzoo.merges._whole import is_matrix
 from vtzoo.rebuilt import skeleton
+from vtzoo.speech import TEXT
 from vtzoo.tensors import WORKERS, one_thread
 from vtzoo.tied import further
 
@@ -133,7 +134,7 @@ def _ranks(deltas: Sequence[Delta]) -> dict[str, int]:
             if hasattr(part.module, "head"):
                 continue
             config = part.config
-            for site in part.sites:
+            for site in (s for s in part.sites if not s.name.startswith(TEXT)):
                 graft: Any = skeleton(part.module, site, config)
                 if "weight" not in getattr(graft, "edits", ()):
                     continue

@@ -4,14 +4,14 @@ All four are method-blind: a method names its sites and builds one graft per sit
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vtzoo import knobs, registry
-from vtzoo.anatomy import Anatomy, head_names, survey
+from vtzoo.anatomy import Anatomy, survey
+from vtzoo.classifier import head_names
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import Conflict, DeadTarget, UsageError
 from vtzoo.fingerprint import base_state
@@ -27,37 +27,20 @@ from vtzoo.graft import (
     watching,
 )
 from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
+from vtzoo.installed import INSTALLED, Installed, head_state, installed, set_head, swap_heads
 from vtzoo.limits import free, limit
-from vtzoo.masks import is_masked, of_task
-from vtzoo.methods._protocol import composes
-from vtzoo.methods._protocol import head as build_head
+from vtzoo.masks import of_task
+from vtzoo.methods._protocol import composes, learns
 from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
+from vtzoo.speech import heard
 from vtzoo.tensors import fill, whole
+from vtzoo.text_head import TextHead
 from vtzoo.tied import aliases, tied
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-INSTALLED = "_vtzoo_installed"
-
-
-@dataclass
-class Installed:
-    """What stands on a live model: the resolved parts, and what detach must put back."""
-
-    spec: str
-    parts: list[Part]
-    trainable_before: dict[str, bool] = field(default_factory=dict)
-    heads_before: dict[str, nn.Module] = field(default_factory=dict)
-    classes_before: int | None = None
-    training_before: set[str] = field(default_factory=set[str])
-
-
-def installed(model: nn.Module) -> Installed | None:
-    """The delta on a model, if there is one."""
-    return model.__dict__.get(INSTALLED)
 
 
 def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | None = None) -> nn.Module:
@@ -91,7 +74,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     parts, shared = list[Part](), aliases(model)
     for name, module, config in wanted:
         sites = tied(module.sites(anatomy, config), shared)
-        if not sites and module.GROUP != "fine-tuning/head":
+        if not sites and learns(module) and module.GROUP != "fine-tuning/head":
             raise UsageError(
                 f"{name} has found no place to act in this {type(model).__name__}", "name layers in targets=…"
             )
@@ -102,11 +85,11 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
             torch.manual_seed(seed)
             for part, (_, module, config) in zip(parts, wanted, strict=True):
                 _hang(model, part, module, config, anatomy)
-                _swap_heads(model, record, module, config)
+                swap_heads(model, record, module, config)
         record.parts.extend(parts)
         limit(model, parts, anatomy)
         _alive(model, anatomy)
-        _trainable(model, spec)
+        _trainable(model, spec, [module for _, module, _ in wanted])
     except BaseException:
         detach(model)
         raise
@@ -122,6 +105,8 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
         task: whose head; may be left out where there is one task, or "" for no head.
         check: compare fingerprints first.
 
+    Of a dual encoder without its text tower it takes what acts on the image tower, and the classifier that the texts made.
+
     Raises:
         WrongBackbone: other weights.
         ShapeMismatch: another depth, width or input size.
@@ -132,7 +117,7 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
     delta = delta if isinstance(delta, Delta) else Delta.open(delta)
     if check:
         check_backbone(model, delta)
-    delta = of_task(delta, base_state(model), task)
+    delta = heard(model, of_task(delta, base_state(model), task))
     anatomy = survey(model)
     check_places(model, delta, anatomy)
     record = _begin(model, delta.method)
@@ -170,7 +155,7 @@ def extract(
     Args:
         model: one that `inject` or `attach` prepared.
         task: what to call the task whose head the model carries.
-        classes: its labels in the order of the head's outputs; "0", "1", … unless given.
+        classes: its labels in the order of the head's outputs; what a text tower calls them, or "0", "1", … unless given.
         tasks: the same two and the preprocessing as one record; () leaves the head out.
         backbone: facts of the backbone; by default those that `build` left on the model.
         metrics: what was measured.
@@ -226,39 +211,10 @@ def _own_task(model: nn.Module, name: str, classes: Sequence[str], card: Backbon
     count = int(getattr(model, "num_classes", 0)) or len(classes)
     if classes and len(classes) != count:
         raise UsageError(f"{len(classes)} classes for a head of {count} outputs", "name each output once, in order")
-    return (Task(name=name, classes=tuple(classes) or tuple(map(str, range(count))), preprocess=card.preprocess),)
-
-
-def head_state(model: nn.Module) -> dict[str, Tensor]:
-    """The classifier's tensors under their timm names."""
-    inside = tuple(h + "." for h in head_names(model))
-    return {n: t for n, t in model.state_dict(keep_vars=True).items() if inside and n.startswith(inside)}
-
-
-def set_head(model: nn.Module, delta: Delta, task: str) -> None:
-    """Give the model one task's classifier (the delta must be attached).
-
-    Raises:
-        ShapeMismatch: the head does not fit the backbone's features.
-        UsageError: no delta is attached, or each task has a network of its own.
-    """
-    record = installed(model)
-    if record is None:
-        raise UsageError("attach the delta before choosing its head", "vtzoo.attach(model, delta)")
-    if is_masked(delta):
-        raise UsageError(
-            f"{delta.method} keeps a network of its own for each task, not only a head",
-            f"detach, then vtzoo.attach(model, delta, task={task!r})",
-        )
-    _keep_heads(model, record)
-    model.reset_classifier(len(delta.task(task).classes))  # type: ignore[operator] - a method of timm models
-    for part in delta.parts:
-        _swap_heads(model, record, part.module, part.config)
-    names = head_names(model)
-    like = next((p for n, p in model.named_parameters() if not n.startswith(names)), None)
-    for name in names:
-        model.get_submodule(name).to(like.device if like is not None else None)
-    fill(head_state(model), dict(delta.head(task)))
+    head: Any = next((m for m in map(model.get_submodule, head_names(model)) if isinstance(m, TextHead)), None)
+    said = {} if head is None else {"words": head.words, "templates": head.templates}
+    labels = tuple(classes) or (head.words if head else tuple(map(str, range(count))))
+    return (Task(name=name, classes=labels, preprocess=card.preprocess, **said),)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -337,21 +293,6 @@ def _hang(model: nn.Module, part: Part, module: Any, config: Any, anatomy: Anato
         graft(host, part.graft, child.train(host.training))
 
 
-def _keep_heads(model: nn.Module, record: Installed) -> None:
-    if not record.heads_before:
-        record.heads_before = {n: model.get_submodule(n) for n in head_names(model)}
-        record.classes_before = getattr(model, "num_classes", None)
-
-
-def _swap_heads(model: nn.Module, record: Installed, module: Any, config: Any) -> None:
-    """Let a method build its own classifier in place of timm's."""
-    for name in head_names(model):
-        old = model.get_submodule(name)
-        if isinstance(old, nn.Linear) and (new := build_head(module, old, config)) is not None:
-            _keep_heads(model, record)
-            model.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
-
-
 def _alive(model: nn.Module, anatomy: Anatomy) -> None:
     """Refuse a delta of which some graft never acts."""
     with watching() as seen:
@@ -369,9 +310,9 @@ def _alive(model: nn.Module, anatomy: Anatomy) -> None:
         )
 
 
-def _trainable(model: nn.Module, spec: str) -> None:
-    """Refuse a fresh delta that has nothing to train."""
-    if not trainable(model):
+def _trainable(model: nn.Module, spec: str, methods: Sequence[Any]) -> None:
+    """Refuse a fresh delta that has nothing to train, though its methods learn."""
+    if not trainable(model) and any(map(learns, methods)):
         raise UsageError(f"'{spec}' trains only a head, and this model has none", "build it with num_classes=N")
 
 

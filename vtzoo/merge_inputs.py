@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vtzoo import files
-from vtzoo.delta import Delta
+from vtzoo.delta import Delta, head_parts
 from vtzoo.errors import NotFoldable, UsageError, did_you_mean
 from vtzoo.heads import layer_of, linear_head
 from vtzoo.keeping import rank_asked
@@ -192,7 +192,7 @@ def _refuse_unclear(refs: Sequence[str], deltas: Sequence[Delta], step: Step) ->
                 f"{ref} has {len(delta.tasks)} tasks, and {step.part.name} looks at the images of one for each delta",
                 "merge deltas of one task each, such as those it was made of",
             )
-        if step.heads and any(hasattr(p.module, "head") for p in delta.parts):
+        if step.heads and head_parts(delta):
             raise NotFoldable(
                 f"{ref} has a head that is not linear, and {step.part.name} looks at what a folded network predicts",
                 "take a merge that looks at features alone, such as regmean",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vtzoo.anatomy import Site
-from vtzoo.delta import BASE, HEAD, Delta, Part
+from vtzoo.delta import BASE, HEAD, Delta, Part, head_parts
 from vtzoo.errors import NotFoldable, UsageError
 from vtzoo.folding import Folded, check_base, grounded, task_vector
 from vtzoo.keeping import Kept
@@ -359,7 +359,7 @@ def _head_parts(deltas: Sequence[Delta]) -> tuple[Part, ...]:
     Raises:
         NotFoldable: the deltas differ in it.
     """
-    kinds = [tuple(p for p in d.parts if hasattr(p.module, "head")) for d in deltas if d.tasks]
+    kinds = [head_parts(d) for d in deltas if d.tasks]
     if len({json.dumps([[p.method, p.json()["knobs"]] for p in k], sort_keys=True) for k in kinds}) > 1:
         names = " and ".join(sorted({"+".join(p.method for p in k) or "linear" for k in kinds}))
         raise NotFoldable(f"the deltas have heads of different kinds: {names}", "train them with the same kind of head")

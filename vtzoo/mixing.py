@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtzoo.anatomy import head_names
 from vtzoo.by_rows import by_rows, class_axis
+from vtzoo.classifier import head_names
 from vtzoo.graft import CONTAINERS, Graft, entered, graft, grafts, hosts, left
 from vtzoo.probing import evaluating, input_size
 

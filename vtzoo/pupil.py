@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtzoo.anatomy import head_names
 from vtzoo.backbone import soften
 from vtzoo.by_rows import by_rows
+from vtzoo.classifier import head_names
 from vtzoo.losses._outputs import Outputs
 from vtzoo.outputs import LEVELS, outputs
 from vtzoo.tensors import fill

@@ -35,6 +35,7 @@ class Recipe:
 
     With `layer_decay` each layer learns at that share of the rate of the one above it (`vtzoo.layerwise`). `sampling`, `class_weights`,
     `shots` (of each class), and `fold` of `folds` say which images are seen, how often, and how much they count (`vtzoo.sampling`).
+    classes=base trains on the first half of the classes alone, so that the others can show how it generalises (`vtzoo.portions`).
     train_on=train+val trains on the validation images, too, once the knobs are chosen, and measures the test images alone.
 
     In several processes (torchrun), batch_size is of all together; each keeps the whole frozen network (parallel=ddp) or a part (fsdp).
@@ -81,6 +82,7 @@ class Recipe:
     eval_every: Annotated[int, Field(ge=1)] = 1
     eval_on: Literal["val", "test", "val+test"] = "val+test"
     shots: Annotated[int, Field(ge=0)] = 0
+    classes: Literal["all", "base", "new"] = "all"
     folds: Annotated[int, Field(ge=0)] = 0
     fold: Annotated[int, Field(ge=0)] = 0
     train_on: Literal["train", "train+val"] = "train"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtzoo.anatomy import head_names
+from vtzoo.classifier import head_names
 from vtzoo.errors import UsageError
 from vtzoo.probing import evaluating
 

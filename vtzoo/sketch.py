@@ -15,7 +15,7 @@ from vtzoo.anatomy import Anatomy, survey
 from vtzoo.axes import CLASSES, FIXED, IN, KERNEL, OFFSETS, OUT, PATCH, PIXELS, PLACES, Axes, Axis, attentions, joined
 from vtzoo.fingerprint import base_state
 from vtzoo.graft import named_bare, own_parameters
-from vtzoo.live import head_state
+from vtzoo.installed import head_state
 
 NORMALISING = ("layernorm", "rmsnorm", "groupnorm", "simplenorm", "response")
 

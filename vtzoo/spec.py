@@ -74,13 +74,21 @@ class Preprocess:
 class Task:
     """One task's labels and preprocessing; what is needed to use its head.
 
-    `multilabel`: an image may bear several labels or none, each with a probability of its own.
+    `multilabel`: an image may bear several labels or none, each with a probability of its own. `words` and `templates` are what a text
+    tower was told of the classes, in their order; empty where no text tower was asked.
     """
 
     name: str
     classes: tuple[str, ...]
     preprocess: Preprocess = field(default_factory=Preprocess)
     multilabel: bool = False
+    words: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    @property
+    def spoken(self) -> tuple[str, ...]:
+        """The classes as a text says them: as they were told, else their labels with spaces for underscores and hyphens."""
+        return self.words or tuple(map(saying, self.classes))
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Task":
@@ -95,12 +103,25 @@ class Task:
         if not isinstance(labels, list | tuple) or not all(isinstance(label, str | int | float) for label in labels):
             raise Corrupt(f"the labels of '{name}' are {shown(labels)}, a list of texts is wanted", _AGAIN)
         own: dict[str, Any] = {"classes": tuple(labels), "multilabel": bool(facts.get("multilabel"))}
+        for key in ("words", "templates"):
+            texts = facts.get(key, ())
+            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                raise Corrupt(f"the {key} of '{name}' are {shown(texts)}, a list of texts is wanted", _AGAIN)
+            own[key] = tuple(texts)
+        if own["words"] and len(own["words"]) != len(labels):
+            raise Corrupt(f"'{name}' has {len(labels)} labels and {len(own['words'])} names for them", _AGAIN)
         return cls(name=name, preprocess=Preprocess.of(facts), **own)
 
     def json(self) -> dict[str, Any]:
         """Flat JSON, as DESIGN's header has it: name, classes, input_size, mean, std and so on."""
-        several = {"multilabel": True} if self.multilabel else {}
-        return {"name": self.name, "classes": list(self.classes), **several, **plain(asdict(self.preprocess))}
+        more: dict[str, Any] = {"multilabel": True} if self.multilabel else {}
+        more |= {key: list(texts) for key in ("words", "templates") if (texts := getattr(self, key))}
+        return {"name": self.name, "classes": list(self.classes), **more, **plain(asdict(self.preprocess))}
+
+
+def saying(label: object) -> str:
+    """A label as a text says it."""
+    return " ".join(str(label).replace("_", " ").replace("-", " ").split())
 
 
 def chosen(tasks: Sequence[Task], name: str | None, who: str) -> Task:

@@ -12,7 +12,7 @@ from vtzoo import talk
 from vtzoo._images import Images
 from vtzoo._layout import Split
 from vtzoo.artifact import plain_model
-from vtzoo.delta import HEAD, Delta, Part
+from vtzoo.delta import HEAD, Delta, Part, head_parts
 from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, UsageError
 from vtzoo.folding import fold
@@ -172,7 +172,7 @@ def _with_heads(merged: Delta, heads: Mapping[str, Tensor], how: str) -> Delta:
 
 def logits(merged: Delta, task: str, features: Tensor) -> Tensor:
     """What a merge's own head says of a task's features [n, features], as [n, classes]."""
-    built = next((p for p in merged.parts if hasattr(p.module, "head")), None)
+    built = next(iter(head_parts(merged)), None)
     if built is None:
         return F.linear(features, *linear_head(merged.head(task), task))
     head = build_head(built.module, nn.Linear(features.shape[1], len(merged.task(task).classes)), built.config)

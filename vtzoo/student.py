@@ -10,9 +10,9 @@ from timm.models import is_model
 from torch import Tensor, nn
 
 from vtzoo import knobs, talk
-from vtzoo.anatomy import head_names
 from vtzoo.artifact import HEADS, Artifact, described, open_ref
 from vtzoo.backbone import build_card, create, sized, taking, timm_card
+from vtzoo.classifier import head_names
 from vtzoo.delta import HEAD
 from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state

@@ -23,8 +23,8 @@ from vtzoo.fit import Plan
 from vtzoo.forecast import acting, forecast
 from vtzoo.graft import rates, undecayed
 from vtzoo.identity import CARD
+from vtzoo.installed import head_state, installed
 from vtzoo.layerwise import shares
-from vtzoo.live import head_state, installed
 from vtzoo.prefix import Prefix, find, share
 from vtzoo.probes import stepper
 from vtzoo.recipe import Recipe, facts_of

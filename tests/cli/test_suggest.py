@@ -13,7 +13,8 @@ from vtzoo import data as D
 from vtzoo import registry
 from vtzoo.backbone import build
 from vtzoo.errors import NotFound, UsageError
-from vtzoo.live import head_state, inject, trainable
+from vtzoo.installed import head_state
+from vtzoo.live import inject, trainable
 from vtzoo.sensitivity import scores
 from vtzoo.verbs.sensitivity import sensitivity_of
 from vtzoo.verbs.suggest import suggest

@@ -20,8 +20,9 @@ from tests import families
 from vtzoo import knobs, registry
 from vtzoo.delta import Delta
 from vtzoo.graft import tensors_of
-from vtzoo.live import extract, head_state, inject
-from vtzoo.methods._protocol import composes
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject
+from vtzoo.methods._protocol import composes, learns
 from vtzoo.spec import Task
 
 TASK = Task(name="t", classes=tuple("abcde"[: families.CLASSES]))
@@ -30,8 +31,10 @@ SUPPORT: dict[str, dict[str, str]] = yaml.safe_load(
 )
 WORKS = ("folds", "live")
 METHODS = [
-    m for m in registry.names("methods") if not composes(registry.load("methods", m))
-]  # those others are made of
+    m
+    for m in registry.names("methods")
+    if not composes(registry.load("methods", m)) and learns(registry.load("methods", m))
+]  # those others are made of, and that hold something
 FAMILIES = families.names()
 
 VARIANTS = {
@@ -138,6 +141,11 @@ FIRST = 1  # on so many of its families a variant runs in `make test`
 def works(method: str, family: str) -> bool:
     """Whether the support table says so."""
     return SUPPORT.get(method, {}).get(family, "") in WORKS
+
+
+def home(method: str) -> str:
+    """A family that a method works on, the plainest one."""
+    return next(f for f in ("vit", "resnet", "dual") if works(method, f))
 
 
 def quick(method: str, family: str) -> bool:

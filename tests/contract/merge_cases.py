@@ -17,7 +17,8 @@ from vtzoo.anatomy import Site
 from vtzoo.delta import Delta, Part
 from vtzoo.fingerprint import base_state, fingerprint
 from vtzoo.graft import tensors_of
-from vtzoo.live import extract, head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject
 from vtzoo.merges._chain import curious, steps
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.tensors import Lazy, shape_of

@@ -15,6 +15,7 @@ from tests.contract.cases import (
     WORKS,
     bare,
     case,
+    home,
     logits,
     marked,
     perturbed,
@@ -25,7 +26,7 @@ from vtzoo.graft import tensors_of
 from vtzoo.live import attach
 
 PAIRS = [marked("lora", f, f in A_FEW) for f in FAMILIES if SUPPORT["lora"][f] in WORKS]
-PAIRS += [marked(m, "vit" if SUPPORT[m]["vit"] in WORKS else "resnet") for m in METHODS if m != "lora"]
+PAIRS += [marked(m, home(m)) for m in METHODS if m != "lora"]
 PAIRS += [marked("lora+ssf+bitfit", "beit")]
 AGAIN = [marked(m, f) for m in ("convpass", "mona") for f in ("swin", "pvt")]
 ALONG = ("dtl", "lst", "vit-adapter")  # side networks that blocks hand on: a block alone can't be computed again

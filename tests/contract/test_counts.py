@@ -12,7 +12,8 @@ from torch import nn
 from tests import families
 from tests.contract.cases import METHODS, SUPPORT, WORKS
 from vtzoo.delta import Delta
-from vtzoo.live import extract, head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject
 
 # A plain ViT of width D, MLP width H, L blocks, on a grid of 3 x 4 patches of 8 pixels, a class token, N classes.
 D, H, L, P, N = 32, 128, 2, 3 * 8 * 8, families.CLASSES

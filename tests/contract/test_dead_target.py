@@ -9,7 +9,8 @@ from tests.contract.cases import logits, relative
 from vtzoo.anatomy import survey
 from vtzoo.errors import DeadTarget
 from vtzoo.graft import hosts, tensors_of
-from vtzoo.live import detach, inject, installed
+from vtzoo.installed import installed
+from vtzoo.live import detach, inject
 
 READ = ["beit", "eva02", "dinov3", "swinv2"]
 

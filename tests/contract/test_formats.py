@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests import families
-from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, case, marked
+from tests.contract.cases import FAMILIES, METHODS, case, home, marked
 from vtzoo import formats
 from vtzoo.errors import NotExportable
 from vtzoo.live import attach
@@ -35,7 +35,7 @@ def test_a_family_gives_the_same(form: str, family: str, tmp_path: Path) -> None
 )
 def test_an_attached_delta_gives_the_same(form: str, spec: str, tmp_path: Path) -> None:
     """Of every method, on a ViT where it goes on one, else on a ResNet; what can't be translated is refused with the exporter's reason."""
-    family = "vit" if SUPPORT[spec].get("vit") in WORKS else "resnet"
+    family = home(spec)
     model = attach(families.build(family), case(spec, family).delta).float()
     if form == "openvino" and spec in SOLVING:
         with pytest.raises(NotExportable, match="linalg_solve"):

@@ -9,7 +9,8 @@ from tests import families
 from tests.contract.merge_cases import MERGES, base_of, each, joined, random_deltas, real
 from vtzoo.delta import Delta, renamed
 from vtzoo.errors import Conflict, Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError, WrongBackbone
-from vtzoo.live import attach, head_state
+from vtzoo.installed import head_state
+from vtzoo.live import attach
 from vtzoo.merging import plan
 from vtzoo.spec import BackboneCard, Preprocess, Task
 from vtzoo.tensors import Lazy

@@ -36,7 +36,8 @@ from vtzoo import registry
 from vtzoo.delta import BASE, Delta
 from vtzoo.errors import NotFoldable, ShapeMismatch, UsageError
 from vtzoo.folding import fold
-from vtzoo.live import attach, detach, set_head
+from vtzoo.installed import set_head
+from vtzoo.live import attach, detach
 from vtzoo.masks import MASK, SCALE
 from vtzoo.tensors import write
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests import families
 from tests.contract.cases import BASIC, FAMILIES, METHODS, STACKS, SUPPORT, VARIANTS, WORKS, case, marked
-from vtzoo.anatomy import head_names
+from vtzoo.classifier import head_names
 from vtzoo.live import attach
 from vtzoo.mixing import Member, Mixed
 

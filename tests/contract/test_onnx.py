@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import families
-from tests.contract.cases import BASIC, FAMILIES, METHODS, SUPPORT, WORKS, case, marked
+from tests.contract.cases import BASIC, FAMILIES, METHODS, SUPPORT, WORKS, case, home, marked
 from vtzoo.errors import NotExportable
 from vtzoo.live import attach
 from vtzoo.onnx.convert import OPSET, convert
@@ -23,7 +23,7 @@ SOLVING = ("boft", "oft")
 """What solves equations in its forward pass, for which ONNX has no operator; folded these are plain weights."""
 PAIRS = sorted(
     {(m, f) for m in BASIC for f in FAMILIES if SUPPORT[m].get(f) in WORKS}
-    | {(m, "vit" if SUPPORT[m].get("vit") in WORKS else "resnet") for m in METHODS if m not in SOLVING}
+    | {(m, home(m)) for m in METHODS if m not in SOLVING}
     | QUICK
 )
 

@@ -18,7 +18,8 @@ from vtzoo.bases import open_base
 from vtzoo.delta import Delta
 from vtzoo.errors import Corrupt, ShapeMismatch, UsageError, WrongBackbone
 from vtzoo.graft import tensors_of
-from vtzoo.live import attach, detach, extract, head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import attach, detach, extract, inject
 from vtzoo.verbs.add import add_backbone, add_delta
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs

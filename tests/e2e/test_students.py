@@ -19,9 +19,9 @@ from vtzoo.crops import Crops, normalised
 from vtzoo.errors import Corrupt, Mismatch, NotFound, UsageError
 from vtzoo.faculty import School, lessons_of
 from vtzoo.files import header
+from vtzoo.installed import head_state
 from vtzoo.kept import CHECK, _crc
 from vtzoo.lessons import Course
-from vtzoo.live import head_state
 from vtzoo.losses._outputs import Outputs
 from vtzoo.recipe import Recipe
 from vtzoo.spec import Preprocess

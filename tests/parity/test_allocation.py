@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from tests import families
 from tests.contract.cases import case
 from tests.parity.rewrites import by_weights, sites
-from vtzoo.anatomy import Site, head_names
+from vtzoo.anatomy import Site
+from vtzoo.classifier import head_names
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.graft import tensors_of

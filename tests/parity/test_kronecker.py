@@ -15,7 +15,8 @@ from tests.parity.rewrites import by_weights
 from vtzoo.delta import Delta
 from vtzoo.folding import fold
 from vtzoo.graft import tensors_of
-from vtzoo.live import extract, head_state
+from vtzoo.installed import head_state
+from vtzoo.live import extract
 from vtzoo.methods import lokr
 
 peft = pytest.importorskip("peft")

@@ -18,7 +18,8 @@ from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.fit import checkpoint_path
 from vtzoo.graft import tensors_of
-from vtzoo.live import attach, detach, head_state, inject, installed, trainable
+from vtzoo.installed import head_state, installed
+from vtzoo.live import attach, detach, inject, trainable
 from vtzoo.methods import noah
 from vtzoo.methods._evolution import Space, evolve
 from vtzoo.methods._supernet import Supernet

@@ -18,9 +18,10 @@ from vtzoo.delta import Delta
 from vtzoo.errors import Corrupt, DeadTarget, Mismatch, NotFound, ShapeMismatch
 from vtzoo.graft import tensors_of
 from vtzoo.identity import card_on
+from vtzoo.installed import head_state
 from vtzoo.interop import peft as P
 from vtzoo.interop._parts import Origin, assemble
-from vtzoo.live import attach, extract, head_state, inject
+from vtzoo.live import attach, extract, inject
 from vtzoo.spec import Task
 
 peft = pytest.importorskip("peft")

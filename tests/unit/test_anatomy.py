@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tests import families
-from vtzoo.anatomy import Site, head_names, is_norm, survey
+from vtzoo.anatomy import Site, is_norm, survey
+from vtzoo.classifier import head_names
 from vtzoo.errors import UsageError
 from vtzoo.probing import input_size, probe
 

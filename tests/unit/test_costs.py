@@ -12,7 +12,8 @@ from tests.contract.cases import METHODS, SUPPORT, TASK, works
 from vtzoo.anatomy import survey
 from vtzoo.costs import folds, memory_bytes, planned
 from vtzoo.delta import Delta
-from vtzoo.live import extract, head_state, inject, trainable
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject, trainable
 from vtzoo.sensitivity import scores
 from vtzoo.verbs.suggest import FARTHEST, largest
 

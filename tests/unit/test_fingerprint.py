@@ -3,7 +3,7 @@
 import torch
 
 from tests import families
-from vtzoo.anatomy import head_names
+from vtzoo.classifier import head_names
 from vtzoo.fingerprint import base_state, fingerprint, fingerprint_of
 from vtzoo.live import inject
 

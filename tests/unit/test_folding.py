@@ -8,7 +8,8 @@ from vtzoo.delta import Delta
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.folding import Folded, fold, reason, task_vector
 from vtzoo.graft import tensors_of
-from vtzoo.live import extract, head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import extract, inject
 from vtzoo.spec import Task
 
 TASK = Task(name="t", classes=tuple("abcde"))

@@ -13,7 +13,8 @@ from vtzoo.errors import Conflict, NotFound, ShapeMismatch, UsageError, WrongBac
 from vtzoo.fingerprint import fingerprint_of
 from vtzoo.graft import tensors_of
 from vtzoo.identity import CARD, LOADED, check_backbone
-from vtzoo.live import attach, detach, extract, head_state, inject, installed, set_head, trainable
+from vtzoo.installed import head_state, installed, set_head
+from vtzoo.live import attach, detach, extract, inject, trainable
 from vtzoo.spec import BackboneCard, Task
 
 TASK = Task(name="t", classes=tuple("abcde"))

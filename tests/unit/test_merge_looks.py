@@ -22,8 +22,9 @@ from vtzoo.fingerprint import fingerprint
 from vtzoo.folding import fold
 from vtzoo.graft import tensors_of
 from vtzoo.heads import STRENGTHS, classifier, linear_head, ridge
+from vtzoo.installed import head_state
 from vtzoo.interference import interference
-from vtzoo.live import attach, extract, head_state, inject
+from vtzoo.live import attach, extract, inject
 from vtzoo.masks import packed, unpacked
 from vtzoo.merges._chain import correcting, steps
 from vtzoo.merges._whole import Whole

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from tests import families
-from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, marked
+from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, home, marked
 from vtzoo import fit as loop
 from vtzoo import machine
 from vtzoo.attention import PlainAttention
 from vtzoo.errors import VtzooError
 from vtzoo.fit import Plan, fit
 from vtzoo.graft import tensors_of
-from vtzoo.live import head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import inject
 from vtzoo.narrow import narrow
 from vtzoo.recipe import Recipe
 
 QUICK = ("vit", "beit", "convnext", "resnet", "nfnet")
 PAIRS = [marked("lora[rank=2]", f, f in QUICK) for f in FAMILIES if SUPPORT["lora"][f] in WORKS]
-PAIRS += [marked(m, "vit" if SUPPORT[m]["vit"] in WORKS else "resnet", m in ("ssf", "vpt-deep")) for m in METHODS]
+PAIRS += [marked(m, home(m), m in ("ssf", "vpt-deep")) for m in METHODS]
 PAIRS += [marked("bitfit+lora[rank=2]", "vit"), marked("lora[dora=true,targets=qkv]+adapter", "vit")]
 
 

@@ -11,6 +11,7 @@ from vtzoo.errors import Conflict, Corrupt, ShapeMismatch, UsageError, WrongBack
 from vtzoo.folding import Folded
 from vtzoo.rebuilt import rebuild_shared, skeleton
 from vtzoo.spec import BackboneCard
+from vtzoo.speech import TEXT
 from vtzoo.tensors import dtype_of, shape_of
 
 
@@ -85,7 +86,7 @@ def complete(delta: Delta, who: str, ground: Folded) -> None:
     if spare := sorted(n for n in own if n not in wanted and not n.startswith("@")):
         raise ShapeMismatch(f"{who} holds {spare[0]}, which none of its parts knows", "is the file from this version?")
     for part in delta.parts:
-        for site in part.sites:
+        for site in (s for s in part.sites if not s.name.startswith(TEXT)):
             for name, shape in site.facts.get("params", {}).items():
                 _fits(there, site.key(name), shape, f"the base of {who}")
             if site.kind in ("linear", "conv", "norm"):

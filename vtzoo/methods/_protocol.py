@@ -8,8 +8,10 @@
     FAMILIES         optional: where it makes sense, a tuple of "tokens" and "maps"; both when absent
     RECIPE           optional: training defaults by backbone family, {"tokens": {...}, "maps": {...}}: lr, weight_decay, and
                      head_lr where the probe's does not suit the head
+    TRAINS           optional, False where nothing is learned: what it says is made at once
     INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
-    head(old, config)      optional: builds another classifier in place of timm's linear one
+    head(old, config)      optional: builds another classifier in place of timm's linear one, or of a text tower's (vtzoo.text_head)
+    fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 
 A graft whose `edits` is empty does not fold; the docstring's "Folds:" line is the reason that people read.
@@ -59,12 +61,17 @@ def trial(part: Part, method: Any) -> Part:
     )
 
 
+def learns(method: Any) -> bool:
+    """Whether there is something to train."""
+    return getattr(method, "TRAINS", True)
+
+
 def recipe(method: Any, family: str) -> Mapping[str, Any]:
     """A method's training defaults on a family of backbones ("tokens" or "maps")."""
     return getattr(method, "RECIPE", {}).get(family, {})
 
 
-def head(method: Any, old: nn.Linear, config: Any) -> nn.Module | None:
+def head(method: Any, old: nn.Module, config: Any) -> nn.Module | None:
     """The classifier a method wants instead of timm's, or None."""
     build = getattr(method, "head", None)
     return build(old, config) if build else None

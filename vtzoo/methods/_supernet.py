@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from vtzoo import registry, talk
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import Graft, named_grafts
-from vtzoo.live import inject, installed, trainable
+from vtzoo.installed import installed
+from vtzoo.live import inject, trainable
 from vtzoo.methods._prompts import Prompt
 from vtzoo.methods._protocol import recipe
 

@@ -4,6 +4,8 @@
 
     lr=[1e-3,1e-2]        a probe for each, and each weight_decay; the best on the validation images is kept
 
+On a dual encoder h is normalised, and W and b start as its text tower makes them of the classes' names.
+
 Shapes: W [classes, features], b [classes].  Folds: exactly (it is the head).  Identity at init: yes.
 Parameters: (features + 1) * classes, all in the head.
 """
@@ -13,15 +15,17 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
+from torch import nn
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.graft import Graft
+from vtzoo.text_head import TextHead
 
 GROUP = "fine-tuning/head"
 PAPER = "arXiv:2111.06377"
 RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}, "maps": {"lr": 3e-3, "weight_decay": 0.0}}
-__all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "sites"]
+__all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "head", "sites"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,3 +54,8 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 -
     if config != Config():
         raise UsageError("linear[lr=…] are many probes, and a network has one head", "vtzoo train trains them")
     return ()
+
+
+def head(old: nn.Module, config: Config) -> nn.Module | None:  # noqa: ARG001 - every head takes both
+    """What a text tower makes of class names, as a layer to be trained; timm's own elsewhere."""
+    return old.linear() if isinstance(old, TextHead) else None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
 from vtzoo.graft import Graft
+from vtzoo.text_head import TextHead
 
 GROUP = "fine-tuning/head"
 PAPER = "arXiv:2203.12119"
@@ -63,12 +64,12 @@ class Skipped(nn.Module):
 
 def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 - the head only
     """None; the backbone must have a linear classifier to replace."""
-    if not any(isinstance(anatomy.model.get_submodule(n), nn.Linear) for n in anatomy.head):
+    if not any(isinstance(anatomy.model.get_submodule(n), nn.Linear | TextHead) for n in anatomy.head):
         raise UsageError("this backbone has no linear classifier to replace", "build it with num_classes=N")
     return ()
 
 
-def head(old: nn.Linear, config: Config) -> nn.Module:
+def head(old: nn.Linear | TextHead, config: Config) -> nn.Module:
     """The perceptron that stands in for timm's linear classifier."""
     width = config.hidden or old.in_features
     sizes = [old.in_features, *[width] * (config.layers - 1), old.out_features]

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from vtzoo import knobs, registry, talk
 from vtzoo.anatomy import Anatomy, survey
 from vtzoo.errors import UsageError
-from vtzoo.live import head_state
+from vtzoo.installed import head_state
 from vtzoo.methods._evolution import Space, evolve
 from vtzoo.methods._supernet import Sizes, Supernet
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vtzoo import hub
-from vtzoo.anatomy import Site, head_names, survey
+from vtzoo.anatomy import Site, survey
 from vtzoo.artifact import CONFIG, WEIGHTS, described, resolved_card
 from vtzoo.backbone import build_card, create, timm_card
+from vtzoo.classifier import head_names
 from vtzoo.delta import HEAD, Delta, Part, stored
 from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256

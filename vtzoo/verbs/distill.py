@@ -18,9 +18,9 @@ from vtzoo.faculty import School, lessons_of
 from vtzoo.fit import Plan, checkpoint_path, fit, forget
 from vtzoo.giver import SLIM, Giver
 from vtzoo.grading import NO_TEACHER, Exam, effort, lines, measured
+from vtzoo.installed import head_state
 from vtzoo.lessons import Course, Labels, prepared
 from vtzoo.lineage import bare, check_images, record
-from vtzoo.live import head_state
 from vtzoo.machine import told
 from vtzoo.masks import is_masked
 from vtzoo.objective import Term, needs_of, read

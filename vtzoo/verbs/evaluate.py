@@ -4,16 +4,18 @@ from typing import Any
 
 from vtzoo import data as D
 from vtzoo import talk
-from vtzoo.artifact import Artifact, go_live, open_ref
+from vtzoo.artifact import Artifact, Live, go_live, open_ref
 from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.portions import Which, harmonic, portion
 from vtzoo.results import Evaluated
 from vtzoo.score import logits_of, measure
+from vtzoo.vocabulary import Naming, of_names
 from vtzoo.zoo import Zoo
 
 
 def evaluate(
     *, ref: str, data: str, task: str | None = None, zoo: Zoo | None = None, batch_size: int = 64, skip_bad: bool = False,
-    split: D.Split = "test",
+    split: D.Split = "test", classes: Which = "all", naming: Naming | None = None, base_to_new: bool = False,
 ) -> Evaluated:  # fmt: skip
     """One pass over the test split (the validation split where there is no test); which one, and how much of it, is said.
 
@@ -25,6 +27,9 @@ def evaluate(
         batch_size: images per batch.
         skip_bad: leave out broken images.
         split: which part of the data.
+        classes: all of them, or one half; see `vtzoo.portions`.
+        naming: take the data's own classes, by their names, whatever the delta was trained for; a bare dual encoder does anyway.
+        base_to_new: of a delta trained with classes=base, measure that half, then the other by names, and their harmonic mean.
 
     Returns:
         `metrics[task]` for this ref, with the `split` and how many `images` it was, and, for a merge,
@@ -32,21 +37,45 @@ def evaluate(
 
     Raises:
         Mismatch: the data's classes are not the task's.
+        UsageError: a bare backbone without a text tower, or classes are to be named and nothing here can.
     """
     zoo = zoo or Zoo.find()
     artifact = open_ref(ref, zoo, exports=True)
-    if artifact.card is not None:
+    if artifact.card is not None and not artifact.card.model_args.get("text"):
         raise UsageError(
             f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"
         )
-    images, split = _images(data, split, skip_bad=skip_bad)
+    whole, split = _images(data, split, skip_bad=skip_bad)
+    images = portion(whole, "base" if base_to_new else classes)
     talk.say(f"{artifact.ref}: {len(images)} images of the {split} split{_chosen(images)}")
-    name, found = _one(artifact, images, task, batch_size)
+    if naming is not None or artifact.card is not None:
+        name, found = _named(artifact, images, naming or Naming(), batch_size)
+    else:
+        name, found = _one(artifact, images, task, batch_size)
     metrics = {name: found}
+    if base_to_new:
+        metrics |= _beyond(artifact, portion(whole, "new"), found, batch_size)
     if parent := _parent(artifact, name):
         metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
     shown = {k: {"split": split, **m} for k, m in metrics.items()}
     return Evaluated(ref=artifact.ref, path=str(artifact.path), metrics=shown)
+
+
+def _named(artifact: Artifact, images: D.Images, naming: Naming, batch_size: int) -> tuple[str, dict[str, Any]]:
+    """Of the data's classes, by their names."""
+    live = of_names(artifact, images.classes, naming.words, naming.templates)
+    assert live.task is not None
+    return live.task.name, _measured(live, images, batch_size)
+
+
+def _beyond(artifact: Artifact, images: D.Images, base: dict[str, Any], batch_size: int) -> dict[str, dict[str, Any]]:
+    """The classes that were not trained on, and the harmonic mean of both halves' top-1."""
+    if artifact.delta is not None and set(images.classes) & set(artifact.delta.tasks[0].classes):
+        raise Mismatch(
+            f"'{artifact.ref}' knows the classes that are to be new to it", "train it with --set classes=base"
+        )
+    _, new = _named(artifact, images, Naming(), batch_size)
+    return {"new classes": new, "harmonic mean": {"top1": harmonic(base["top1"], new["top1"])}}
 
 
 def _images(data: str, split: D.Split, *, skip_bad: bool) -> tuple[D.Images, D.Split]:
@@ -81,9 +110,15 @@ def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int
             f"the data's images have {has} each, those of task '{live.task.name}' {task_has}",
             "choose the task's own data",
         )
-    images = images.aligned(live.task.classes)
+    return live.task.name, _measured(live, images, batch_size)
+
+
+def _measured(live: Live, images: D.Images, batch_size: int) -> dict[str, Any]:
+    assert live.task is not None
     transform = D.transforms(live.preprocess, train=False)
-    return live.task.name, measure(*logits_of(live.model, D.loader(images, transform, batch_size=batch_size)))
+    return measure(
+        *logits_of(live.model, D.loader(images.aligned(live.task.classes), transform, batch_size=batch_size))
+    )
 
 
 def _parent(artifact: Artifact, task: str) -> Artifact | None:

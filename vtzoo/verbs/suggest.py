@@ -16,7 +16,8 @@ from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
 from vtzoo.costs import Planned, folds, memory_bytes, planned
 from vtzoo.errors import Mismatch, UsageError
-from vtzoo.live import detach, head_state, inject
+from vtzoo.installed import head_state
+from vtzoo.live import detach, inject
 from vtzoo.probing import input_size
 from vtzoo.results import Suggested
 from vtzoo.sensitivity import scores

@@ -16,25 +16,29 @@ from vtzoo import files, knobs, machine, parallel, registry, talk, tracking
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
-from vtzoo.delta import Delta, stored
+from vtzoo.delta import Delta
 from vtzoo.devices import accelerator, emulates
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
 from vtzoo.fit import checkpoint_path, fit, forget
 from vtzoo.identity import CARD
+from vtzoo.installed import installed
+from vtzoo.keep import kept
 from vtzoo.lineage import check_images, record
-from vtzoo.live import extract, inject, installed, trainable
+from vtzoo.live import extract, inject, trainable
 from vtzoo.methods._protocol import composes, trial
 from vtzoo.methods._protocol import recipe as method_recipe
+from vtzoo.portions import portion
 from vtzoo.prefix import Prefix
 from vtzoo.presets import preset
 from vtzoo.probes import asked_for, best_of, sweep
 from vtzoo.recipe import Recipe, facts_of, read
-from vtzoo.results import Trained, leading
+from vtzoo.results import Trained
 from vtzoo.sampling import chosen, class_weights
 from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
+from vtzoo.speech import spoken
 from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
 from vtzoo.zoo import Zoo
 
@@ -45,6 +49,7 @@ def train(
     *, backbone: str, data: str, method: str = "linear", name: str, zoo: Zoo | None = None,
     recipe: Mapping[str, Any] | None = None, head: str | None = None, resume: bool = False, dry_run: bool = False,
     skip_bad: bool = False, watch: Watch | None = None, track: Sequence[str] = (), awaited: Collection[str] = (),
+    words: Mapping[str, str] | None = None, templates: Sequence[str] = (),
 ) -> Trained:  # fmt: skip
     """Train a delta and its head on a frozen backbone and keep it in the zoo.
 
@@ -60,8 +65,10 @@ def train(
         dry_run: resolve and report, train nothing.
         skip_bad: leave out broken images.
         watch: is told each epoch's record: epoch, loss, lr, and top1 and val_loss where it was validated.
-        track: trackers by accelerate's names ("tensorboard", "wandb" …) that get these records, too; a file of JSON lines always does.
+        track: trackers by accelerate's names ("tensorboard" …) that get these records, as a file of JSON lines always does.
         awaited: digests of the training images that it must be; others are refused before anything is computed.
+        words: what a dual encoder's text tower is told of classes, by label; a label with spaces unless given.
+        templates: texts around them, each with one {}; "a photo of a {}." unless given.
 
     Raises:
         Conflict: the name exists.
@@ -73,8 +80,8 @@ def train(
     """
     tracking.check(track)
     job = _prepare(
-        backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad, dry_run=dry_run,
-        awaited=awaited,
+        backbone, data, method, name, zoo or Zoo.find(), recipe or {}, head, resume=resume, skip_bad=skip_bad,
+        dry_run=dry_run, awaited=awaited, words=words, templates=templates,
     )  # fmt: skip
     params = sum(p.numel() for p in trainable(job.model).values())
     _announce(job, params)
@@ -92,15 +99,27 @@ def train(
     else:
         epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
     cost = _cost(time.monotonic() - started + feed.spared, time.process_time() - worked, resumed=resume)
-    try:
-        delta = _delta(job, _measured(job, feed, epochs))
-        made = parallel.by_first(lambda: _keep(job, delta, params, cost, probes))
-    except BaseException:
-        again = "trains once more, on the kept features" if job.grid else "with --resume measures and keeps it"
-        talk.say(f"{name} is trained: once the fault is mended, the same command {again}")
-        raise
+    made = _kept(job, feed, epochs, params, cost, probes)
     forget(checkpoint)
     return made
+
+
+def _kept(
+    job: Job,
+    feed: Feed,
+    epochs: int,
+    params: int,
+    cost: Mapping[str, float | None],
+    probes: Sequence[Mapping[str, Any]],
+) -> Trained:
+    """Measure what is trained, and put it in the zoo."""
+    try:
+        delta = _delta(job, _measured(job, feed, epochs))
+        return parallel.by_first(lambda: _keep(job, delta, params, cost, probes))
+    except BaseException:
+        again = "trains once more, on the kept features" if job.grid else "with --resume measures and keeps it"
+        talk.say(f"{job.name} is trained: once the fault is mended, the same command {again}")
+        raise
 
 
 def _planned(job: Job, prefix: Prefix | None, params: int) -> Trained:
@@ -141,19 +160,9 @@ def _announce(job: Job, params: int) -> None:
 
 
 def _prepare(
-    backbone: str,
-    data: str,
-    method: str,
-    name: str,
-    zoo: Zoo,
-    user: Mapping[str, Any],
-    head: str | None,
-    *,
-    resume: bool,
-    skip_bad: bool,
-    dry_run: bool,
-    awaited: Collection[str],
-) -> Job:
+    backbone: str, data: str, method: str, name: str, zoo: Zoo, user: Mapping[str, Any], head: str | None, *,
+    resume: bool, skip_bad: bool, dry_run: bool, awaited: Collection[str], words: Mapping[str, str] | None, templates: Sequence[str],
+) -> Job:  # fmt: skip
     """All that can be refused before a step is taken; in a dry run what searches takes the shortest of its searches."""
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
@@ -164,9 +173,11 @@ def _prepare(
     probing = asked_for(parts, asked, user, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
-    images = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
-    val = D.open_data(data, split="val", skip_bad=skip_bad, several=True).aligned(images.classes)
-    test = _test(data, images.classes, skip_bad=skip_bad) if asked.eval_on != "val" else None
+    images = portion(D.open_data(data, split="train", skip_bad=skip_bad, several=True), asked.classes)
+    val = portion(D.open_data(data, split="val", skip_bad=skip_bad, several=True), asked.classes).aligned(
+        images.classes
+    )
+    test = _test(data, images.classes, asked, skip_bad=skip_bad) if asked.eval_on != "val" else None
     if test is None and not asked.validates:
         raise UsageError(f"no image of {data} is left to measure", "leave train_on and eval_on out")
     limited, val = chosen(images, val, asked)
@@ -176,6 +187,7 @@ def _prepare(
     _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
     card, model = _built(bare, asked, zoo, len(images.classes))
+    said, around = spoken(model, images.classes, words or {}, templates)
     plain = D.transforms(card.preprocess, train=False)
     few: Any = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
     few = _unclassed() if limited.several else few
@@ -189,7 +201,7 @@ def _prepare(
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     task = Task(
         name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess,
-        multilabel=bool(images.several),
+        multilabel=bool(images.several), words=said, templates=around,
     )  # fmt: skip
     grid: tuple[tuple[float, float], ...] = ()
     if probing and images.several:
@@ -330,12 +342,12 @@ def _measured(job: Job, feed: Feed, epochs: int) -> dict[str, Any]:
     return metrics
 
 
-def _test(data: str, classes: tuple[str, ...], *, skip_bad: bool) -> D.Images | None:
+def _test(data: str, classes: tuple[str, ...], recipe: Recipe, *, skip_bad: bool) -> D.Images | None:
     try:
         images = D.open_data(data, split="test", skip_bad=skip_bad, several=True)
     except NotFound:
         return None
-    return images.aligned(classes)
+    return portion(images, recipe.classes).aligned(classes)
 
 
 def _delta(job: Job, metrics: Mapping[str, Any]) -> Delta:
@@ -356,16 +368,7 @@ def _keep(
     job: Job, delta: Delta, params: int, cost: Mapping[str, float | None], probes: Sequence[Mapping[str, Any]]
 ) -> Trained:
     """Put the delta in the zoo; what its training took of this machine stands in the index alone."""
-    digest, size = stored(delta, job.zoo)
-    test = delta.metrics.get("test") or delta.metrics["val"]
-    job.zoo.put(
-        "deltas", job.name,
-        {
-            "digest": digest, "size_bytes": size, "method": delta.method, "backbone": job.card.name,
-            "fingerprint": delta.backbone.fingerprint, "license": delta.backbone.license, "tasks": [job.task.name], "metrics": leading(test),
-            **cost, "peak_bytes": machine.peak_bytes(), "machine": machine.told(),
-        },
-    )  # fmt: skip
+    digest = kept(delta, job.zoo, job.name, cost)
     return Trained(
         method=job.spec,
         ref=job.name,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vtzoo import talk
-from vtzoo.anatomy import head_names
 from vtzoo.artifact import Artifact, Live, go_live, open_ref, simplest
 from vtzoo.backbone import build_card
+from vtzoo.classifier import head_names
 from vtzoo.errors import Mismatch, NotExportable, UsageError, WrongBackbone
 from vtzoo.files import atomic_write
-from vtzoo.live import set_head
+from vtzoo.installed import set_head
 from vtzoo.masks import is_masked
 from vtzoo.mixing import Member, Mixed, share
 from vtzoo.onnx import mixtures

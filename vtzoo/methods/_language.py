@@ -1,0 +1,114 @@
+"""Shared by the methods that teach a dual encoder's text tower: learned vectors among the tokens of a prompt."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vtzoo import graft
+from vtzoo.anatomy import Anatomy, Site
+from vtzoo.errors import UsageError
+from vtzoo.speech import Position, said, slotted
+from vtzoo.text_head import TextHead
+from vtzoo.text_tower import EMBEDDING
+
+RANDOM = 16
+"""Vectors of a context that starts at random, and their deviation."""
+STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """Knobs of a learned context.
+
+    Attributes:
+        init: words whose tokens it starts from; empty for random vectors.
+        context: how many vectors; as many as the words have tokens, or 16, unless given.
+        per_class: each class has vectors of its own.
+        position: of the class's name: behind them, in their middle, or before them.
+    """
+
+    init: str = "a photo of a"
+    context: Annotated[int, Field(ge=1)] | None = None
+    per_class: bool = False
+    position: Position = "end"
+
+    def __post_init__(self) -> None:
+        if self.init and self.context is not None:
+            raise ValueError("context counts random vectors: leave init empty (init=), or context out")
+
+
+def spoken(anatomy: Anatomy, method: str) -> TextHead:
+    """The classifier that a text tower makes of class names.
+
+    Raises:
+        UsageError: there is no text tower, or it was told no names.
+    """
+    model: Any = anatomy.model
+    if getattr(model, "text", None) is None:
+        raise UsageError(
+            f"{method} teaches a text tower, and this {type(model).__name__} has none", "use a clip: backbone"
+        )
+    if not isinstance(model.clip_head, TextHead):
+        raise UsageError(f"{method} needs the classes' names", "call model.speak([names…]) first")
+    return model.clip_head
+
+
+def words_of(model: Any, config: Context) -> list[int]:
+    """The token ids that a context starts from."""
+    return said(model.tokenize, config.init, model.text.context_length).tolist() if config.init else []
+
+
+def place(anatomy: Anatomy, config: Context, method: str) -> Site:
+    """The token embedding, with what a context needs to know."""
+    head = spoken(anatomy, method)
+    model: Any = anatomy.model
+    ids = words_of(model, config)
+    facts = {
+        "width": model.text.token_embedding.embedding_dim,
+        "init": ids,
+        "count": len(ids) or config.context or RANDOM,
+    }
+    return Site(name=EMBEDDING, kind="params", facts={**facts, "classes": head.out_features if config.per_class else 0})
+
+
+def prompted(old: nn.Module, config: Context) -> TextHead | None:
+    """The classifier with places for the vectors in its prompts; None where no text tower makes it."""
+    if not isinstance(old, TextHead):
+        return None
+    model: Any = old.model
+    count = len(words_of(model, config)) or config.context or RANDOM
+    context = model.text.context_length
+    return old.prompted(slotted(model.tokenize, old.words, count, config.position, context, own=config.per_class))
+
+
+class Vectors(graft.Graft):
+    """Learned vectors [count, width], or [classes * count, width], in the places that negative ids name."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        facts = site.facts
+        self.init, self.repeats = list(facts["init"]), max(1, facts["classes"])
+        self.context = nn.Parameter(torch.empty(self.repeats * facts["count"], facts["width"]).normal_(std=STD))
+
+    @torch.no_grad()
+    def start(self, host: nn.Module, scores: graft.Scores) -> None:  # noqa: ARG002 - the interface
+        """From the embeddings of words, where there are any."""
+        if self.init:
+            weight = graft.stored(host, "weight")
+            self.context.copy_(weight[torch.tensor(self.init, device=weight.device)].repeat(self.repeats, 1))
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Ids that the embedding knows."""
+        return x.clamp(min=0)
+
+    def vectors(self) -> Tensor:
+        """What stands in the places."""
+        return self.context
+
+    def leave(self, x: Tensor, y: Tensor) -> Tensor:
+        """[n, length] ids, [n, length, width] -> with the vectors in their places."""
+        found = self.vectors()[(-1 - x).clamp(min=0)]
+        return torch.where((x < 0)[..., None], found.to(y.dtype), y)
