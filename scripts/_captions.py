@@ -22,8 +22,7 @@ def said(pair: Pair) -> tuple[str, ...]:
     """All phrases of a drawing: names as often as all else together."""
     about = (*pair.tags, kind_of(pair))
     names = pair.names or about
-    together = tuple(f"{names[0]}, {kind_of(pair)}" for _ in range(1))
-    return names * max(1, round((len(about) + 1) / len(names))) + about + together
+    return (*names * max(1, round((len(about) + 1) / len(names))), *about, f"{names[0]}, {kind_of(pair)}")
 
 
 def lexicon(folder: Path) -> tuple[list[str], list[str]]:

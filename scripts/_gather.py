@@ -29,8 +29,8 @@ DEBS = {source.package: source.license for source in DEBIAN} | {
     "wordnet-base": "WordNet-3.0",
 }
 WANTED = (
-    ("openclipart-png", "openclipart-svg", "tuxpaint-stamps-default", "pysiogame", "sweethome3d-furniture")
-    + ("wordnet-base",)
+    "openclipart-png", "openclipart-svg", "tuxpaint-stamps-default", "pysiogame", "sweethome3d-furniture",
+    "wordnet-base",
 )  # fmt: skip
 SIZES = {"clipart": (60, 15, 60), "emoji": (60, 15, 60)}
 LONG = 160  # pixels of a drawing's long side, as kept
@@ -114,7 +114,10 @@ def held_emoji(packages: Packages) -> Labelled:
 def lay_out(packages: Packages, out: Path, known: Known) -> dict[str, dict[str, Any]]:
     """Write OUT/TASK/{train,val,test}/CLASS/NNN.png; `known` learns every drawing that could have been taken."""
     made: dict[str, dict[str, Any]] = {}
-    rows = {"clipart": drawings(packages.share("openclipart-png", "openclipart/png"), LONG), "emoji": held_emoji(packages)}
+    rows = {
+        "clipart": drawings(packages.share("openclipart-png", "openclipart/png"), LONG),
+        "emoji": held_emoji(packages),
+    }
     for task, images in rows.items():
         counts = Counter[str]()
         classes = set[str]()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from _pairs import Pair
@@ -63,7 +64,7 @@ class Nouns:
         for line in (folder / "data.noun").read_text(encoding="latin-1").splitlines():
             if not line.startswith(" "):
                 fields = line.split(" | ")[0].split()
-                above[fields[0]] = [b for a, b in zip(fields, fields[1:], strict=False) if a in ("@", "@i")]
+                above[fields[0]] = [b for a, b in pairwise(fields) if a in ("@", "@i")]
         return cls(senses, above)
 
     def kinds(self, phrase: str) -> set[str]:

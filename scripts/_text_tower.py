@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,6 @@ def directions(embeddings: Tensor, width: int) -> Tensor:
 
 def encode(tower: nn.Module, tokens: Tensor) -> Tensor:
     """The tower's output, computed up to the longest phrase only: causal attention doesn't see what stands behind."""
-    from typing import cast
-
     length = int((tokens != 0).sum(1).max())
     mask = cast("Tensor", tower.attn_mask)
     tower.attn_mask = mask[:length, :length]
@@ -77,7 +75,9 @@ def batches(lengths: Tensor, size: int, generator: torch.Generator) -> Iterator[
     yield from (parts[i] for i in torch.randperm(len(parts), generator=generator).tolist())
 
 
-def distil(tower: nn.Module, tokens: Tensor, targets: Tensor, *, epochs: int, lr: float, batch_size: int = 512) -> float:
+def distil(
+    tower: nn.Module, tokens: Tensor, targets: Tensor, *, epochs: int, lr: float, batch_size: int = 512
+) -> float:
     """Train the tower to point where the targets [n, d] point; gives the mean cosine of the last tenth."""
     generator = torch.Generator().manual_seed(0)
     lengths = (tokens != 0).sum(1)
