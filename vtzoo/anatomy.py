@@ -210,7 +210,10 @@ class Anatomy:
         own = own_parameters(self.model.get_submodule(name))
         if not shape or "weight" not in own:
             return False
-        parent, which = self.model.get_submodule(above), own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads))
+        parent, which = (
+            self.model.get_submodule(above),
+            own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads)),
+        )
         which[:, 2] = 1
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(own["weight"])
 

@@ -11,9 +11,10 @@ from vtzoo.delta import Delta, Part
 from vtzoo.errors import UsageError
 from vtzoo.masks import is_masked
 from vtzoo.methods._protocol import head as build_head
+from vtzoo.methods._protocol import resized
 from vtzoo.spec import Task
 from vtzoo.speech import can_speak, speaks
-from vtzoo.tensors import fill
+from vtzoo.tensors import fill, prefixed, shape_of
 from vtzoo.text_head import TextHead
 
 INSTALLED = "_vtzoo_installed"
@@ -61,11 +62,13 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
     _plain_head(model, delta, delta.task(task))
     for part in delta.parts:
         swap_heads(model, record, part.module, part.config)
-    names = head_names(model)
+    names, tensors = head_names(model), delta.head(task)
     like = next((p for n, p in model.named_parameters() if not n.startswith(names)), None)
     for name in names:
-        model.get_submodule(name).to(like.device if like is not None else None)
-    fill(head_state(model), dict(delta.head(task)))
+        own = prefixed(tensors, f"{name}.")
+        head = resized(model.get_submodule(name), {n: shape_of(own, n) for n in own})
+        head.to(like.device if like is not None else None)
+    fill(head_state(model), dict(tensors))
 
 
 def say(model: Any, parts: Sequence[Part], words: Sequence[str], templates: Sequence[str]) -> None:
@@ -102,10 +105,13 @@ def keep_heads(model: nn.Module, record: Installed) -> None:
         record.classes_before = getattr(model, "num_classes", None)
 
 
-def swap_heads(model: nn.Module, record: Installed, module: Any, config: Any) -> None:
-    """Let a method build its own classifier in place of timm's."""
+def swap_heads(model: nn.Module, record: Installed, module: Any, config: Any) -> tuple[str, ...]:
+    """Let a method build its own classifier in place of timm's; gives the names of those it did."""
+    swapped = list[str]()
     for name in head_names(model):
         old = model.get_submodule(name)
         if isinstance(old, nn.Linear | TextHead) and (new := build_head(module, old, config)) is not None:
             keep_heads(model, record)
             model.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+            swapped.append(name)
+    return tuple(swapped)

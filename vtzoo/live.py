@@ -15,6 +15,7 @@ from vtzoo.classifier import head_names
 from vtzoo.delta import BASE, HEAD, Delta, Part
 from vtzoo.errors import Conflict, DeadTarget, UsageError
 from vtzoo.fingerprint import base_state
+from vtzoo.gathering import gathered
 from vtzoo.graft import (
     Shared,
     freeze_statistics,
@@ -30,7 +31,7 @@ from vtzoo.identity import RESIZED, card_on, check_backbone, check_places
 from vtzoo.installed import INSTALLED, Installed, head_state, installed, set_head, swap_heads
 from vtzoo.limits import free, limit
 from vtzoo.masks import of_task
-from vtzoo.methods._protocol import composes, learns
+from vtzoo.methods._protocol import composes, learns, prepares
 from vtzoo.probing import forget, probe
 from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
@@ -55,7 +56,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
             the stack it finds, and the delta is that stack's.
         seed: of the fresh values.
         batches: images [n, 3, h, w] as the model takes them, and labels [n]; read once, by methods that choose by gradients
-            (gps, spt) or by training (noah) alone.
+            (gps, spt), by training (noah), or keep the features of all images (tip-adapter) alone; in a stack by each of these.
 
     Returns:
         The same model.
@@ -74,18 +75,21 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     parts, shared = list[Part](), aliases(model)
     for name, module, config in wanted:
         sites = tied(module.sites(anatomy, config), shared)
-        if not sites and learns(module) and module.GROUP != "fine-tuning/head":
+        if not sites and learns(module) and not hasattr(module, "head"):
             raise UsageError(
                 f"{name} has found no place to act in this {type(model).__name__}", "name layers in targets=…"
             )
         parts.append(Part(method=name, graft=_attribute(name, parts), knobs=knobs.encode(config), sites=sites))
-    record = _begin(model, spec)
+    record, swapped = _begin(model, spec), dict[str, Sequence[str]]()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for part, (_, module, config) in zip(parts, wanted, strict=True):
                 _hang(model, part, module, config, anatomy)
-                swap_heads(model, record, module, config)
+                swapped[part.graft] = swap_heads(model, record, module, config)
+            for part, (_, module, config) in zip(parts, wanted, strict=True):
+                if prepares(module):
+                    _prepare(model, part, config, swapped[part.graft], batches)
         record.parts.extend(parts)
         limit(model, parts, anatomy)
         _alive(model, anatomy)
@@ -310,9 +314,24 @@ def _alive(model: nn.Module, anatomy: Anatomy) -> None:
         )
 
 
+def _prepare(model: nn.Module, part: Part, config: Any, heads: Sequence[str], batches: Batches | None) -> None:
+    """Let a method make its classifiers of all images' features.
+
+    Raises:
+        UsageError: there is no classifier, or there are no images.
+    """
+    if not heads:
+        raise UsageError(f"{part.method} makes a classifier, and this model has none", "build it with num_classes=N")
+    if batches is None:
+        raise UsageError(f"{part.method} keeps features of the training images", "give them: inject(…, batches=…)")
+    features, labels = gathered(model, heads, batches)
+    for head in heads:
+        part.module.prepare(model.get_submodule(head), config, features[head], labels)
+
+
 def _trainable(model: nn.Module, spec: str, methods: Sequence[Any]) -> None:
-    """Refuse a fresh delta that has nothing to train, though its methods learn."""
-    if not trainable(model) and any(map(learns, methods)):
+    """Refuse a fresh delta that has nothing to train, though its methods learn and were made of no images."""
+    if not trainable(model) and any(learns(m) and not prepares(m) for m in methods):
         raise UsageError(f"'{spec}' trains only a head, and this model has none", "build it with num_classes=N")
 
 

@@ -121,21 +121,17 @@ def _read(name: str, path: Path) -> Card:
         group=str(constants.get("GROUP", "")),
         paper=str(constants.get("PAPER", "")),
         folds=" ".join(folds[1].split()) if folds else "",
-        knobs=tuple(_knobs(tree, name)),
+        knobs=tuple(_knobs(tree, name, path.parent)),
         path=str(path),
         constants=constants,
     )
 
 
-def _knobs(tree: ast.Module, name: str) -> list[Knob]:
+def _knobs(tree: ast.Module, name: str, folder: Path) -> list[Knob]:
     """Fields of a `Config` class, or the keyword-only parameters of the function named like the file."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return [
-                Knob(f.target.id, ast.unparse(f.annotation), ast.unparse(f.value) if f.value else "")
-                for f in node.body
-                if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)
-            ]
+            return list(_fields(node, tree, folder).values())
         if isinstance(node, ast.FunctionDef) and node.name == name.replace("-", "_"):
             args, defaults = node.args.kwonlyargs, node.args.kw_defaults
             pairs = zip(args, defaults, strict=True)
@@ -144,3 +140,20 @@ def _knobs(tree: ast.Module, name: str) -> list[Knob]:
                 for a, d in pairs
             ]
     return []
+
+
+def _fields(made: ast.ClassDef, tree: ast.Module, folder: Path) -> dict[str, Knob]:
+    """A class's fields by name, first those of a class of the folder's helpers that it extends."""
+    found: dict[str, Knob] = {}
+    for base in (b.id for b in made.bases if isinstance(b, ast.Name)):
+        for node in (n for n in tree.body if isinstance(n, ast.ImportFrom) and base in {a.name for a in n.names}):
+            path = folder / f"{(node.module or '').rpartition('.')[2]}.py"
+            below = ast.parse(path.read_text(encoding="utf-8"))
+            own = next(n for n in below.body if isinstance(n, ast.ClassDef) and n.name == base)
+            found |= _fields(own, below, folder)
+    fields = [f for f in made.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
+    return found | {
+        f.target.id: Knob(f.target.id, ast.unparse(f.annotation), ast.unparse(f.value) if f.value else "")
+        for f in fields
+        if isinstance(f.target, ast.Name)
+    }

@@ -17,7 +17,7 @@ class Result:
 class Trained(Result):
     """A delta made: metrics by split, the resolved recipe, trainable parameters, digest, and the stack of methods that it is.
 
-    A dry run of a method that searches has an example of what it might find: `example`; of every method it has a `plan`: steps,
+    A dry run of a method that searches has an example of what it might find: `example`; of every method that trains it has a `plan`: steps,
     estimated seconds, peak memory, disk for features, and where the delta acts.
     """
 

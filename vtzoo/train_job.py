@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from vtzoo import beside, parallel, talk
 from vtzoo import data as D
+from vtzoo.classifier import head_names
 from vtzoo.devices import accelerator, computing
 from vtzoo.errors import Resources, UsageError
 from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images, pays, size_bytes, views_of
 from vtzoo.fit import Plan
 from vtzoo.forecast import acting, forecast
+from vtzoo.gathering import gathered
 from vtzoo.graft import rates, undecayed
 from vtzoo.identity import CARD
 from vtzoo.installed import head_state, installed
@@ -142,6 +144,20 @@ def feed_of(job: Job, prefix: Prefix | None) -> Feed:
         recipe,
         Place(_folder(job), facts, lambda: computing(made), recipe.workers),
     )
+
+
+def searched(job: Job) -> None:
+    """Let methods choose by the validation images what they are asked to, once all is trained."""
+    record, model = installed(job.model), job.model
+    assert record is not None
+    for part in record.parts:
+        if not (hasattr(part.module, "tune") and part.config.search):
+            continue
+        names = [n for n in head_names(model) if model.get_submodule(n) is not record.heads_before.get(n)]
+        plain = D.transforms(job.task.preprocess, train=False)
+        features, labels = gathered(model, names, D.loader(job.val, plain, batch_size=job.recipe.batch_size))
+        for name in names:
+            part.module.tune(model.get_submodule(name), part.config, features[name], labels)
 
 
 def forecast_of(job: Job, prefix: Prefix | None) -> dict[str, Any]:

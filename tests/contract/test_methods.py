@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from tests.contract.cases import (
     relative,
     stacks,
 )
-from vtzoo import registry
+from vtzoo import knobs, registry
 from vtzoo.anatomy import survey
 from vtzoo.classifier import head_names
 from vtzoo.delta import Delta
@@ -37,6 +38,7 @@ from vtzoo.graft import tensors_of
 from vtzoo.identity import CARD, LOADED
 from vtzoo.installed import head_state
 from vtzoo.live import attach, detach, extract, inject, trainable
+from vtzoo.methods._protocol import prepares
 from vtzoo.sensitivity import scores
 from vtzoo.text_head import TextHead
 
@@ -77,7 +79,9 @@ def test_only_delta_and_head_train(spec: str, family: str) -> None:
     parameters = dict(model.named_parameters())
     wanted = {n for n in tensors_of(model) if n in parameters} | set(head_state(model)) & set(parameters)
     assert set(trainable(model)) == wanted
-    assert set(head_state(model)) <= set(trainable(model)) or isinstance(model.get_classifier(), TextHead)
+    own = isinstance(model.get_classifier(), TextHead) or any(hasattr(m, "head") for m in _modules(spec))
+    assert own or set(head_state(model)) <= set(trainable(model))
+    assert wanted or any(map(prepares, _modules(spec)))
 
 
 @every
@@ -97,7 +101,7 @@ def test_every_tensor_is_alive(spec: str, family: str, tmp_path) -> None:
     model = _reopened(spec, family, tmp_path)
     x = families.batch(family)
     weights = torch.randn(families.CLASSES, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
-    (model(x) * weights).sum().backward()
+    _backward((model(x) * weights).sum(), spec)
     tensors = tensors_of(model)
     grads = {n: 0.0 if t.grad is None else float(t.grad.abs().max()) for n, t in tensors.items() if t.requires_grad}
     floor = 1e-10 * max(grads.values(), default=0.0)
@@ -247,7 +251,7 @@ def _factors_are_the_difference(vector: Folded) -> None:
 @pytest.mark.parametrize(("first", "second"), stacks())
 def test_any_two_stack(first: str, second: str) -> None:
     """Every ordered pair of methods stacks, comes back from its delta bit for bit, and folds if both do."""
-    if first == second == "mlp-head":
+    if all(hasattr(module, "head") for module in _modules(f"{first}+{second}")):
         pytest.skip("one head per model: its refusal is tested in tests/unit/test_live.py")
     made = case(f"{first}+{second}", "vit")
     assert torch.equal(logits(attach(bare("vit"), made.delta), made.x), made.live)
@@ -268,7 +272,7 @@ def test_copies_run_the_same(spec: str, family: str) -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(other, made.x), made.live)
         with torch.no_grad():
-            for value in trainable(other).values():
+            for value in (trainable(other) or head_state(other)).values():
                 value.zero_()
         assert not torch.equal(logits(other, made.x), made.live)
         assert torch.equal(logits(model, made.x), made.live)
@@ -281,7 +285,7 @@ def test_training_mode_keeps_batch_statistics(spec: str, family: str) -> None:
     """model.train() and a training step leave every buffer of the backbone as it was."""
     model = fresh(spec, family).train()
     before = {n: b.clone() for n, b in model.named_buffers() if n not in tensors_of(model)}
-    model(families.batch(family)).sum().backward()
+    _backward(model(families.batch(family)).sum(), spec)
     after = dict(model.named_buffers())
     assert all(torch.equal(after[n], b) for n, b in before.items())
     norms = [m for m in model.modules() if getattr(m, "running_var", None) is not None]
@@ -307,6 +311,17 @@ def _reopened(spec: str, family: str, folder: Path) -> nn.Module:
     path = folder / "delta.safetensors"
     case(spec, family).delta.save(path)
     return attach(bare(family), Delta.open(path))
+
+
+def _backward(loss: torch.Tensor, spec: str) -> None:
+    """A backward pass, unless a method has nothing to train."""
+    if loss.requires_grad or not any(map(prepares, _modules(spec))):
+        loss.backward()
+
+
+def _modules(spec: str) -> list[Any]:
+    """The modules of a stack's methods."""
+    return [registry.load("methods", part.name) for part in knobs.parse(spec)]
 
 
 def _undone(tensors: Iterable[str]) -> set[str]:

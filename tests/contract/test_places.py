@@ -26,7 +26,9 @@ INSIDE: dict[str, set[str]] = {  # by the name behind the block's
     "adapter-bias": {"mlp.fc2"},
     "adaptformer": {"mlp"},
     "arc": {"attn.qkv", "mlp.fc1"},
+    "ape": set(),
     "bitfit": DENSE | NORMS,
+    "clip-adapter": set(),
     "compacter": BRANCHES,
     "convpass": BRANCHES,
     "difffit": DENSE | NORMS,
@@ -52,6 +54,8 @@ INSIDE: dict[str, set[str]] = {  # by the name behind the block's
     "side-tuning": set(),
     "spt": DENSE | NORMS,
     "ssf": DENSE | NORMS,
+    "tip-adapter": set(),
+    "tip-adapter-f": set(),
     "vit-adapter": BLOCK,
     "vpt-deep": BLOCK,
     "vpt-shallow": set(),
@@ -139,7 +143,7 @@ def test_places_in_a_resnet(method: str) -> None:
         assert {"bn1", "bn2"} <= names <= norms
     elif method in ("full", "partial", "spt", "ssf"):
         assert {"bn1", "conv1", "bn2", "conv2"} <= names <= norms | convs
-    elif method in ("linear", "mlp-head", "pixel-prompt"):
+    elif not INSIDE[method]:
         assert not names
     else:
         assert names

@@ -12,7 +12,12 @@
     INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
     head(old, config)      optional: builds another classifier in place of timm's linear one, or of a text tower's (vtzoo.text_head)
     fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
+    prepare(head, config, features, labels)     optional: what that classifier takes of all training images before any training: the
+                     features [n, width] that come into it, and labels [n]. Alone such a method may have nothing to train
+    tune(head, config, features, labels)        optional, with a knob `search`: what it chooses by the validation images, after training
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
+
+A classifier whose file's shapes depend on the images has a method `resize(shapes)`, which makes room for tensors of these shapes, by name.
 
 A graft whose `edits` is empty does not fold; the docstring's "Folds:" line is the reason that people read.
 
@@ -75,3 +80,15 @@ def head(method: Any, old: nn.Module, config: Any) -> nn.Module | None:
     """The classifier a method wants instead of timm's, or None."""
     build = getattr(method, "head", None)
     return build(old, config) if build else None
+
+
+def prepares(method: Any) -> bool:
+    """Whether a method's classifier is made of all training images."""
+    return hasattr(method, "prepare")
+
+
+def resized(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """A classifier with room for tensors of these shapes, where it has as many numbers as images; any other as it is."""
+    if hasattr(module, "resize"):
+        module.resize(shapes)  # type: ignore[operator] - the protocol's
+    return module

@@ -26,7 +26,7 @@ from vtzoo.installed import installed
 from vtzoo.keep import kept
 from vtzoo.lineage import check_images, record
 from vtzoo.live import extract, inject, trainable
-from vtzoo.methods._protocol import composes, trial
+from vtzoo.methods._protocol import composes, prepares, trial
 from vtzoo.methods._protocol import recipe as method_recipe
 from vtzoo.portions import portion
 from vtzoo.prefix import Prefix
@@ -39,7 +39,7 @@ from vtzoo.score import brief, logits_of, measure
 from vtzoo.sensitivity import IMAGES
 from vtzoo.spec import BackboneCard, Task
 from vtzoo.speech import spoken
-from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of
+from vtzoo.train_job import Job, cut, feed_of, forecast_of, head_of, mixes, plan_of, searched
 from vtzoo.zoo import Zoo
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -86,7 +86,7 @@ def train(
     params = sum(p.numel() for p in trainable(job.model).values())
     _announce(job, params)
     parallel.agree(job.spec)
-    prefix = cut(job)
+    prefix = cut(job) if params else None
     if dry_run:
         return _planned(job, prefix, params)
     checkpoint = checkpoint_path(job.zoo.root, name, "delta")
@@ -96,8 +96,9 @@ def train(
     if job.grid and prefix is not None:
         job, best, probes = _sweep(job, feed, prefix)
         _tell({"epoch": epochs, **best}, _log(job, track, resume=False), watch)
-    else:
+    elif params:
         epochs = len(_run(job, feed, checkpoint, _log(job, track, resume=resume), resume=resume, watch=watch))
+    searched(job)
     cost = _cost(time.monotonic() - started + feed.spared, time.process_time() - worked, resumed=resume)
     made = _kept(job, feed, epochs, params, cost, probes)
     forget(checkpoint)
@@ -125,7 +126,7 @@ def _kept(
 def _planned(job: Job, prefix: Prefix | None, params: int) -> Trained:
     """What a dry run tells."""
     searches = any(composes(registry.load("methods", p.name)) for p in knobs.parse(job.asked))
-    plan = forecast_of(job, prefix)
+    plan = forecast_of(job, prefix) if params else {}
     return Trained(
         ref=job.name, path="", recipe=asdict(job.recipe), params=params, method=job.spec, example=searches, plan=plan
     )
@@ -150,9 +151,9 @@ def _cost(seconds: float, cpu_seconds: float, *, resumed: bool) -> dict[str, flo
 
 def _announce(job: Job, params: int) -> None:
     recipe, of = job.recipe, preset(job.recipe.preset).checkpoint
-    talk.say(
-        f"{job.name}: {job.spec} on {job.card.name}, {params:,} trainable parameters, {len(job.train)} images, lr {recipe.lr:g}"
-    )
+    what = f"{params:,} trainable parameters" if params else "nothing to train"
+    rate = f", lr {recipe.lr:g}" if params else ""
+    talk.say(f"{job.name}: {job.spec} on {job.card.name}, {what}, {len(job.train)} images{rate}")
     if emulates(accelerator(recipe)):
         talk.say("warning: this processor has no fast bf16: fp32 takes a fraction of the time")
     if of not in ("", job.card.name):
@@ -167,9 +168,8 @@ def _prepare(
     zoo.check_free("deltas", name)
     spec = _with_head(method, head)
     parts = [(p, registry.load("methods", p.name)) for p in knobs.parse(spec)]
-    for part, module in parts:
-        knobs.decode(module.Config, part.knobs, part.name)
     asked = read(user, [(p.name, m.GROUP) for p, m in parts])
+    _check_knobs(parts, asked)
     probing = asked_for(parts, asked, user, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
@@ -189,16 +189,18 @@ def _prepare(
     card, model = _built(bare, asked, zoo, len(images.classes))
     said, around = spoken(model, images.classes, words or {}, templates)
     plain = D.transforms(card.preprocess, train=False)
-    few: Any = D.loader(limited.limit(IMAGES, asked.seed), plain, batch_size=64, seed=asked.seed)
-    few = _unclassed() if limited.several else few
+    every = any(prepares(m) for _, m in parts)
+    seen = limited if every else limited.limit(IMAGES, asked.seed)
+    few: Any = _unclassed() if limited.several else D.loader(seen, plain, batch_size=64, seed=asked.seed)
     made = _composed(checkpoint_path(zoo.root, name, "delta")) if resume else ""
-    if any(composes(m) for _, m in parts) and not made:
-        model.to(accelerator(asked).device)  # it is trained on before there is a delta
+    if every or (any(composes(m) for _, m in parts) and not made):
+        model.to(accelerator(asked).device)  # much is computed before there is a delta
     stack = "linear" if probing else made or (_tried(parts) if dry_run else spec)
     inject(model, stack, seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
+    resolved = resolved if trainable(model) else replace(resolved, epochs=0, probe_epochs=0)
     task = Task(
         name=name.rpartition("/")[0] or name, classes=images.classes, preprocess=card.preprocess,
         multilabel=bool(images.several), words=said, templates=around,
@@ -212,6 +214,19 @@ def _prepare(
             product(probing.lr or (resolved.head_lr,), probing.weight_decay or (resolved.weight_decay or 0.0,))
         )
     return Job(zoo, name, card, spec, record.spec, model, resolved, task, limited, val, test, grid, weights)
+
+
+def _check_knobs(parts: Sequence[tuple[knobs.Part, Any]], recipe: Recipe) -> None:
+    """Refuse methods' knobs that are no good, before anything is read.
+
+    Raises:
+        UsageError: says which, or that a search has no images to look at.
+    """
+    configs = [knobs.decode(module.Config, part.knobs, part.name) for part, module in parts]
+    if not recipe.validates and any(getattr(config, "search", False) for config in configs):
+        raise UsageError(
+            "search=true looks at validation images, and none are measured", "leave train_on and eval_on out"
+        )
 
 
 def _built(bare: BackboneCard, recipe: Recipe, zoo: Zoo, classes: int) -> tuple[BackboneCard, nn.Module]:
