@@ -119,15 +119,16 @@ def lay_out(packages: Packages, out: Path, known: Known) -> dict[str, dict[str, 
         "emoji": held_emoji(packages),
     }
     for task, images in rows.items():
-        counts = Counter[str]()
-        classes = set[str]()
+        counts, classes = Counter[str](), dict[str, set[str]]()
         for split, label, number, image in chosen(_noted(images, known), SIZES[task]):
             path = out / task / split / label / f"{number:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             square(image, LONG).save(path)
             counts[split] += 1
-            classes.add(label)
-        made[task] = {"classes": sorted(classes), **counts}
+            classes.setdefault(split, set()).add(label)
+        if len({frozenset(labels) for labels in classes.values()}) != 1:
+            raise SystemExit(f"{task}: some split has no picture of a class")
+        made[task] = {"classes": sorted(classes["train"]), **counts}
     return made
 
 

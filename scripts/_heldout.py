@@ -13,7 +13,6 @@ EMOJI = {
     "bird": ("animal-bird",),
     "fruit": ("food-fruit",),
     "dessert": ("food-sweet",),
-    "drink": ("drink",),
     "sport": ("sport", "person-sport"),
     "game": ("game",),
     "music": ("music", "musical-instrument"),
@@ -24,7 +23,7 @@ EMOJI = {
     "flag": ("country-flag", "subdivision-flag", "flag"),
 }
 KINDS = re.compile(
-    r"^emoji/(monkey-face|cat-face)$"
+    r"^emoji/(drink|monkey-face|cat-face)$"
     r"|^clipart/(animals/(mammals|birds)|food/(fruit|desserts|beverages)|recreation/(games|music|sports)"
     r"|signs_and_symbols/flags|computer/(icons|games)|unsorted)|^clipart/animals$"
     r"|^stamps/(animals/(mammals|marsupials|birds)|food/(fruit|dessert)|hobbies/music|sports|symbols/(music|chess)"
