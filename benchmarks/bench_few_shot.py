@@ -18,7 +18,7 @@ from typing import Any
 
 from _results import keep
 
-from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.add import add_published
 from vtzoo.verbs.train import train
 from vtzoo.verbs.zero_shot import zero_shot
 from vtzoo.zoo import Zoo
@@ -65,7 +65,7 @@ def main() -> None:
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo.init(Path(folder) / "zoo")
-        add_backbone(name="clip", source=str(asked.clip), zoo=zoo)
+        add_published(name="clip", source=str(asked.clip), zoo=zoo)
         for task in asked.tasks:
             raw[task.name] = measured(zoo, task, asked.methods.split(";"), shots, seeds)
     rows = [row for task, found in raw.items() for row in table(task, found, shots)]
