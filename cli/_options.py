@@ -49,6 +49,12 @@ Templates = Annotated[
     list[str] | None,
     typer.Option("--template", metavar="TEXT", help="Around each name, such as 'a photo of a {}.'; may be repeated."),
 ]
+TestTime = Annotated[
+    str | None,
+    typer.Option(
+        "--test-time", metavar="SPEC", help="Tune prompts on each image alone: tpt[views=64,steps=1,lr=0.005]."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this name.")]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="A recipe: training knobs by name.")]
 Sets = Annotated[

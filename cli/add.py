@@ -21,10 +21,19 @@ def backbone(
     name: New,
     origin: Annotated[
         str | None,
-        typer.Option("--from", metavar="hf-hub:ORG/NAME[@REVISION]", help="A timm model of the Hugging Face Hub."),
+        typer.Option(
+            "--from",
+            metavar="hf-hub:ORG/NAME[@REVISION]|clip:NAME.TAG|FOLDER",
+            help="A model of timm or open_clip: of the Hugging Face Hub, of open_clip's list, or a folder (./…).",
+        ),
     ] = None,
     arch: Annotated[
-        str | None, typer.Option("--arch", metavar="TIMM_ARCH", help="The timm architecture of the weights.")
+        str | None,
+        typer.Option(
+            "--arch",
+            metavar="TIMM_ARCH|clip:NAME[.TAG]",
+            help="The weights' architecture: timm's, or a model of open_clip.",
+        ),
     ] = None,
     weights: Annotated[Path | None, typer.Option("--weights", metavar="FILE.safetensors", help="The weights.")] = None,
     mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Of the input, in [0, 1] units.")] = None,
@@ -35,15 +44,15 @@ def backbone(
     license_: Annotated[str, typer.Option("--license", metavar="SPDX", help="Licence of the weights.")] = "",
     from_pickle: FromPickle = False,
 ) -> None:
-    """Keep a backbone: the weights of a timm architecture from a file, or a timm model of the Hugging Face Hub."""
+    """Keep a backbone: weights from a file, or a model as it was published, of timm or open_clip (image and text)."""
     session = Session.of(ctx)
     pixels = _input_size(input_size)
     means, stds = numbers(mean, "--mean"), numbers(std, "--std")
     if origin is not None:
         _refuse_beside({"--arch": arch, "--weights": weights, "--mean": means, "--std": stds, "--input-size": pixels})
-        from vtzoo.verbs.add import add_hub_backbone
+        from vtzoo.verbs.add import add_published
 
-        result = add_hub_backbone(name=name, source=origin, license=license_, zoo=session.zoo())
+        result = add_published(name=name, source=origin, license=license_, from_pickle=from_pickle, zoo=session.zoo())
         session.show(result, _results.added)
         return
     if arch is None or weights is None:
@@ -112,6 +121,7 @@ COMMANDS = (
         (
             "vtzoo add backbone my-vit --arch vit_tiny_patch16_224 --weights vit.safetensors",
             "vtzoo add backbone dino --from hf-hub:timm/vit_small_patch14_dinov2.lvd142m",
+            "vtzoo add backbone b32 --from clip:ViT-B-32.laion2b_s34b_b79k",
         ),
     ),
     ("delta", delta, ("vtzoo add delta pets/full --backbone my-vit --weights pets.safetensors --classes pets.txt",)),

@@ -13,6 +13,7 @@ EXAMPLES = (
     "vtzoo eval fashion/lora --data vtzoo:fashion",
     "vtzoo eval clip:ViT-B-32.laion2b_s34b_b79k --data photos/ --template 'a photo of a {}.'",
     "vtzoo eval photos/coop --data other/ --open-vocabulary",
+    "vtzoo eval photos/coop --data photos/ --test-time 'tpt[views=64]'",
 )
 
 
@@ -36,6 +37,7 @@ def run(
     ] = False,
     words: o.Words = None,
     templates: o.Templates = None,
+    test_time: o.TestTime = None,
 ) -> None:
     """Measure a delta, merge or model on test images."""
     session = Session.of(ctx)
@@ -46,6 +48,6 @@ def run(
     named = open_vocabulary or words is not None or bool(templates)
     result = evaluate(
         ref=ref, data=data, task=task, zoo=zoo, batch_size=batch_size, skip_bad=skip_bad, split=split, classes=classes,
-        naming=Naming(o.words(words), tuple(templates or ())) if named else None, base_to_new=base_to_new,
+        naming=Naming(o.words(words), tuple(templates or ())) if named else None, base_to_new=base_to_new, test_time=test_time,
     )  # fmt: skip
     session.show(result, _results.evaluated)

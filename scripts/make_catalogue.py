@@ -1,4 +1,4 @@
-"""Make zoo_index.yaml, the built-in catalogue of backbones: facts from timm's own configs, generated, not typed.
+"""Make zoo_index.yaml, the built-in catalogue of backbones: facts from timm's and open_clip's own configs, generated, not typed.
 
     python scripts/make_catalogue.py            write the file
     python scripts/make_catalogue.py --check    exit 1 when the file is not what this script makes
@@ -21,16 +21,19 @@ sys.path.insert(0, str(ROOT))
 
 from vtzoo import files  # noqa: E402 - this checkout's, whatever is installed
 from vtzoo.catalogue import INDEX, Index, dump  # noqa: E402
+from vtzoo.clip_card import PREFIX, clip_card  # noqa: E402
+from vtzoo.dual import ARCH  # noqa: E402
 from vtzoo.spec import plain  # noqa: E402
 
 HEADER = """\
-# The built-in catalogue of backbones. Made by scripts/make_catalogue.py from timm's own configs; don't edit it by hand.
+# The built-in catalogue of backbones. Made by scripts/make_catalogue.py from timm's and open_clip's own configs; don't edit it by hand.
 #
-# source    timm's configs pin no revision, so a hub source here follows the repository's main branch; the fingerprint
+# clip/…    models of image and text, by open_clip's names in lower case; their file is open_clip_model.safetensors, and params counts both towers
+# source    timm's and open_clip's configs pin no revision, so a hub source here follows the repository's main branch; the fingerprint
 #           that a delta records is what protects it. To pin one, add your own entry with @revision.
 # params    numbers in the backbone, the head left out; features: width of what the backbone gives to a head
 # head      the tensors that num_classes=0 removes; [] when the published weights have no head
-# license   as timm states it for the weights
+# license   as timm states it for the weights; of clip/… as timm states it for the image tower of the same training
 """
 
 BACKBONES = {
@@ -77,6 +80,46 @@ BACKBONES = {
     "mobilenetv4_conv_medium.e500_r256_in1k": "phones with more room; a good student",
 }
 
+DUAL = {
+    "RN50.openai": ("resnet50_clip.openai", "comparing with papers on prompts, whose second backbone it is"),
+    "ViT-B-32.openai": ("vit_base_patch32_clip_224.openai", "quick trials with words; the ViT-B/32 of the CLIP papers"),
+    "ViT-B-32.laion2b_s34b_b79k": ("vit_base_patch32_clip_224.laion2b", "quick trials with words, openly trained"),
+    "ViT-B-32.datacomp_xl_s13b_b90k": ("vit_base_patch32_clip_224.datacompxl", "the strongest zero-shot ViT-B/32 of these"),
+    "ViT-B-16.openai": ("vit_base_patch16_clip_224.openai", "comparing with papers on prompts and adapters (CoOp and after)"),
+    "ViT-B-16.laion2b_s34b_b88k": ("vit_base_patch16_clip_224.laion2b", "zero-shot and few shots, openly trained"),
+    "ViT-B-16.datacomp_xl_s13b_b90k": ("vit_base_patch16_clip_224.datacompxl", "a sound default among models of image and text"),
+    "ViT-B-16.dfn2b": ("vit_base_patch16_clip_224.dfn2b", "zero-shot at ViT-B cost; read its licence first"),
+    "ViT-L-14.openai": ("vit_large_patch14_clip_224.openai", "robust to style; merging studies with words"),
+    "ViT-L-14-336.openai": ("vit_large_patch14_clip_336.openai", "details in larger images"),
+    "ViT-L-14.laion2b_s32b_b82k": ("vit_large_patch14_clip_224.laion2b", "accuracy before speed, openly trained"),
+    "ViT-L-14.datacomp_xl_s13b_b90k": ("vit_large_patch14_clip_224.datacompxl", "accuracy before speed with words"),
+    "ViT-L-14.dfn2b": ("vit_large_patch14_clip_224.dfn2b", "zero-shot before speed; read its licence first"),
+    "ViT-H-14.laion2b_s32b_b79k": ("vit_huge_patch14_clip_224.laion2b", "a teacher with words, openly trained"),
+    "ViT-H-14.dfn5b": ("vit_huge_patch14_clip_224.dfn5b", "a strong teacher with words; read its licence first"),
+    "ViT-H-14-378.dfn5b": ("vit_huge_patch14_clip_378.dfn5b", "the strongest teacher of these, for details; read its licence first"),
+    "ViT-B-16-SigLIP.webli": ("vit_base_patch16_siglip_224.webli", "each class judged by itself: sigmoid instead of softmax"),
+    "ViT-B-16-SigLIP-384.webli": ("vit_base_patch16_siglip_384.webli", "the same with details of larger images"),
+    "ViT-L-16-SigLIP-256.webli": ("vit_large_patch16_siglip_256.webli", "accuracy before speed with SigLIP"),
+    "ViT-SO400M-14-SigLIP-384.webli": ("vit_so400m_patch14_siglip_384.webli", "a teacher with SigLIP"),
+    "ViT-B-32-SigLIP2-256.webli": ("vit_base_patch32_siglip_256.v2_webli", "class names in many languages at small cost"),
+    "ViT-B-16-SigLIP2.webli": ("vit_base_patch16_siglip_224.v2_webli", "class names in many languages; logos and text in images"),
+    "ViT-B-16-SigLIP2-256.webli": ("vit_base_patch16_siglip_256.v2_webli", "the same with slightly larger images"),
+    "ViT-L-16-SigLIP2-256.webli": ("vit_large_patch16_siglip_256.v2_webli", "accuracy before speed, class names in many languages"),
+    "ViT-SO400M-16-SigLIP2-256.webli": ("vit_so400m_patch16_siglip_256.v2_webli", "a teacher with class names in many languages"),
+    "ViT-SO400M-16-SigLIP2-384.webli": ("vit_so400m_patch16_siglip_384.v2_webli", "the same with details of larger images"),
+    "MobileCLIP-S1.datacompdr": ("fastvit_mci1.apple_mclip", "zero-shot on phones; read its licence first"),
+    "MobileCLIP-S2.datacompdr": ("fastvit_mci2.apple_mclip", "zero-shot on phones with more room; read its licence first"),
+    "MobileCLIP-B.datacompdr": ("vit_base_mci_224.apple_mclip", "a hybrid ViT-B for zero-shot; read its licence first"),
+    "MobileCLIP-B.datacompdr_lt": ("vit_base_mci_224.apple_mclip_lt", "the same, trained longer; read its licence first"),
+    "MobileCLIP2-S0.dfndr2b": ("fastvit_mci0.apple_mclip2_dfndr2b", "the smallest of these; read its licence first"),
+    "MobileCLIP2-S2.dfndr2b": ("fastvit_mci2.apple_mclip2_dfndr2b", "zero-shot on phones; read its licence first"),
+    "MobileCLIP2-S3.dfndr2b": ("fastvit_mci3.apple_mclip2_dfndr2b", "zero-shot on phones with more room; read its licence first"),
+    "MobileCLIP2-S4.dfndr2b": ("fastvit_mci4.apple_mclip2_dfndr2b", "accuracy of a ViT-L at lower latency; read its licence first"),
+    "MobileCLIP2-B.dfndr2b": ("vit_base_mci_224.apple_mclip2_dfndr2b", "a hybrid ViT-B for zero-shot; read its licence first"),
+    "MobileCLIP2-L-14.dfndr2b": ("vit_large_patch14_clip_224.apple_mclip2_dfndr2b", "a ViT-L for zero-shot; read its licence first"),
+}  # fmt: skip
+"""By open_clip's name and tag: the timm config of the same training, for its licence, and what it is good for."""
+
 EMBEDDED: dict[str, dict[str, Any]] = {
     "tf_efficientnet_lite0": {
         "config": "tf_efficientnet_lite0.in1k",
@@ -107,7 +150,7 @@ def main() -> int:
     path, text = ROOT / INDEX, made()
     if not check:
         files.atomic_text(path, text)
-        print(f"wrote {path.name}: {len(BACKBONES) + len(EMBEDDED)} backbones, {len(text.encode())} bytes")
+        print(f"wrote {path.name}: {len(BACKBONES) + len(DUAL) + len(EMBEDDED)} backbones, {len(text.encode())} bytes")
         return 0
     if path.is_file() and path.read_bytes() == text.encode():
         return 0
@@ -120,6 +163,7 @@ def made() -> str:
     index = Index(catalogue=True)
     index.sections["backbones"] = {
         **{name: {**described(name), "good_for": good_for} for name, good_for in BACKBONES.items()},
+        **{f"{ARCH}/{name.lower()}": dual(name, *given) for name, given in DUAL.items()},
         **{name: embedded(given) for name, given in EMBEDDED.items() if (CARRIED / given["file"]).is_file()},
     }
     return HEADER + dump(index)
@@ -149,6 +193,18 @@ def network(arch: str, num_classes: int, input_size: tuple[int, ...], model_args
             features = bare(torch.zeros(1, *input_size)).shape[-1]
     head = sorted(set(full.state_dict()) - set(bare.state_dict()))
     return {"params": sum(p.numel() for p in bare.parameters()), "features": features, "head": head}
+
+
+def dual(name: str, image_tower: str, good_for: str) -> dict[str, Any]:
+    """Give the facts of a model of open_clip's list."""
+    card, like = clip_card(PREFIX + name), get_pretrained_cfg(image_tower, allow_unregistered=False)
+    if like is None:
+        raise SystemExit(f"timm {timm.__version__} has no config {image_tower}")
+    with torch.device("meta"):
+        model = timm.create_model(card.arch, **card.model_args)
+    params = sum(p.numel() for p in model.parameters())
+    facts = {k: v for k, v in card.json().items() if k not in ("fingerprint", "name")}
+    return {**facts, "params": params, "license": like.license or "", "good_for": good_for}
 
 
 def embedded(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,17 @@ from timm.models import get_pretrained_cfg, is_model, is_model_pretrained
 from torch import Tensor, nn
 
 from vtzoo import hub
-from vtzoo.bases import checked_path, file_fingerprint
+from vtzoo.bases import checked_path, file_fingerprint, tensors_of
 from vtzoo.classifier import head_names
+from vtzoo.clip_card import PREFIX, clip_card
+from vtzoo.clip_config import ELASTIC
 from vtzoo.dual import ARCH as DUAL
 from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
 from vtzoo.probing import probe
 from vtzoo.spec import LOADING, BackboneCard, Preprocess
-from vtzoo.tensors import TensorFile
+from vtzoo.speech import TEXT
 from vtzoo.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ def build(name_or_ref: str, *, zoo: Zoo | None = None, pretrained: bool = True, 
 
 
 def card_of(name: str, zoo: Zoo | None = None) -> BackboneCard:
-    """The card of an entry, or one made from timm's own config for a name that is in no zoo."""
+    """The card of an entry, or one made from timm's own config for a name that is in no zoo, or open_clip's for `clip:NAME`."""
+    if name.startswith(PREFIX):
+        return clip_card(name)
     try:
         entry: Entry = (zoo or Zoo.find()).resolve(name, "backbones")
     except NotFound:
@@ -105,13 +109,14 @@ def build_card(
     refuse_loading(card.model_args)
     args = {"num_classes": 0, **card.model_args, **model_args}
     if path is not None:
-        stored = dict(TensorFile(path))
+        found = tensors_of(path, card)
+        stored = {n: found[n] for n in found if not (args.get("text") is False and n.startswith(TEXT))}
         overlay = {"state_dict": stored, "source": "", "num_classes": _classes(stored, card)}
     model = create(card.arch, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **args)
     head, loaded = _head(card, model, overlay.get("state_dict", {})), fingerprint_of(model)
     shown = replace(
         card, model_args={k: v for k, v in args.items() if k not in PASSING}, head=head, preprocess=_looking(card, args),
-        fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, head),  # a known one was checked
+        fingerprint=loaded if path is None else card.fingerprint or file_fingerprint(path, replace(card, head=head)),  # a known one was checked
     )  # fmt: skip
     shapes = {n: tuple(t.shape) for n, t in overlay.get("state_dict", {}).items()}
     soften(model, shapes)
@@ -200,11 +205,17 @@ def sized(card: BackboneCard, pixels: int | None) -> tuple[BackboneCard, dict[st
         raise UsageError(f"there are no images of {pixels} pixels", "choose another --image-size")
     if pixels is None or tuple(card.preprocess.input_size[1:]) == (pixels, pixels):
         return card, {}
-    config = get_pretrained_cfg(card.model_args["trunk"] if card.arch == DUAL else card.arch)
     resized = replace(
         card, preprocess=replace(card.preprocess, input_size=(card.preprocess.input_size[0], pixels, pixels))
     )
-    return resized, {"img_size": pixels} if config and config.fixed_input_size else {}
+    return resized, {"img_size": pixels} if takes_size(card) else {}
+
+
+def takes_size(card: BackboneCard) -> bool:
+    """Whether a network is built for images of one size, which timm calls `img_size`."""
+    network = card.model_args["trunk"] if card.arch == DUAL else card.arch
+    config = get_pretrained_cfg(network)
+    return bool(config and config.fixed_input_size and network not in ELASTIC)
 
 
 def build_sized(

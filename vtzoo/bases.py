@@ -1,5 +1,6 @@
 """A backbone's own tensors, from wherever its card says they are; lazy, and without timm."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import as_file, files
@@ -8,12 +9,16 @@ from pathlib import Path
 from torch import Tensor
 
 from vtzoo import hub
-from vtzoo.errors import NotFound, UsageError, WrongBackbone
+from vtzoo.clip_config import ARCH, WEIGHTS
+from vtzoo.clip_names import converted
+from vtzoo.errors import Network, NotFound, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.refs import check_member, shown
-from vtzoo.spec import BackboneCard
-from vtzoo.tensors import Lazy, TensorFile
+from vtzoo.spec import BackboneCard, plain
+from vtzoo.tensors import Lazy, TensorFile, dtype_of, pieces_of, shape_of
 from vtzoo.zoo import Zoo
+
+PLAIN = "model.safetensors"
 
 
 def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
@@ -41,10 +46,38 @@ def weights_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
                 raise NotFound(f"package {package} carries no {resource}", "reinstall vtzoo")
             return path
     if kind == "hf-hub":
-        return hub.fetch(card.source, "model.safetensors", card.digest)
+        return _fetched(card)
     raise UsageError(
         f"'{card.name}' has no weights (source '{card.source}')", "vtzoo add backbone NAME --arch … --weights FILE"
     )
+
+
+def _fetched(card: BackboneCard) -> Path:
+    """A card's file of the hub; of a dual encoder open_clip's, else, where it has no text tower, the one of a timm folder.
+
+    Raises:
+        NotFound: there is none; where the weights are a pickle, the hint says how they come in.
+    """
+    if card.arch != ARCH:
+        return hub.fetch(card.source, PLAIN, card.digest)
+    try:
+        return hub.fetch(card.source, WEIGHTS, card.digest)
+    except (NotFound, Network) as error:
+        if not card.model_args.get("text"):
+            return hub.fetch(card.source, PLAIN, card.digest)
+        if isinstance(error, Network):
+            raise
+        hint = "download its weights, then: vtzoo add backbone NAME --arch clip:MODEL.TAG --weights FILE --from-pickle"
+        raise NotFound(error.message, hint) from error
+
+
+def tensors_of(path: Path, card: BackboneCard) -> Mapping[str, Tensor]:
+    """The tensors of a card's file by our names, a head among them; each is read when asked for.
+
+    Raises:
+        ShapeMismatch: a dual encoder's file holds what none has.
+    """
+    return converted(TensorFile(path), card.model_args) if card.arch == ARCH else TensorFile(path)
 
 
 def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor]:
@@ -54,7 +87,7 @@ def open_base(card: BackboneCard, zoo: Zoo | None = None) -> Mapping[str, Tensor
         WrongBackbone: the weights are no longer those that the card, or the delta that brought it, was made with.
     """
     path = checked_path(card, zoo)
-    return without_head(TensorFile(path), card.head)
+    return without_head(tensors_of(path, card), card.head)
 
 
 def checked_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
@@ -64,7 +97,7 @@ def checked_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
         WrongBackbone: they differ.
     """
     path = weights_path(card, zoo)
-    if card.fingerprint and (seen := file_fingerprint(path, card.head)) != card.fingerprint:
+    if card.fingerprint and (seen := file_fingerprint(path, card)) != card.fingerprint:
         raise WrongBackbone(
             f"the weights behind {card.source} are not those that '{card.name or card.arch}' was known by "
             f"({seen[:19]}…, not {card.fingerprint[:19]}…)",
@@ -73,20 +106,24 @@ def checked_path(card: BackboneCard, zoo: Zoo | None = None) -> Path:
     return path
 
 
-def file_fingerprint(path: Path, head: tuple[str, ...]) -> str:
-    """The fingerprint of a weights file, read once per process for as long as the file stays as it is."""
+def file_fingerprint(path: Path, card: BackboneCard) -> str:
+    """The fingerprint of a card's weights file, read once per process for as long as the file stays as it is."""
     facts = path.stat()
-    return _file_fingerprint(path, facts.st_size, facts.st_mtime_ns, head)
+    args = json.dumps(plain(card.model_args), sort_keys=True) if card.arch == ARCH else ""
+    return _file_fingerprint(path, facts.st_size, facts.st_mtime_ns, card.head, args)
 
 
 @cache
-def _file_fingerprint(path: Path, size: int, changed: int, head: tuple[str, ...]) -> str:  # noqa: ARG001 - part of the key
-    return fingerprint(without_head(TensorFile(path), head))
+def _file_fingerprint(path: Path, size: int, changed: int, head: tuple[str, ...], args: str) -> str:  # noqa: ARG001 - part of the key
+    """`args`: a dual encoder's, which say how its file's names are read."""
+    stored = TensorFile(path)
+    return fingerprint(without_head(converted(stored, json.loads(args)) if args else stored, head))
 
 
-def without_head(source: TensorFile, head: tuple[str, ...]) -> Mapping[str, Tensor]:
+def without_head(source: Mapping[str, Tensor], head: tuple[str, ...]) -> Mapping[str, Tensor]:
     """A file's tensors, those of the head left out; `head` names modules or tensors."""
     inside = tuple(h + "." for h in head)
     names = [n for n in source if n not in head and not (inside and n.startswith(inside))]
-    shapes, dtypes = {n: source.shape(n) for n in names}, {n: source.dtype(n) for n in names}
-    return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes, {n: source.pieces(n) for n in names})
+    shapes, dtypes = {n: shape_of(source, n) for n in names}, {n: dtype_of(source, n) for n in names}
+    pieces = {n: piece for n in names if (piece := pieces_of(source, n)) is not None}
+    return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes, pieces)

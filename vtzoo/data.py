@@ -246,12 +246,12 @@ class Seeded(Dataset[tuple[Tensor, int | Tensor]]):
         image, label = self.images[index]
         if self.seed is None:
             return self.transform(image), label
-        with _seeded(mixed(self.seed, index)):
+        with seeded(mixed(self.seed, index)):
             return self.transform(image), label
 
 
 @contextmanager
-def _seeded(seed: int) -> Generator[None]:
+def seeded(seed: int) -> Generator[None]:
     """Seed the three generators that transforms draw from, and give them back as they were.
 
     `torch.manual_seed` would also note the seed for every kind of device, with a stack trace each time, and keep them all.

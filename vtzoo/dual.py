@@ -18,18 +18,20 @@ from typing import Any
 import timm
 import torch
 from timm.layers.mlp import Mlp
-from timm.models import register_model
+from timm.models import is_model, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtzoo.errors import UsageError
+from vtzoo.clip_config import ARCH
+from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.lineage import WEIGHTS
+from vtzoo.refs import shown
+from vtzoo.spec import LOADING
 from vtzoo.speech import SCALES, TEXT, prompts, spelled
 from vtzoo.tensors import TensorFile
 from vtzoo.text_head import TextHead
 from vtzoo.text_tower import build_text, tokenizer
 
-ARCH = "clip"
 PROJECTIONS = ("none", "linear", "linear-bias", "mlp", "mlp-bias")
 BESIDE = (TEXT, *SCALES)
 """What is not of the image tower."""
@@ -139,6 +141,7 @@ def clip(
         num_classes: of a linear classifier; the config's unless given.
         more: further arguments of the image tower.
     """
+    _check(trunk, trunk_args or {})
     more.pop("cache_dir", None)
     stored = _stored(pretrained_cfg, pretrained_cfg_overlay) if pretrained else None
     own = {n: t for n, t in (stored or {}).items() if n.startswith(OWN)}
@@ -163,6 +166,18 @@ def clip(
     if stored is not None:
         _load(model, own, speaks=bool(text))
     return model
+
+
+def _check(trunk: str, trunk_args: Mapping[str, Any]) -> None:
+    """Refuse an image tower by which a card from elsewhere could have timm fetch or load something.
+
+    Raises:
+        UsageError: it is none of timm's own, or its arguments say where to load it.
+    """
+    if not is_model(trunk) or trunk == ARCH:
+        raise UsageError(f"timm has no architecture {shown(trunk)}", did_you_mean(trunk, timm.list_models()))
+    if loading := sorted(LOADING & set(trunk_args)):
+        raise UsageError(f"'{loading[0]}' says what to load, not what the network is", "leave it out of its trunk_args")
 
 
 def _facts(config: Any) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtzoo import talk
-from vtzoo.bases import checked_path, weights_path, without_head
+from vtzoo.bases import checked_path, tensors_of, weights_path, without_head
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, VtzooError
 from vtzoo.folding import with_plain_heads
@@ -80,7 +80,7 @@ def job_of(
     weights_of(coef, len(deltas))
     card = deltas[0].backbone
     return Job(
-        zoo=zoo, refs=refs, digests=digests, deltas=deltas, base=without_head(TensorFile(weights_path(card, zoo)), card.head),
+        zoo=zoo, refs=refs, digests=digests, deltas=deltas, base=without_head(tensors_of(weights_path(card, zoo), card), card.head),
         sound=_meanwhile(checked_path, card, zoo), method=method, coef=coef, layers=layers, step=step,
         told=[{} for _ in images.get("merge", [])], images=images, wanted=wanted,
     )  # fmt: skip

@@ -157,9 +157,10 @@ def share(model: nn.Module, prefix: Prefix) -> float:
 
 
 def _part(model: nn.Module, names: Iterable[str]) -> float:
-    """The share of a network's numbers that some of its modules own and nobody trains, each counted once."""
-    own = {p for n in names for p in model.get_submodule(n).parameters() if not p.requires_grad}
-    return sum(p.numel() for p in own) / max(1, sum(p.numel() for p in model.parameters()))
+    """The share of a network's numbers that some of its modules own and nobody trains, each counted once; what is looked up does no work."""
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    own = {p for n in names for p in model.get_submodule(n).parameters() if not p.requires_grad} - tables
+    return sum(p.numel() for p in own) / max(1, sum(p.numel() for p in {*model.parameters()} - tables))
 
 
 def _changing(model: nn.Module) -> set[str]:

@@ -25,6 +25,8 @@ LOADING = frozenset(
 """Arguments of timm's `create_model` that read files or say how it builds; what is left says what the network is."""
 SIDE_LIMIT = 1 << 16
 """Of an image in pixels, and of any count among a network's arguments."""
+WORDS_LIMIT = 1 << 20
+"""Of the tokens that a text tower knows."""
 _AGAIN = "fetch it or make it again"
 
 
@@ -202,8 +204,12 @@ class BackboneCard:
 _KINDS: dict[str, Any] = {"head": (list, tuple), "model_args": dict, "params": int, "features": int}
 
 
-def check_args(args: Mapping[str, Any]) -> None:
+def check_args(args: Mapping[str, Any], limit: int = SIDE_LIMIT) -> None:
     """Refuse arguments of a network, from a file that anybody may have written, which say where to load something, or sizes that no network has.
+
+    Args:
+        args: of it, or of a part of it.
+        limit: of every number in them; within a part it is that of a vocabulary.
 
     Raises:
         Corrupt: says which.
@@ -213,8 +219,11 @@ def check_args(args: Mapping[str, Any]) -> None:
             f"the network's arguments have '{loading[0]}', which reads files", "use a file that vtzoo or timm wrote"
         )
     for key, value in args.items():
+        if isinstance(value, Mapping):
+            check_args(cast("Mapping[str, Any]", value), WORDS_LIMIT)
+            continue
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= SIDE_LIMIT:
+            if isinstance(number, int | float) and not abs(number) <= limit:
                 raise Corrupt(f"the network's '{key}' is {shown(value)}", _AGAIN)
 
 

@@ -17,7 +17,7 @@ EMBEDDING, BLOCKS = "text.token_embedding", "text.transformer.resblocks"
 """Where token ids become vectors, and the numbered blocks behind, in a dual encoder."""
 ENDS = ("argmax", "eos")
 """Ways to pool that look at one token alone, so that under a causal mask what stands behind it makes no difference."""
-ACTS = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU}
+ACTS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "silu": nn.SiLU, "relu": nn.ReLU}
 
 
 class Attention(nn.Module):

@@ -87,6 +87,7 @@ VARIANTS = {
     "lora[ranks=*blocks.0.*:0]": ("vit", "swin", "convnext"),
     "lora[targets=conv,rank=2]": ("resnet", "nfnet", "efficientnet", "convnext", "mobilenetv4", "hybrid", "vit"),
     "lst[reduction=2,heads=6,join=replace]": ("vit", "cait", "swin", "resnet"),
+    "maple[tokens=3,init=,depth=1]": ("dual",),
     "mlp-head[layers=3,hidden=7]": ("vit", "resnet"),
     "mlp-head[hidden=5,skip=true]": ("vit", "resnet"),
     "oft[block=8,share=true]": ("vit", "beit", "regnet"),
@@ -117,6 +118,8 @@ VARIANTS = {
     "vera[rank=4,start=0.7,seed=3]": ("vit", "eva02", "convnext", "regnet"),  # narrow enough to be a branch
     "gated-vpt[tokens=2,gate=0.5]": ("vit", "eva02"),
     "sa2vp[rank=3,scale=1]": ("vit", "beit"),
+    "upt[tokens=2]": ("dual",),
+    "vl-prompt[vision=3,depth=1]": ("dual",),
     "vit-adapter[groups=1,ratio=0.5,conv=6]": ("vit", "beit"),
     "vpt-deep[tokens=1]": ("vit", "dinov3", "swinv2"),
     "vpt-deep[tokens=3,lengths=*.0*:5]": ("vit", "eva02", "beit", "swin"),

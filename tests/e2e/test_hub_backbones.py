@@ -19,7 +19,7 @@ from vtzoo.hub import fetch, pinned, place
 from vtzoo.identity import CARD
 from vtzoo.live import extract, inject
 from vtzoo.spec import BackboneCard
-from vtzoo.verbs.add import add_backbone, add_hub_backbone
+from vtzoo.verbs.add import add_backbone, add_published
 from vtzoo.zoo import Zoo
 from vtzoo_cli._main import main
 
@@ -275,7 +275,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 def test_add_from_the_hub(hub: Hub, commit: str, zoo: Zoo, tmp_path: Path) -> None:
     """The entry has the commit, the digest and the fingerprint, and what the repository's config and card say."""
-    add_hub_backbone(name="tiny", source=REPO, zoo=zoo)
+    add_published(name="tiny", source=REPO, zoo=zoo)
     add_backbone(name="file", arch="test_vit", weights=tmp_path / "w.safetensors", zoo=zoo)
     facts, file = zoo.resolve("tiny").facts, zoo.resolve("file").facts
     assert facts["source"] == f"{SOURCE}@{commit}"
@@ -306,7 +306,7 @@ def test_what_is_no_timm_model_is_not_added(
     """A config of another library, or one that would load a file, is seen before weights are fetched; weights of another network are looked at."""
     hub.add(REPO, {"config.json": config})
     with pytest.raises(error):
-        add_hub_backbone(name="tiny", source=SOURCE, zoo=zoo)
+        add_published(name="tiny", source=SOURCE, zoo=zoo)
     assert "tiny" not in {e.name for e in zoo.entries("backbones")}
     assert bool(hub.moved("/cdn/")) == weights
 

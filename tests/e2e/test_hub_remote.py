@@ -27,7 +27,7 @@ from vtzoo.files import safetensors_header, sha256, sha256_bytes
 from vtzoo.remotes import object_path, open_remote
 from vtzoo.remotes.hub import Repository, connect
 from vtzoo.sharing import pull, push
-from vtzoo.verbs.add import add_backbone, add_hub_backbone
+from vtzoo.verbs.add import add_backbone, add_published
 from vtzoo.verbs.predict import predict
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
@@ -374,7 +374,7 @@ def test_a_backbone_of_the_hub_is_not_pushed(hub: Hub, zoo: Zoo, tmp_path: Path)
     shown = {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     config = json.dumps({"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": shown}).encode()
     hub.add("lab/tiny", {"config.json": config, "model.safetensors": (tmp_path / "tiny.safetensors").read_bytes()})
-    add_hub_backbone(name="hubbed", source="hf-hub:lab/tiny", zoo=zoo)
+    add_published(name="hubbed", source="hf-hub:lab/tiny", zoo=zoo)
     train(
         backbone="hubbed",
         data="vtzoo:fashion",

@@ -585,13 +585,14 @@ def test_index_text_is_sorted_one_fact_a_line(zoo: Zoo) -> None:
 
 # ---------------------------------------------------------------------------------------------------- the catalogue
 def test_catalogue_is_complete() -> None:
-    """Some thirty backbones have source, licence, size, preprocessing and use; an embedded one is a resource."""
+    """Some seventy backbones have source, licence, size, preprocessing and use; an embedded one is a resource."""
     found = {e.name: e for e in catalogue.builtin()}
-    assert len(found) >= 30
+    assert len(found) >= 70
     for entry in found.values():
         card = BackboneCard.of(entry.name, entry.facts)
-        hub = f"hf-hub:timm/{entry.name}"
-        assert card.source.split("@")[0] == hub or card.source.startswith("package:vtzoo.embedded/"), entry.name
+        hub = "hf-hub:" if card.arch == "clip" else f"hf-hub:timm/{entry.name}"
+        assert card.source.startswith((hub, "package:vtzoo.embedded/")), entry.name
+        assert (card.arch == "clip") == entry.name.startswith("clip/") == bool(card.model_args.get("text")), entry.name
         assert card.license, entry.name
         assert card.good_for, entry.name
         assert card.params > 1_000_000, entry.name

@@ -1,5 +1,6 @@
 """Shared by the methods that teach a dual encoder's text tower: learned vectors among the tokens of a prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,7 +85,24 @@ def prompted(old: nn.Module, config: Context) -> TextHead | None:
     return old.prompted(slotted(model.tokenize, old.words, count, config.position, context, own=config.per_class))
 
 
-class Vectors(graft.Graft):
+class Slots(graft.Graft):
+    """On the token embedding: vectors in the places that negative ids name."""
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Ids that the embedding knows."""
+        return x.clamp(min=0)
+
+    def vectors(self) -> Tensor:
+        """What stands in the places, [vectors, width]."""
+        raise NotImplementedError(type(self).__name__)
+
+    def leave(self, x: Tensor, y: Tensor) -> Tensor:
+        """[n, length] ids, [n, length, width] -> with the vectors in their places."""
+        found = self.vectors()[(-1 - x).clamp(min=0)]
+        return torch.where((x < 0)[..., None], found.to(y.dtype), y)
+
+
+class Vectors(Slots):
     """Learned vectors [count, width], or [classes * count, width], in the places that negative ids name."""
 
     def __init__(self, site: Site) -> None:
@@ -97,18 +115,14 @@ class Vectors(graft.Graft):
     def start(self, host: nn.Module, scores: graft.Scores) -> None:  # noqa: ARG002 - the interface
         """From the embeddings of words, where there are any."""
         if self.init:
-            weight = graft.stored(host, "weight")
-            self.context.copy_(weight[torch.tensor(self.init, device=weight.device)].repeat(self.repeats, 1))
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Ids that the embedding knows."""
-        return x.clamp(min=0)
+            self.context.copy_(embedded(host, self.init).repeat(self.repeats, 1))
 
     def vectors(self) -> Tensor:
-        """What stands in the places."""
+        """The context."""
         return self.context
 
-    def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        """[n, length] ids, [n, length, width] -> with the vectors in their places."""
-        found = self.vectors()[(-1 - x).clamp(min=0)]
-        return torch.where((x < 0)[..., None], found.to(y.dtype), y)
+
+def embedded(host: nn.Module, ids: Sequence[int]) -> Tensor:
+    """What a token embedding makes of ids, [ids, width]."""
+    weight = graft.stored(host, "weight")
+    return weight[torch.tensor(ids, device=weight.device)]

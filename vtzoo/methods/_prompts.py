@@ -1,7 +1,7 @@
 """Shared by the methods that put trainable tokens into a sequence, behind its class and register tokens, or beside its attention."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,7 +115,7 @@ def beside(anatomy: Anatomy) -> list[Site]:
     return [replace(s, facts={**s.facts, **facts(anatomy), "norm": norm}) for s, norm in found]
 
 
-def fits(anatomy: Anatomy, sites: Sequence[Site], made: type[graft.Graft], config: Any) -> bool:
+def fits(anatomy: Anatomy, sites: Sequence[Site], made: Callable[[Site, Any], graft.Graft], config: Any) -> bool:
     """Whether the model runs with the prompts in place; they are taken off again."""
     hosts = [anatomy.modules[s.name] for s in sites]
     like = next(anatomy.model.parameters())

@@ -1,28 +1,28 @@
-"""Bring weights from a file or the Hugging Face Hub into the zoo: a backbone, or a fine-tuned checkpoint as a `full` delta."""
+"""Bring weights from a file, a folder or the Hugging Face Hub into the zoo: a backbone, or a fine-tuned checkpoint as a `full` delta."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtzoo import hub
 from vtzoo.anatomy import Site, survey
-from vtzoo.artifact import CONFIG, WEIGHTS, described, resolved_card
-from vtzoo.backbone import build_card, create, timm_card
+from vtzoo.arrivals import check_fit, looked_at, readable
+from vtzoo.artifact import resolved_card
+from vtzoo.backbone import build_card, takes_size, timm_card
 from vtzoo.classifier import head_names
+from vtzoo.clip_card import PREFIX, clip_card
 from vtzoo.delta import HEAD, Delta, Part, stored
-from vtzoo.errors import Corrupt, Mismatch, NotFound, ShapeMismatch, UsageError
+from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
-from vtzoo.fingerprint import COUNTER, base_state, fingerprint
+from vtzoo.fingerprint import COUNTER, base_state
 from vtzoo.graft import has_statistics
 from vtzoo.lineage import record
 from vtzoo.pickled import unpickled
+from vtzoo.published import published
 from vtzoo.results import Result
 from vtzoo.spec import BackboneCard, Preprocess, Task, check_labels
-from vtzoo.tensors import TensorFile, dtype_of, shape_of
 from vtzoo.tied import aliases, tied
 from vtzoo.zoo import Zoo
 
@@ -35,8 +35,8 @@ def add_backbone(
 
     Args:
         name: what to call it.
-        arch: timm architecture.
-        weights: timm-named tensors; a classifier in it is kept but is no part of the backbone.
+        arch: timm architecture, or `clip:NAME[.TAG]` of open_clip's list.
+        weights: timm-named tensors, or open_clip's own of such a model; a classifier in it is kept but is no part of the backbone.
         mean: of the input in [0, 1] units, one per channel; timm's own for the architecture unless given.
         std: likewise.
         input_size: [3, height, width] in pixels; likewise.
@@ -52,69 +52,59 @@ def add_backbone(
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
-    card = timm_card(arch)
+    card = clip_card(arch) if arch.startswith(PREFIX) else timm_card(arch)
     given = {k: v for k, v in {"mean": mean, "std": std, "input_size": input_size}.items() if v is not None}
     preprocess = replace(card.preprocess, **given)
     _check(preprocess)
     height, width = preprocess.input_size[1:]
     side = height if height == width else [height, width]
-    args = {"img_size": side} if input_size and _takes_size(arch) else {}
-    license = license or card.license  # noqa: A001 - the field's word
-    with unpickled(weights, allowed=from_pickle) as file:
-        made = _looked_at(replace(card, name=name, license=license, preprocess=preprocess, model_args=args), file)
-        digest = zoo.add_object(file)
-        _put(zoo, replace(made, source=f"object:sha256:{digest}"), digest, file)
-    return Result(ref=name, path=str(zoo.object(digest)))
+    args = {**card.model_args, **({"img_size": side} if input_size and takes_size(card) else {})}
+    made = replace(card, name=name, license=license or card.license, preprocess=preprocess, model_args=args, source="")
+    return _keep(zoo, made, weights, from_pickle=from_pickle)
 
 
-def add_hub_backbone(*, name: str, source: str, license: str = "", zoo: Zoo | None = None) -> Result:  # noqa: A002 - the field's word
-    """Keep a timm model of the Hugging Face Hub as a backbone, pinned to the commit that its revision means now.
+def add_published(
+    *, name: str, source: str, license: str = "", from_pickle: bool = False, zoo: Zoo | None = None,  # noqa: A002 - the field's word
+) -> Result:  # fmt: skip
+    """Keep a backbone as others publish it, whole: with its config.
 
-    The weights stay in the hub's own cache, and are fetched again, and compared, where they are missing.
+    Of the hub, it is pinned to the commit that its revision means now; the weights stay in the hub's own cache, and are fetched again,
+    and compared, where they are missing. Of a folder they are kept as they are, also under open_clip's names: so their digest is
+    that of the published file, and they are read by our names each time.
 
     Args:
         name: what to call it.
-        source: `org/name[@revision]`, with `hf-hub:` before it or not.
+        source: `[hf-hub:]org/name[@revision]`, `clip:NAME.TAG`, or a folder's path.
         license: SPDX name; the repository's own unless given.
+        from_pickle: whether a folder's weights may be a pickle; see `vtzoo.pickled`.
         zoo: where to keep it.
 
     Raises:
-        NotFound: no such repository, revision or file.
+        NotFound: no such repository, revision, model, folder or file.
         Network: it can't be fetched.
-        Mismatch: it is no timm model.
+        Mismatch: it is a model of neither timm nor open_clip, or a pickle without `from_pickle`.
         ShapeMismatch: its weights are not those of its architecture.
+        UsageError: open_clip is not installed, or the network has no form here.
     """
     zoo = zoo or Zoo.find()
     zoo.check_free("backbones", name)
-    source = hub.SOURCE + source.removeprefix(hub.SOURCE)
-    config = hub.fetch(source, CONFIG)
-    source = hub.pinned(source, config)
-    try:
-        card, _ = described({CONFIG: config})
-    except Corrupt as error:
-        raise Mismatch(f"{source} is no timm model: {error.message}", "see huggingface.co/timm for such") from error
-    _check(card.preprocess)
-    weights = hub.fetch(source, WEIGHTS)
-    license = license or card.license or hub.licence(source)  # noqa: A001
-    made = _looked_at(replace(card, name=name, license=license, source=source), weights)
-    _put(zoo, made, sha256(weights), weights)
+    found = published(source)
+    _check(found.card.preprocess)
+    card, weights = replace(found.card, name=name, license=license or found.card.license), found.weights
+    if not card.source:
+        return _keep(zoo, card, weights, from_pickle=from_pickle)
+    card = replace(card, license=card.license or hub.licence(card.source))
+    _put(zoo, looked_at(card, weights), sha256(weights), weights)
     return Result(ref=name, path=str(weights))
 
 
-def _looked_at(card: BackboneCard, weights: Path) -> BackboneCard:
-    """The card with what its weights say: fingerprint, head, parameters, features.
-
-    Raises:
-        ShapeMismatch: they are not those of its architecture.
-    """
-    source = _open(weights)
-    model = create(card.arch, pretrained=False, num_classes=1, **card.model_args)
-    inside = tuple(f"{h}." for h in head_names(model))
-    base = {n: source[n] for n in source if not n.startswith(inside)}
-    _fits(base, base_state(model), card.arch)
-    params = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(inside))
-    head, features = tuple(n for n in source if n.startswith(inside)), int(getattr(model, "num_features", 0))
-    return replace(card, fingerprint=fingerprint(base), head=head, params=params, features=features)
+def _keep(zoo: Zoo, card: BackboneCard, weights: Path, *, from_pickle: bool) -> Result:
+    """Store a file and what is known of it."""
+    with unpickled(weights, allowed=from_pickle) as file:
+        made = looked_at(card, file)
+        digest = zoo.add_object(file)
+        _put(zoo, replace(made, source=f"object:sha256:{digest}"), digest, file)
+    return Result(ref=card.name, path=str(zoo.object(digest)))
 
 
 def _put(zoo: Zoo, card: BackboneCard, digest: str, weights: Path) -> None:
@@ -141,6 +131,9 @@ def add_delta(
     zoo = zoo or Zoo.find()
     zoo.check_free("deltas", name)
     card = resolved_card(backbone, zoo)
+    if card.model_args.get("text"):
+        said = f"'{card.name}' has a text tower, which a full delta does not hold"
+        raise UsageError(said, "keep the checkpoint as a backbone: vtzoo add backbone NAME --from ./FOLDER")
     with unpickled(weights, allowed=from_pickle) as file:
         return _keep_delta(zoo, name, card, file, classes)
 
@@ -148,11 +141,11 @@ def add_delta(
 def _keep_delta(zoo: Zoo, name: str, card: BackboneCard, weights: Path, classes: Path | None) -> Result:
     """See `add_delta`."""
     model = build_card(card, zoo=zoo, num_classes=1)
-    source = _open(weights)
+    source = readable(weights)
     inside = tuple(h + "." for h in head_names(model))
     body = {n: source[n] for n in source if not n.startswith(inside)}
     head = {n: source[n] for n in source if n.startswith(inside)}
-    _fits(body, base_state(model), card.arch)
+    check_fit(body, base_state(model), card.arch)
     anatomy = survey(model)
     owners = [_with_statistics(s, model) for s in anatomy.params(anatomy.parameter_names)]
     sites = tied(owners, aliases(model))
@@ -181,15 +174,6 @@ def _with_statistics(site: Site, model: nn.Module) -> Site:
     return replace(site, facts={**site.facts, "buffers": shapes})
 
 
-def _open(path: Path) -> TensorFile:
-    if not path.is_file():
-        raise NotFound(f"no file {path}", "give a .safetensors file")
-    source = TensorFile(path)
-    for name in source:
-        source.dtype(name)  # refuses what isn't read here
-    return source
-
-
 def _check(preprocess: Preprocess) -> None:
     """Refuse what can't be done to an RGB image; three numbers each, so that a forgotten one is not guessed."""
     size = preprocess.input_size
@@ -205,38 +189,6 @@ def _check(preprocess: Preprocess) -> None:
 
 def _said(values: tuple[float, ...]) -> str:
     return ",".join(f"{v:g}" for v in values)
-
-
-def _takes_size(arch: str) -> bool:
-    from timm.models import get_pretrained_cfg
-
-    config = get_pretrained_cfg(arch)
-    return bool(config and config.fixed_input_size)
-
-
-def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Any], arch: str) -> None:
-    wanted = {n: t for n, t in wanted.items() if not n.endswith(COUNTER)}
-    found = {n: found[n] for n in found if not n.endswith(COUNTER)}
-    lacking, spare = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if lacking or spare:
-        raise ShapeMismatch(
-            f"the file is not a complete {arch}: it lacks {_few(lacking)} and has {_few(spare)} of its own",
-            "give timm-named weights of this architecture",
-        )
-    for name, value in wanted.items():
-        if shape_of(found, name) != tuple(value.shape):
-            raise ShapeMismatch(
-                f"{name} is {list(shape_of(found, name))} in the file, {list(value.shape)} in {arch}",
-                "is --input-size or --arch another?",
-            )
-        if dtype_of(found, name).is_floating_point != value.dtype.is_floating_point:
-            raise ShapeMismatch(f"{name} is {dtype_of(found, name)} in the file, {value.dtype} in {arch}", "store it as F32")  # fmt: skip
-        if not bool(torch.isfinite(found[name]).all()):
-            raise Corrupt(f"{name} holds NaN or infinity in the file", "fetch or make the file again")
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} tensors ({', '.join(names[:2])})" if names else "no tensor"
 
 
 def _labels(path: Path | None, head: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Measure any ref on labelled images; a merge beside the deltas it was made from."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from vtzoo import data as D
@@ -9,13 +10,23 @@ from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.portions import Which, harmonic, portion
 from vtzoo.results import Evaluated
 from vtzoo.score import logits_of, measure
+from vtzoo.test_time import Config, asked, speaking, tuner
 from vtzoo.vocabulary import Naming, of_names
 from vtzoo.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How images are looked at: so many at once, or each alone, with what is tuned on it."""
+
+    batch_size: int
+    tuning: Config | None
 
 
 def evaluate(
     *, ref: str, data: str, task: str | None = None, zoo: Zoo | None = None, batch_size: int = 64, skip_bad: bool = False,
     split: D.Split = "test", classes: Which = "all", naming: Naming | None = None, base_to_new: bool = False,
+    test_time: str | None = None,
 ) -> Evaluated:  # fmt: skip
     """One pass over the test split (the validation split where there is no test); which one, and how much of it, is said.
 
@@ -30,6 +41,7 @@ def evaluate(
         classes: all of them, or one half; see `vtzoo.portions`.
         naming: take the data's own classes, by their names, whatever the delta was trained for; a bare dual encoder does anyway.
         base_to_new: of a delta trained with classes=base, measure that half, then the other by names, and their harmonic mean.
+        test_time: what is tuned on each image alone, such as "tpt[views=64]"; see `vtzoo.test_time`.
 
     Returns:
         `metrics[task]` for this ref, with the `split` and how many `images` it was, and, for a merge,
@@ -37,10 +49,11 @@ def evaluate(
 
     Raises:
         Mismatch: the data's classes are not the task's.
-        UsageError: a bare backbone without a text tower, or classes are to be named and nothing here can.
+        UsageError: a bare backbone without a text tower, classes are to be named and nothing here can, or nothing can be
+            tuned.
     """
     zoo = zoo or Zoo.find()
-    artifact = open_ref(ref, zoo, exports=True)
+    artifact, way = open_ref(ref, zoo, exports=True), _Way(batch_size, asked(test_time) if test_time else None)
     if artifact.card is not None and not artifact.card.model_args.get("text"):
         raise UsageError(
             f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"
@@ -49,32 +62,32 @@ def evaluate(
     images = portion(whole, "base" if base_to_new else classes)
     talk.say(f"{artifact.ref}: {len(images)} images of the {split} split{_chosen(images)}")
     if naming is not None or artifact.card is not None:
-        name, found = _named(artifact, images, naming or Naming(), batch_size)
+        name, found = _named(artifact, images, naming or Naming(), way)
     else:
-        name, found = _one(artifact, images, task, batch_size)
-    metrics = {name: found}
+        name, found = _one(artifact, images, task, way)
+    metrics = {name: {**({"test_time": test_time} if test_time else {}), **found}}
     if base_to_new:
-        metrics |= _beyond(artifact, portion(whole, "new"), found, batch_size)
+        metrics |= _beyond(artifact, portion(whole, "new"), found, way)
     if parent := _parent(artifact, name):
-        metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, batch_size)[1]
+        metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, way)[1]
     shown = {k: {"split": split, **m} for k, m in metrics.items()}
     return Evaluated(ref=artifact.ref, path=str(artifact.path), metrics=shown)
 
 
-def _named(artifact: Artifact, images: D.Images, naming: Naming, batch_size: int) -> tuple[str, dict[str, Any]]:
+def _named(artifact: Artifact, images: D.Images, naming: Naming, way: _Way) -> tuple[str, dict[str, Any]]:
     """Of the data's classes, by their names."""
     live = of_names(artifact, images.classes, naming.words, naming.templates)
     assert live.task is not None
-    return live.task.name, _measured(live, images, batch_size)
+    return live.task.name, _measured(live, images, way)
 
 
-def _beyond(artifact: Artifact, images: D.Images, base: dict[str, Any], batch_size: int) -> dict[str, dict[str, Any]]:
+def _beyond(artifact: Artifact, images: D.Images, base: dict[str, Any], way: _Way) -> dict[str, dict[str, Any]]:
     """The classes that were not trained on, and the harmonic mean of both halves' top-1."""
     if artifact.delta is not None and set(images.classes) & set(artifact.delta.tasks[0].classes):
         raise Mismatch(
             f"'{artifact.ref}' knows the classes that are to be new to it", "train it with --set classes=base"
         )
-    _, new = _named(artifact, images, Naming(), batch_size)
+    _, new = _named(artifact, images, Naming(), way)
     return {"new classes": new, "harmonic mean": {"top1": harmonic(base["top1"], new["top1"])}}
 
 
@@ -94,8 +107,8 @@ def _chosen(images: D.Images) -> str:
     return " (there are no split folders: a hash of each name chose them)" if alone else ""
 
 
-def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int) -> tuple[str, dict[str, Any]]:
-    live = go_live(artifact, task)
+def _one(artifact: Artifact, images: D.Images, task: str | None, way: _Way) -> tuple[str, dict[str, Any]]:
+    live = speaking(artifact, task) if way.tuning else go_live(artifact, task)
     if live.task is None:
         raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")
     if set(images.classes) - set(live.task.classes):
@@ -110,15 +123,16 @@ def _one(artifact: Artifact, images: D.Images, task: str | None, batch_size: int
             f"the data's images have {has} each, those of task '{live.task.name}' {task_has}",
             "choose the task's own data",
         )
-    return live.task.name, _measured(live, images, batch_size)
+    return live.task.name, _measured(live, images, way)
 
 
-def _measured(live: Live, images: D.Images, batch_size: int) -> dict[str, Any]:
+def _measured(live: Live, images: D.Images, way: _Way) -> dict[str, Any]:
     assert live.task is not None
+    images = images.aligned(live.task.classes)
+    if way.tuning:
+        return measure(*tuner(live, way.tuning).over(images))
     transform = D.transforms(live.preprocess, train=False)
-    return measure(
-        *logits_of(live.model, D.loader(images.aligned(live.task.classes), transform, batch_size=batch_size))
-    )
+    return measure(*logits_of(live.model, D.loader(images, transform, batch_size=way.batch_size)))
 
 
 def _parent(artifact: Artifact, task: str) -> Artifact | None:

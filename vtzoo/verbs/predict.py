@@ -11,6 +11,7 @@ from vtzoo._images import Folder
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.results import Predicted
+from vtzoo.test_time import asked, speaking, tuner
 from vtzoo.zoo import Zoo
 
 SEVERAL = 0.5
@@ -24,6 +25,7 @@ def predict(
     task: str | None = None,
     top: int = 5,
     zoo: Zoo | None = None,
+    test_time: str | None = None,
 ) -> Predicted:
     """The most probable classes of each image; where an image may bear several labels, those more probable than not.
 
@@ -33,10 +35,11 @@ def predict(
         task: whose head, where there are several.
         top: how many classes.
         zoo: where to look.
+        test_time: what is tuned on each image alone, such as "tpt[views=64]"; see `vtzoo.test_time`.
 
     Raises:
         NotFound: a file is missing.
-        UsageError: a folder without images, or no class wanted.
+        UsageError: a folder without images, no class wanted, or nothing that can be tuned.
         Corrupt: a file is no image.
     """
     zoo = zoo or Zoo.find()
@@ -44,14 +47,17 @@ def predict(
         raise UsageError(f"top is {top}", "name at least one class: --top 1")
     paths = [p for given in ([images] if isinstance(images, str | Path) else images) for p in _files(Path(given))]
     artifact = open_ref(ref, zoo, exports=True)
-    live = go_live(artifact, task)
+    tuning = asked(test_time) if test_time else None
+    live = speaking(artifact, task) if tuning else go_live(artifact, task)
     if live.task is None:
         raise UsageError(f"'{artifact.ref}' has no task's head", "choose a delta or a model with classes")
+    tuned = tuner(live, tuning) if tuning else None
     transform = D.transforms(live.preprocess, train=False)
     found: list[dict[str, Any]] = []
-    with torch.inference_mode():
+    with torch.inference_mode(mode=tuned is None):
         for path in paths:
-            logits = live.model(transform(D.open_image(path))[None]).float()[0]
+            image = D.open_image(path)
+            logits = tuned(image) if tuned else live.model(transform(image)[None]).float()[0]
             chances = logits.sigmoid() if live.task.multilabel else logits.softmax(-1)
             best = chances.topk(min(top, len(live.task.classes)))
             ranked = [

@@ -1,0 +1,146 @@
+"""Prompts in both towers by hand, as the papers' codes have them: behind the patches in the image tower, and by whole token ids in the text."""
+
+from collections.abc import Sequence
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.contract.cases import bare, case, fresh, relative
+from vtzoo.delta import Delta
+from vtzoo.errors import UsageError
+from vtzoo.live import inject
+
+NAMES = "abcde"
+
+
+def texts(model: nn.Module, prompts: Sequence[Tensor], words: str) -> Tensor:
+    """Text features [classes, width]: vectors in the place of the words' first tokens, and in front of the first blocks."""
+    tower = model.text
+    ids = model.tokenize([f"{words} {n}." for n in NAMES], context_length=20)
+    count = len(prompts[0])
+    x = tower.token_embedding(ids)
+    x = (
+        torch.cat([x[:, :1], prompts[0].expand(len(ids), -1, -1), x[:, 1 + count :]], dim=1)
+        + tower.positional_embedding
+    )
+    for i, block in enumerate(tower.transformer.resblocks):
+        if 0 < i < len(prompts):
+            x = torch.cat([x[:, :1], prompts[i].expand(len(ids), -1, -1), x[:, 1 + count :]], dim=1)
+        x = block(x, attn_mask=tower.attn_mask)
+    x = tower.ln_final(x)[torch.arange(len(ids)), ids.argmax(-1)] @ tower.text_projection
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def images(model: nn.Module, prompts: Sequence[Tensor], pixels: Tensor) -> Tensor:
+    """Image features [n, width]: tokens behind the patches, new ones in front of the first blocks."""
+    x = torch.cat([model.cls_token.expand(len(pixels), -1, -1), model.patch_embed(pixels)], dim=1) + model.pos_embed
+    count = len(prompts[0])
+    x = model.norm_pre(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
+    for i, block in enumerate(model.blocks):
+        if 0 < i < len(prompts):
+            x = torch.cat([x[:, :-count], prompts[i].expand(len(x), -1, -1)], dim=1)
+        x = block(x)
+    x = model.image_proj(model.norm(x)[:, 0])
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def own(delta: Delta, method: str) -> dict[str, Tensor]:
+    """What both towers' prompts are made of, by short names."""
+    return {n.removeprefix(f"{method}."): t for n, t in delta.tensors.items() if n.startswith(f"{method}.")}
+
+
+def maple(t: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The image tower's prompts are linear in the text tower's."""
+    pairs = [(p, p @ a.T + b) for p, a, b in zip(t["prompts"], t["weight"], t["bias"], strict=True)]
+    return [p for p, _ in pairs], [v for _, v in pairs]
+
+
+def vl_prompt(t: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each tower has its own."""
+    return list(t["prompts"]), list(t["vision"])
+
+
+def upt(t: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """A row through one attention and one MLP, cut in halves, the second one mapped to the image tower."""
+    u, width = t["row"], t["row"].shape[1]
+    q, k, v = (u @ t["attention.qkv.weight"].T + t["attention.qkv.bias"]).chunk(3, dim=-1)
+    seen = (q @ k.T / width**0.5).softmax(-1) @ v
+    u = u + seen @ t["attention.proj.weight"].T + t["attention.proj.bias"]
+    u = F.layer_norm(u, (width,), t["norm1.weight"], t["norm1.bias"])
+    hidden = F.layer_norm(u, (width,), t["norm2.weight"], t["norm2.bias"]) @ t["fc1.weight"].T + t["fc1.bias"]
+    u = u + hidden.relu() @ t["fc2.weight"].T + t["fc2.bias"]
+    half = len(u) // 2
+    return [u[:half]], [u[half:] @ t["out.weight"].T + t["out.bias"]]
+
+
+NARROW = {"embed_dim": 32, "num_heads": 2}
+
+
+def _dual(trunk: str, *, layers: int, **args: int) -> nn.Module:
+    """A narrow dual encoder that knows two names."""
+    text = {"width": 16, "heads": 2, "layers": layers, "context_length": 20}
+    return timm.create_model("clip", trunk=trunk, trunk_args=args, embed_dim=20, text=text).speak(["a", "b"])
+
+
+WAYS = {
+    "maple": (maple, "a photo of a"),
+    "maple[tokens=3,init=,depth=1]": (maple, "x x x"),
+    "vl-prompt[vision=3,depth=1]": (vl_prompt, "a photo of a"),
+    "vl-prompt": (vl_prompt, "a photo of a"),
+    "upt": (upt, "x x x x"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", sorted(WAYS))
+def test_logits(spec: str, agree) -> None:
+    """exp(s) times the cosines of image and text features, with the prompts in both towers."""
+    made, model = case(spec, "dual"), bare("dual")
+    prompts, words = WAYS[spec]
+    said, seen = prompts(own(made.delta, spec.partition("[")[0].replace("-", "_")))
+    wanted = model.logit_scale.exp() * images(model, seen, made.x) @ texts(model, said, words).T
+    assert relative(made.bare, wanted) > 1e-4
+    agree(spec, "rewrite", attached=relative(wanted, made.live))
+
+
+@torch.no_grad()
+def test_starts() -> None:
+    """The first text prompts are the words' embeddings, so that the text tower says at first what it would say without them."""
+    for spec, method in (("maple[depth=1]", "maple"), ("vl-prompt[depth=1]", "vl_prompt")):
+        model = fresh(spec, "dual")
+        zero = texts(bare("dual"), [bare("dual").text.token_embedding.weight[[320, 1125]]], "a photo of a")
+        weight = model.get_classifier().layer()[0] / model.logit_scale.exp()
+        assert relative(zero, weight) < 1e-12
+        deviation = float(getattr(fresh(f"{method.replace('_', '-')}[init=,tokens=9]", "dual"), method).prompts.std())
+        assert 0.016 < deviation < 0.024
+
+
+def test_couplings_start_as_linear_layers() -> None:
+    """As in the authors' code: all couplings but the first are copies of one, uniform in +- 1 / sqrt(width)."""
+    weight = inject(
+        _dual("vit_base_patch32_clip_224", layers=3, img_size=32, patch_size=16, depth=3, **NARROW), "maple"
+    ).maple.weight
+    assert weight.shape == (3, 32, 16)
+    assert torch.equal(weight[1], weight[2])
+    assert not torch.equal(weight[0], weight[1])
+    assert 0.24 < float(weight.detach().abs().max()) <= 0.25
+
+
+def test_more_vectors_than_words() -> None:
+    """Words that are too few for the vectors that shall start from them are refused."""
+    with pytest.raises(UsageError, match="tokens=5, and 'a photo of a' has 4"):
+        inject(bare("dual"), "maple[tokens=5]")
+
+
+@pytest.mark.parametrize(
+    ("trunk", "args"), [("test_resnet", {}), ("beit_base_patch16_224", {"img_size": 32, "depth": 1, **NARROW})]
+)
+def test_trunks_that_take_no_tokens(trunk: str, args: dict[str, int]) -> None:
+    """Where the image tower has no sequence, or one of a fixed length, prompts beside the patches are refused, and why."""
+    model = _dual(trunk, layers=1, **args)
+    for method in ("maple", "upt", "vl-prompt"):
+        with pytest.raises(UsageError, match=f"{method} puts tokens beside the patches"):
+            inject(model, method)
