@@ -124,10 +124,11 @@ def _metaformer(*, depths: tuple[int, ...] = (1, 1, 1, 1), **args: Any) -> nn.Mo
     )  # fmt: skip
 
 
-def _dual(*, num_classes: int = 0, **args: Any) -> nn.Module:
-    """A dual encoder whose classes are the first letters; without its text tower, an image classifier."""
+def _dual(*, num_classes: int = 0, embed_dim: int, **args: Any) -> nn.Module:
+    """A dual encoder whose classes are the first letters, its trunk this wide; without its text tower, an image classifier."""
     text = {"width": 16, "heads": 2, "layers": 2, "context_length": 20}
-    own: dict[str, Any] = {"trunk": "vit_base_patch32_clip_224", "embed_dim": 20, "text": text, **args}
+    trunk = {"trunk": "vit_base_patch32_clip_224", "trunk_args": {"embed_dim": embed_dim}}
+    own: dict[str, Any] = {**trunk, "embed_dim": 20, "text": text, **args}
     model: Any = timm.create_model(DUAL, num_classes=num_classes, **own)
     return model.speak(tuple("abcde"[:num_classes])) if num_classes and own["text"] else model
 

@@ -1,6 +1,7 @@
 """Dual encoders through the verbs: zero-shot, learned contexts, classes beyond those trained on, folds, merges and files without a text tower."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def zoo(tmp_path: Path) -> Zoo:
     save_file(timm.create_model(ARCH, **ARGS).state_dict(), path)
     card = BackboneCard(
         name="dual", arch=ARCH, source=f"object:{made.add_object(path)}", head=("clip_head",), model_args=ARGS,
-        preprocess=Preprocess(input_size=(3, 32, 32)), fingerprint=file_fingerprint(path, ("clip_head",)),
+        preprocess=Preprocess(input_size=(3, 32, 32)),
     )  # fmt: skip
+    card = replace(card, fingerprint=file_fingerprint(path, card))
     made.put("backbones", "dual", card.json())
     return made
 

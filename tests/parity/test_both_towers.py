@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.contract.cases import bare, case, fresh, relative
+from tests.contract.cases import TASK, bare, case, fresh, logits, relative
 from vtzoo.delta import Delta
-from vtzoo.errors import UsageError
-from vtzoo.live import inject
+from vtzoo.errors import ShapeMismatch, UsageError
+from vtzoo.graft import tensors_of
+from vtzoo.live import attach, detach, extract, inject
 
 NAMES = "abcde"
 
@@ -127,6 +128,67 @@ def test_couplings_start_as_linear_layers() -> None:
     assert torch.equal(weight[1], weight[2])
     assert not torch.equal(weight[0], weight[1])
     assert 0.24 < float(weight.detach().abs().max()) <= 0.25
+
+
+W, V, L = 16, 32, 2  # widths of the text tower and the trunk, blocks
+COUNTS = {
+    "maple": L * 2 * W + L * (W + 1) * V,
+    "maple[tokens=4,depth=1]": 4 * W + (W + 1) * V,
+    "vl-prompt": L * (2 * W + 2 * V),
+    "vl-prompt[tokens=1,vision=5,depth=1]": W + 5 * V,
+    "upt": 2 * 4 * W + (4 * W * W + 4 * W) + 2 * 2 * W + 2 * (W * W + W) + (W + 1) * V,
+}
+
+
+@pytest.mark.parametrize("spec", sorted(COUNTS))
+def test_counts(spec: str) -> None:
+    """As many numbers as the papers' formulas say; 3.55 million for MaPLe on CLIP's ViT-B/16, as its paper has it."""
+    assert extract(fresh(spec, "dual")).size == COUNTS[spec]
+    assert 9 * 2 * 512 + 9 * (512 + 1) * 768 == 3_555_072
+
+
+@torch.no_grad()
+def test_pooled_without_prompts(agree) -> None:
+    """Where attention pools over all patches (SigLIP), it pools over patches alone: what became of prompts is dropped before."""
+    model = (
+        inject(_dual("vit_base_patch16_siglip_224", layers=2, img_size=32, depth=2, **NARROW), "maple").double().eval()
+    )
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, shared = model(x), model.maple
+    prompts = [shared.image(i) for i in range(2)]
+    weight, _ = model.get_classifier().layer()
+    detach(model)
+    y = torch.cat([model.patch_embed(x) + model.pos_embed, prompts[0].expand(2, -1, -1)], dim=1)
+    y = model.blocks[1](torch.cat([model.blocks[0](y)[:, :-2], prompts[1].expand(2, -1, -1)], dim=1))
+    wanted = F.normalize(model.image_proj(model.attn_pool(model.norm(y)[:, :-2])), dim=-1) @ weight.T
+    agree("maple", "rewrite, siglip", attached=relative(wanted, found))
+
+
+@pytest.mark.parametrize("spec", ["maple", "upt", "vl-prompt"])
+def test_without_the_text_tower(spec: str) -> None:
+    """An image tower alone computes the same, holds its own prompts and nothing of the text tower's width; a delta that lacks a tensor is refused."""
+    made = case(spec, "dual")
+    model = attach(bare("dual", text=False), made.delta, check=False)
+    assert relative(made.live, logits(model, made.x)) < 1e-12
+    assert [n.rpartition(".")[2] for n in tensors_of(model)] == ["ready"]
+    again = attach(bare("dual", text=False), extract(model, tasks=[TASK]), check=False)
+    assert torch.equal(logits(again, made.x), logits(model, made.x))
+    first = min(n for n in made.delta.tensors if not n.startswith("@"))
+    lacking = made.delta.with_(tensors={n: t for n, t in made.delta.tensors.items() if n != first})
+    with pytest.raises(ShapeMismatch):
+        attach(bare("dual", text=False), lacking, check=False)
+
+
+def test_rotary_positions_leave_prompts_alone() -> None:
+    """EVA's attentions count prompts among the tokens that they don't rotate, in every block, for as long as these are there."""
+    model = _dual("eva02_base_patch16_clip_224", layers=3, img_size=32, depth=3, **NARROW)
+    before = [b.attn.num_prefix_tokens for b in model.blocks]
+    inject(model, "vl-prompt[vision=3,depth=2]")
+    assert [b.attn.num_prefix_tokens for b in model.blocks] == [n + 3 for n in before]
+    assert {s.name for s in extract(model).parts[0].sites if s.facts["role"] == "pass"} == {"blocks.0", "blocks.2"}
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    detach(model)
+    assert [b.attn.num_prefix_tokens for b in model.blocks] == before
 
 
 def test_more_vectors_than_words() -> None:

@@ -80,6 +80,8 @@ class Coupled(graft.Shared):
         if not self.alone or "ready" in tensors:
             return tensors
         whole = type(self)(self.sites, self.config, alone=False).eval()
+        if {n: t.shape for n, t in whole.state_dict().items()} != {n: t.shape for n, t in tensors.items()}:
+            return tensors  # which will be found not to fit
         whole.load_state_dict(tensors, assign=True)
         return {"ready": torch.stack([whole.visual(i) for i in range(self.depth)])}
 
