@@ -205,9 +205,9 @@ def test_a_task_residual_starts_as_zero_shot(zoo: Zoo, data: str) -> None:
     """Before the first step it measures what zero-shot does; trained, it is merged with a zero-shot classifier, each a plain layer."""
     kept = zero_shot(backbone="dual", name="zs/a", data=data, zoo=zoo).metrics["test"]
     trained(zoo, data, "task-residual", "start/a", epochs=0)
-    assert evaluate(ref="start/a", data=data, zoo=zoo).metrics["start"]["loss"] == pytest.approx(kept["loss"], abs=1e-5)
+    assert evaluate(ref="start/a", data=data, zoo=zoo).metrics["start"]["loss"] == pytest.approx(kept["loss"], abs=1e-4)
     trained(zoo, data, "task-residual", "residual/a")
     found = evaluate(ref="residual/a", data=data, zoo=zoo).metrics["residual"]
     merge_refs(refs=["zs/a", "residual/a"], method="linear", name="both", zoo=zoo)
     again = evaluate(ref="both", data=data, task="residual", zoo=zoo).metrics["residual"]
-    assert again["loss"] == pytest.approx(found["loss"], abs=1e-5)
+    assert again["loss"] == pytest.approx(found["loss"], abs=1e-4)

@@ -23,7 +23,7 @@ from vtzoo.spec import Task
 from vtzoo.stage import logits as said_of
 
 METHODS = ("clip-adapter", "task-residual", "tip-adapter", "tip-adapter-f", "ape", "ape[train=true]")
-D, E, C = 32, families.FAMILIES["dual"].args["embed_dim"], families.CLASSES
+D, E, C = 32, 20, families.CLASSES
 
 
 def images(family: str, count: int = 10) -> list[tuple[Tensor, Tensor]]:
