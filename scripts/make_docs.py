@@ -126,7 +126,7 @@ def _recipe(name: str) -> str:
         f"Checkpoint: {f'`{own.checkpoint}`' if own.checkpoint else 'any'}",
         f"Pixels: {own.normalisation}",
         f"Kept: {own.selection}",
-        f"Learning rates: {f'{rates}; the others their own' if rates else 'by method'}",
+        f"Learning rates: {f'{rates}; the others their own' if rates else own.knobs.get('lr', 'by method')}",
         *([f"Otherwise than there: {own.departs}"] if own.departs else []),
     ]
     return f"- **{name}**, {own.about}. {'. '.join(facts)}."

@@ -25,7 +25,7 @@ from vtzoo.objects import workroom
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
 from vtzoo.spec import SIDE_LIMIT, BackboneCard, Preprocess, Task, chosen
-from vtzoo.speech import speaks
+from vtzoo.speech import speaks, tells_all
 from vtzoo.tensors import TensorFile, prefixed, shape_of, write
 from vtzoo.zoo import Zoo
 
@@ -241,8 +241,9 @@ def _live_delta(
 
 
 def _said(delta: Delta, task: Task | None) -> bool:
-    """Whether a delta holds all that a text tower has to say: no part acts on it, or what that makes is a plain classifier."""
-    return not any(map(speaks, delta.parts)) or task is None or is_linear(delta.head(task.name))
+    """Whether a delta holds all that a text tower has to say: no part acts on it, or what that makes stands in the classifier."""
+    speaking = [p for p in delta.parts if speaks(p)]
+    return not speaking or task is None or is_linear(delta.head(task.name)) or any(map(tells_all, speaking))
 
 
 def _live_backbone(card: BackboneCard, zoo: Zoo, model_args: Mapping[str, Any]) -> Live:

@@ -35,6 +35,8 @@ from vtzoo.text_tower import build_text, tokenizer
 PROJECTIONS = ("none", "linear", "linear-bias", "mlp", "mlp-bias")
 BESIDE = (TEXT, *SCALES)
 """What is not of the image tower."""
+OTHERS = ("license", "hf_hub_id", "url", "tag", "origin_url", "paper_ids", "paper_name", "notes")
+"""What timm's config of an image tower says of weights that are not these."""
 OWN = ("image_proj.", "clip_head.", *BESIDE)
 
 
@@ -58,11 +60,42 @@ class Dual:
         return own.forward_head(own.forward_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        """What `forward_features` gives -> logits, or normalised features [n, embed_dim]."""
+        """What `forward_features` gives -> logits, or normalised features [n, embed_dim]; a classifier that is `placed` sees places."""
+        own: Any = self
+        if not pre_logits and getattr(own.clip_head, "placed", False):
+            return own.clip_head(self.at_places(x))
+        features = self._embedded(x)
+        return features if pre_logits else own.clip_head(features)
+
+    def at_places(self, x: Tensor) -> Tensor:
+        """What `forward_features` gives, [n, tokens, c] or maps -> the normalised embedding of each place, [n, places, embed_dim].
+
+        A place's is what the network makes of an image that looks like it everywhere.
+        """
+        own: Any = self
+        if x.ndim == 3:
+            before = int(getattr(own, "num_prefix_tokens", 0))
+            each = x[:, before:]
+            alone = each.flatten(0, 1)[:, None].expand(-1, before + 1, -1)
+        elif getattr(own, "output_fmt", "NCHW") == "NHWC":
+            each = x.flatten(1, 2)
+            alone = each.flatten(0, 1)[:, None, None]
+        else:
+            each = x.flatten(2).mT
+            alone = each.flatten(0, 1)[..., None, None]
+        return self._embedded(alone).unflatten(0, (-1, each.shape[1]))
+
+    @property
+    def places(self) -> bool:
+        """Whether `at_places` means something: a trunk that pools by attention weighs places against each other."""
+        own: Any = self
+        return not any("AttentionPool" in type(m).__name__ for m in own.modules())
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """What `forward_features` gives -> normalised features."""
         own: Any = self
         pooled = super().forward_head(x)  # type: ignore[misc] - the timm network's own, without a classifier
-        features = F.normalize(own.image_proj(pooled), dim=-1)
-        return features if pre_logits else own.clip_head(features)
+        return F.normalize(own.image_proj(pooled), dim=-1)
 
     def get_classifier(self) -> nn.Module:
         """`clip_head`."""
@@ -162,7 +195,8 @@ def clip(
     model.model_args = {"text": text, "tokenizer": tokenizer, "tokenizer_args": tokenizer_args or {}}
     model.clip_head = nn.Identity()
     model.reset_classifier(int(_facts(pretrained_cfg).get("num_classes") or 0) if num_classes is None else num_classes)
-    model.pretrained_cfg = {**model.pretrained_cfg, "architecture": ARCH, "classifier": "clip_head"}
+    of_trunk = {k: v for k, v in model.pretrained_cfg.items() if k not in OTHERS}
+    model.pretrained_cfg = {**of_trunk, "architecture": ARCH, "classifier": "clip_head"}
     if stored is not None:
         _load(model, own, speaks=bool(text))
     return model

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtzoo.classifier import head_names
@@ -15,7 +16,7 @@ from vtzoo.methods._protocol import resized
 from vtzoo.spec import Task
 from vtzoo.speech import can_speak, speaks
 from vtzoo.tensors import fill, prefixed, shape_of
-from vtzoo.text_head import TextHead
+from vtzoo.text_head import Spoken, TextHead
 
 INSTALLED = "_vtzoo_installed"
 
@@ -72,22 +73,26 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
 
 
 def say(model: Any, parts: Sequence[Part], words: Sequence[str], templates: Sequence[str]) -> None:
-    """Give a dual encoder, with all that hangs on it, the classifier of other class names.
+    """Give a dual encoder, with all that hangs on it, the classifier of other class names, which has learned what the present one has.
 
     Raises:
         UsageError: what hangs on it knows its own classes only, or names or templates are no good.
     """
     own = [p.method for p in parts if any(s.facts.get("classes", 0) not in (0, len(words)) for s in p.sites)]
-    record = installed(model)
+    record, learned = installed(model), dict(model.get_classifier().named_parameters())
     model.speak(words, templates)
     for part in parts if record is not None else ():
         swap_heads(model, record, part.module, part.config)  # type: ignore[arg-type] - told above
-    if own or not isinstance(model.get_classifier(), TextHead):
+    head = model.get_classifier()
+    if own or not isinstance(head, Spoken):
         who = own[0] if own else next(p.method for p in parts if hasattr(p.module, "head"))
         raise UsageError(
             f"{who} has learned its own classes, and has nothing to say of others",
             "use a method that learns a context for all of them, such as coop",
         )
+    with torch.no_grad():
+        for name, value in head.named_parameters():
+            value.copy_(learned[name])
 
 
 def _plain_head(model: Any, delta: Delta, task: Task) -> None:

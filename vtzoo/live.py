@@ -37,7 +37,7 @@ from vtzoo.sensitivity import Batches, scores
 from vtzoo.spec import BackboneCard, Task, check_labels
 from vtzoo.speech import heard
 from vtzoo.tensors import fill, whole
-from vtzoo.text_head import TextHead
+from vtzoo.text_head import Spoken
 from vtzoo.tied import aliases, tied
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _own_task(model: nn.Module, name: str, classes: Sequence[str], card: Backbon
     count = int(getattr(model, "num_classes", 0)) or len(classes)
     if classes and len(classes) != count:
         raise UsageError(f"{len(classes)} classes for a head of {count} outputs", "name each output once, in order")
-    head: Any = next((m for m in map(model.get_submodule, head_names(model)) if isinstance(m, TextHead)), None)
+    head: Any = next((m for m in map(model.get_submodule, head_names(model)) if isinstance(m, Spoken)), None)
     said = {} if head is None else {"words": head.words, "templates": head.templates}
     labels = tuple(classes) or (head.words if head else tuple(map(str, range(count))))
     return (Task(name=name, classes=labels, preprocess=card.preprocess, **said),)

@@ -85,14 +85,26 @@ def average(parameters: Iterable[nn.Parameter], loss: Tensor, images: int) -> Te
     own = [p for p in parameters if p.requires_grad]
     there = loss.new_tensor([p.grad is not None for p in own])
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
-    flat = torch.cat([*[g.flatten() for g in grads], there, loss.reshape(1), loss.new_ones(1)]) * images
-    _sum(flat)
-    flat /= flat[-1].clone()
-    sizes = [p.numel() for p in own]
-    values, (had, mean) = flat[: sum(sizes)].split(sizes), flat[sum(sizes) : -1].split([len(own), 1])
+    *values, had, found = mean([*grads, there, loss], images)
     for p, value, any_has in zip(own, values, had.tolist(), strict=True):
-        p.grad = value.view_as(p).to(p.dtype) if any_has else None
-    return mean[0].to(loss.dtype, copy=True)
+        p.grad = value if any_has else None
+    return found
+
+
+@torch.no_grad()
+def mean(values: Sequence[Tensor], images: int) -> list[Tensor]:
+    """What tensors are over the images of all processes, given their means over this one's.
+
+    Args:
+        values: of the same shapes in all processes.
+        images: how many this one has.
+    """
+    if count() == 1:
+        return list(values)
+    flat = torch.cat([*[v.flatten() for v in values], values[-1].new_ones(1)]) * images
+    _sum(flat)
+    parts = (flat[:-1] / flat[-1]).split([v.numel() for v in values])
+    return [p.view_as(v).to(v.dtype, copy=True) for p, v in zip(parts, values, strict=True)]
 
 
 def anywhere(flag: bool) -> bool:

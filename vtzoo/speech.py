@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from vtzoo.delta import is_linear
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.refs import shown
 from vtzoo.spec import saying
@@ -35,12 +36,29 @@ def speaks(part: "Part") -> bool:
     return any(site.name.startswith(TEXT) for site in part.sites)
 
 
+def tells_all(part: "Part") -> bool:
+    """Whether a part's classifier holds all that the text tower has to say to it, although it is no linear one."""
+    return getattr(part.module, "TELLS_ALL", False)
+
+
 def heard(model: Any, delta: "Delta") -> "Delta":
-    """A delta as far as it concerns a network: all of it, or without what acts on the text tower where there is none."""
+    """A delta as far as it concerns a network: all of it, or without what acts on the text tower where there is none.
+
+    Raises:
+        UsageError: its classifier runs the text tower.
+    """
     if can_speak(model) or not any(map(speaks, delta.parts)):
         return delta
-    parts = [replace(p, sites=tuple(s for s in p.sites if not s.name.startswith(TEXT))) for p in delta.parts]
-    parts = [p for p, whole in zip(parts, delta.parts, strict=True) if p.sites or not whole.sites]
+    parts = list["Part"]()
+    for whole in delta.parts:
+        part = replace(whole, sites=tuple(s for s in whole.sites if not s.name.startswith(TEXT)))
+        if part.sites or not whole.sites or tells_all(whole):
+            parts.append(part)
+        elif hasattr(whole.module, "head") and not all(is_linear(delta.head(t.name)) for t in delta.tasks):
+            raise UsageError(
+                f"{whole.method} runs the text tower for each image, and this network has none",
+                "attach it to the whole dual encoder",
+            )
     gone = tuple(f"{p.graft}." for p in delta.parts if p.graft not in {left.graft for left in parts})
     names = [n for n in delta.tensors if not n.startswith((TEXT, *gone))]
     own = delta.tensors

@@ -5,7 +5,8 @@
 It is linear over normalised features, W = exp(s) T. W is computed once and kept for as long as nothing that it depends on changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -13,28 +14,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo.graft import named_grafts
-from vtzoo.speech import TEXT
+from vtzoo.speech import TEXT, prompts
 from vtzoo.text_tower import causal
 
 ROWS = 256
 """Texts at once, where no gradient is wanted."""
 
 
-class TextHead(nn.Module):
-    """Image embeddings [n, embed_dim], normalised -> logits [n, classes].
+class Spoken(nn.Module):
+    """What every classifier has that a text tower makes of class names.
 
     Args:
         model: the dual encoder that it is the classifier of.
         words: class names as the prompts say them.
         templates: around them.
         ids: the prompts' tokens, [classes, prompts, context]; see `vtzoo.speech`.
-
-    What it holds for a file is W [classes, embed_dim] and b [classes], as a linear layer does.
     """
 
     model: Any
-    weight: Tensor
-    bias: Tensor
     ids: Tensor
 
     def __init__(self, model: Any, words: Sequence[str], templates: Sequence[str], ids: Tensor) -> None:
@@ -42,43 +39,88 @@ class TextHead(nn.Module):
         self.__dict__["model"] = model
         self.words, self.templates = tuple(words), tuple(templates)
         self.in_features, self.out_features = int(model.embed_dim), len(words)
+        self.register_buffer("ids", _cut(model.text, ids.to(model.logit_scale.device)), persistent=False)
+
+    def texts(self, ids: Tensor | None = None) -> Tensor:
+        """The embeddings of prompts, not normalised: [classes, prompts, embed_dim]."""
+        ids = self.ids if ids is None else ids
+        flat, whole = ids.flatten(0, 1), torch.is_grad_enabled() or torch.compiler.is_compiling()
+        found = torch.cat([self.model.text(part) for part in ([flat] if whole else flat.split(ROWS))])
+        return found.unflatten(0, (-1, ids.shape[1])).to(self.model.logit_scale.dtype)
+
+    def scaled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """W and b of classes' normalised embeddings, [classes, ..., embed_dim]."""
+        model = self.model
+        count = features.shape[0]
+        bias = features.new_zeros(count) if model.logit_bias is None else model.logit_bias.expand(count)
+        return model.logit_scale.exp() * features, bias
+
+    @torch.no_grad()
+    def zero_shot(self) -> tuple[Tensor, Tensor]:
+        """W and b of the class names in their templates, whatever the prompts are now."""
+        ids = prompts(self.model.tokenize, self.words, self.templates, self.model.text.context_length)
+        return self.scaled(_mean(self.texts(_cut(self.model.text, ids.to(self.ids.device)))))
+
+
+class TextHead(Spoken):
+    """Image embeddings [n, embed_dim], normalised -> logits [n, classes].
+
+    What it holds for a file is W [classes, embed_dim] and b [classes], as a linear layer does. Its arguments are those of `Spoken`.
+    Subclasses that make something else of the texts say so in `computed`, and by which names it is held in `held`.
+    """
+
+    held = ("weight", "bias")
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, model: Any, words: Sequence[str], templates: Sequence[str], ids: Tensor) -> None:
+        super().__init__(model, words, templates, ids)
         like = model.logit_scale
-        self.register_buffer("ids", _cut(model.text, ids), persistent=False)
-        self.register_buffer("weight", torch.zeros(len(words), self.in_features, device=like.device, dtype=like.dtype))
-        self.register_buffer("bias", torch.zeros(len(words), device=like.device, dtype=like.dtype))
+        for name, shape in zip(self.held, self.shapes(), strict=True):
+            self.register_buffer(name, torch.zeros(shape, device=like.device, dtype=like.dtype))
         self._known: tuple[Any, ...] = ()
+        self._own: list[tuple[Tensor, Tensor]] | None = None
 
     def prompted(self, ids: Tensor) -> Self:
         """The same classes with other prompts."""
-        return type(self)(self.model, self.words, self.templates, ids).to(self.weight.device)
+        return type(self)(self.model, self.words, self.templates, ids)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compare with every class."""
         return F.linear(x, *self.layer())
 
-    def layer(self) -> tuple[Tensor, Tensor]:
-        """W and b; with gradients where something is trained."""
-        if self._known and self._known == self._key():
-            return self.weight, self.bias
-        weight, bias = self.computed()
-        if not weight.requires_grad and not torch.compiler.is_compiling():
-            self.weight, self.bias = weight.detach().clone(), bias.detach().clone()
-            self._known = self._key()
-        return weight, bias
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of W and b."""
+        return (self.out_features, self.in_features), (self.out_features,)
 
     def computed(self) -> tuple[Tensor, Tensor]:
         """W and b, made now."""
-        model, texts = self.model, self.texts()
-        features = F.normalize(F.normalize(texts, dim=-1).mean(1), dim=-1)
-        bias = features.new_zeros(len(features)) if model.logit_bias is None else model.logit_bias.expand(len(features))
-        return model.logit_scale.exp() * features, bias
+        return self.scaled(_mean(self.texts()))
 
-    def texts(self, ids: Tensor | None = None) -> Tensor:
-        """The embeddings of prompts, not normalised: [classes, prompts, embed_dim]."""
-        ids = self.ids if ids is None else ids
-        flat, rows = ids.flatten(0, 1), len(ids) * ids.shape[1] if torch.is_grad_enabled() else ROWS
-        found = torch.cat([self.model.text(part) for part in flat.split(rows)])
-        return found.unflatten(0, tuple(ids.shape[:2])).to(self.weight.dtype)
+    def layer(self) -> tuple[Tensor, Tensor]:
+        """W and b; with gradients where something is trained."""
+        if self._own:
+            return self._own[0]
+        if self._known and self._known == self._key():
+            weight, bias = (getattr(self, name) for name in self.held)
+            return weight, bias
+        weight, bias = self.computed()
+        if self._own is not None:
+            self._own.append((weight, bias))
+        if not weight.requires_grad and not torch.compiler.is_compiling():
+            for name, value in zip(self.held, (weight, bias), strict=True):
+                setattr(self, name, value.detach().clone())
+            self._known = self._key()
+        return weight, bias
+
+    @contextmanager
+    def once(self) -> Generator[None]:
+        """Within it W and b are made once, gradients and all, however often they are asked for."""
+        self._own = []
+        try:
+            yield
+        finally:
+            self._own = None
 
     @torch.no_grad()
     def linear(self) -> nn.Linear:
@@ -97,13 +139,18 @@ class TextHead(nn.Module):
         found = [t for n, t in own.items() if n.startswith((TEXT, "logit_", *roots))]
         if any(t.requires_grad for t in found) and not torch.is_inference_mode_enabled():
             return ()  # a pass that is watched must be seen to run it
-        made = (self.weight, self.bias, self.ids)
+        made = (*(getattr(self, name) for name in self.held), self.ids)
         return tuple((id(t), -1 if t.is_inference() else t._version) for t in (*found, *made))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():
             self.layer()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def _mean(texts: Tensor) -> Tensor:
+    """Of the embeddings of each class's prompts, [classes, prompts, embed_dim] -> [classes, embed_dim], normalised."""
+    return F.normalize(F.normalize(texts, dim=-1).mean(1), dim=-1)
 
 
 def _cut(tower: Any, ids: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability as cpu_capability
 from torch.nn import functional as F
 
-from vtzoo import beside, parallel, talk
+from vtzoo import beside, own_loss, parallel, talk
 from vtzoo import data as D
 from vtzoo.classifier import head_names
 from vtzoo.devices import accelerator, computing
@@ -204,9 +204,11 @@ def plan_of(job: Job, feed: Feed, checkpoint: Path | None = None) -> Plan:
         found = measure(*logits_of(which, feed.held_out(), feed.run, feed.held))
         return {**leading(found), "val_loss": found["loss"]}
 
+    record = installed(model)
+    assert record is not None
     return Plan(
-        model=model, loss=_loss_of(job, feed.run), batches=feed.batches, steps=feed.steps,
-        recipe=recipe, validate=held_out if recipe.validates else None, head=frozenset(head_state(model)), rates=rates(model),
+        model=model, loss=own_loss.around(_loss_of(job, feed.run), model, record.parts), batches=feed.batches, steps=feed.steps,
+        recipe=recipe, validate=held_out if recipe.validates else None, head=frozenset(n for n, t in head_state(model).items() if t.requires_grad), rates=rates(model),
         shares=shares(model, recipe.layer_decay), undecayed=undecayed(model),
         checkpoint=checkpoint, key=key, notes={} if job.spec == job.asked else {"composed": job.spec},
     )  # fmt: skip

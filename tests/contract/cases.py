@@ -120,6 +120,10 @@ VARIANTS = {
     "gated-vpt[tokens=2,gate=0.5]": ("vit", "eva02"),
     "sa2vp[rank=3,scale=1]": ("vit", "beit"),
     "upt[tokens=2]": ("dual",),
+    "kgcoop[per_class=true,weight=2]": ("dual",),
+    "prograd[init=,context=3,position=middle]": ("dual",),
+    "cocoop[init=,context=3,reduction=2]": ("dual",),
+    "plot[prompts=2,context=3,position=front,entropy=0.05]": ("dual",),
     "vl-prompt[vision=3,depth=1]": ("dual",),
     "vit-adapter[groups=1,ratio=0.5,conv=6]": ("vit", "beit"),
     "vpt-deep[tokens=1]": ("vit", "dinov3", "swinv2"),
@@ -133,6 +137,7 @@ STARTS = {  # knobs that change what the docstring says of the default
     "fourierft[n=50,alpha=20,init_std=1]": "no",
     "rlrr[init=kaiming]": "no",
     "lst[reduction=2,heads=6,join=replace]": "no",
+    "prograd[init=,context=3,position=middle]": "no",
     "ssf[init_std=0.02]": "no",
 }
 STACKS = ("lora+ssf+bitfit", "ssf+lora", "lora+adapter", "full+repadapter+lora+lora")

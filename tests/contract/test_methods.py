@@ -40,7 +40,7 @@ from vtzoo.installed import head_state
 from vtzoo.live import attach, detach, extract, inject, trainable
 from vtzoo.methods._protocol import prepares
 from vtzoo.sensitivity import scores
-from vtzoo.text_head import TextHead
+from vtzoo.text_head import Spoken
 
 # Shifts that the net itself undoes, so that their gradient is zero by nature: a key's bias moves all logits of a query
 # alike and softmax takes that away (CaiT's class attention, normalised keys; elsewhere the key is a third
@@ -79,18 +79,22 @@ def test_only_delta_and_head_train(spec: str, family: str) -> None:
     parameters = dict(model.named_parameters())
     wanted = {n for n in tensors_of(model) if n in parameters} | set(head_state(model)) & set(parameters)
     assert set(trainable(model)) == wanted
-    own = isinstance(model.get_classifier(), TextHead) or any(hasattr(m, "head") for m in _modules(spec))
+    own = isinstance(model.get_classifier(), Spoken) or any(hasattr(m, "head") for m in _modules(spec))
     assert own or set(head_state(model)) <= set(trainable(model))
     assert wanted or any(map(prepares, _modules(spec)))
 
 
 @every
 def test_identity_at_the_start(spec: str, family: str) -> None:
-    """A fresh delta changes nothing where the docstring says yes, little where nearly, and does where it says no."""
-    model = bare(family)
-    x = families.batch(family)
-    before = _features(model, x)
-    moved = relative(before, _features(inject(model, spec, batches=families.labelled(family)), x))
+    """A fresh delta changes nothing where the docstring says yes, little where nearly, and does where it says no.
+
+    What is looked at are the features, or, where before and after a text tower makes the classifier, the logits.
+    """
+    model, x = bare(family), families.batch(family)
+    said, before, answers = model.get_classifier(), _features(model, x), logits(model, x)
+    inject(model, spec, batches=families.labelled(family))
+    spoken = isinstance(said, Spoken) and isinstance(model.get_classifier(), Spoken)
+    moved = relative(answers, logits(model, x)) if spoken else relative(before, _features(model, x))
     low, high = {"yes": (0.0, 1e-12), "nearly": (1e-9, 0.1), "no": (1e-9, 10.0)}[identity(spec)]
     assert low <= moved <= high
 

@@ -21,24 +21,33 @@ STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Context:
-    """Knobs of a learned context.
+class Words:
+    """Knobs of where a learned context starts.
 
     Attributes:
         init: words whose tokens it starts from; empty for random vectors.
         context: how many vectors; as many as the words have tokens, or 16, unless given.
-        per_class: each class has vectors of its own.
-        position: of the class's name: behind them, in their middle, or before them.
     """
 
     init: str = "a photo of a"
     context: Annotated[int, Field(ge=1)] | None = None
-    per_class: bool = False
-    position: Position = "end"
 
     def __post_init__(self) -> None:
         if self.init and self.context is not None:
             raise ValueError("context counts random vectors: leave init empty (init=), or context out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context(Words):
+    """Knobs of a learned context; see `Words` for the others.
+
+    Attributes:
+        per_class: each class has vectors of its own.
+        position: of the class's name: behind them, in their middle, or before them.
+    """
+
+    per_class: bool = False
+    position: Position = "end"
 
 
 def spoken(anatomy: Anatomy, method: str) -> TextHead:
@@ -57,12 +66,12 @@ def spoken(anatomy: Anatomy, method: str) -> TextHead:
     return model.clip_head
 
 
-def words_of(model: Any, config: Context) -> list[int]:
+def words_of(model: Any, config: Words) -> list[int]:
     """The token ids that a context starts from."""
     return said(model.tokenize, config.init, model.text.context_length).tolist() if config.init else []
 
 
-def place(anatomy: Anatomy, config: Context, method: str) -> Site:
+def place(anatomy: Anatomy, config: Words, method: str) -> Site:
     """The token embedding, with what a context needs to know."""
     head = spoken(anatomy, method)
     model: Any = anatomy.model
@@ -72,17 +81,21 @@ def place(anatomy: Anatomy, config: Context, method: str) -> Site:
         "init": ids,
         "count": len(ids) or config.context or RANDOM,
     }
-    return Site(name=EMBEDDING, kind="params", facts={**facts, "classes": head.out_features if config.per_class else 0})
+    own = isinstance(config, Context) and config.per_class
+    return Site(name=EMBEDDING, kind="params", facts={**facts, "classes": head.out_features if own else 0})
 
 
 def prompted(old: nn.Module, config: Context) -> TextHead | None:
     """The classifier with places for the vectors in its prompts; None where no text tower makes it."""
-    if not isinstance(old, TextHead):
-        return None
+    return old.prompted(slots(old, config)) if isinstance(old, TextHead) else None
+
+
+def slots(old: TextHead, config: Words) -> Tensor:
+    """The prompts of a classifier's words, with places for the vectors: [classes, 1, context]."""
     model: Any = old.model
     count = len(words_of(model, config)) or config.context or RANDOM
-    context = model.text.context_length
-    return old.prompted(slotted(model.tokenize, old.words, count, config.position, context, own=config.per_class))
+    position, own = (config.position, config.per_class) if isinstance(config, Context) else ("end", False)
+    return slotted(model.tokenize, old.words, count, position, model.text.context_length, own=own)
 
 
 class Slots(graft.Graft):

@@ -11,6 +11,10 @@
     TRAINS           optional, False where nothing is learned: what it says is made at once
     INTERMEDIATES    optional, False where what passes from block to block is not the backbone's tokens alone; see vtzoo.limits
     head(old, config)      optional: builds another classifier in place of timm's linear one, or of a text tower's (vtzoo.text_head)
+    loss(model, config)    optional: (plain, seen) -> scalar, made once before a training: what is trained on in place of the plain loss that
+                     the recipe makes, given that and what passed the classifier; see vtzoo.own_loss
+    ONE_LABEL        optional, True where that loss is for images of one class each
+    TELLS_ALL        optional, True where a text tower's classifier, though not linear, holds all that is needed without the tower
     fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
     prepare(head, config, features, labels)     optional: what that classifier takes of all training images before any training: the
                      features [n, width] that come into it, and labels [n]. Alone such a method may have nothing to train

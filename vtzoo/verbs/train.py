@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vtzoo import data as D
-from vtzoo import files, knobs, machine, parallel, registry, talk, tracking
+from vtzoo import files, knobs, machine, own_loss, parallel, registry, talk, tracking
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
@@ -199,6 +199,7 @@ def _prepare(
     inject(model, stack, seed=asked.seed, batches=few)
     record = installed(model)
     assert record is not None
+    own_loss.check(record.parts, several=bool(images.several))
     resolved = _resolve(asked, [p.module for p in record.parts], survey(model).kind)
     resolved = resolved if trainable(model) else replace(resolved, epochs=0, probe_epochs=0)
     task = Task(
