@@ -2,12 +2,14 @@
 
     logits = exp(s) f T' + b,   f = the image's embedding,  T_c = mean over templates of the texts' embeddings; f and T normalised
 
-It is linear over normalised features, W = exp(s) T. W is computed once and kept for as long as nothing that it depends on changes.
+It is linear over normalised features, W = exp(s) T. W is computed once and kept for as long as nothing that it depends on changes; what
+is written past autograd, through a tensor's `.data`, nobody sees: `speak` again after that.
 """
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +110,9 @@ class TextHead(Spoken):
         if self._own is not None:
             self._own.append((weight, bias))
         if not weight.requires_grad and not torch.compiler.is_compiling():
-            for name, value in zip(self.held, (weight, bias), strict=True):
-                setattr(self, name, value.detach().clone())
+            with torch.inference_mode(mode=False):  # they may be wanted by a pass with gradients
+                for name, value in zip(self.held, (weight, bias), strict=True):
+                    setattr(self, name, value.detach().clone())
             self._known = self._key()
         return weight, bias
 
@@ -134,18 +137,36 @@ class TextHead(Spoken):
         """What W depends on, as it is now; nothing where it may not be kept."""
         if torch.compiler.is_compiling():
             return ()
-        own = dict(self.model.named_parameters(remove_duplicate=False))
-        roots = {p for p, _ in named_grafts(self.model) if "." not in p.rstrip(".")}
-        found = [t for n, t in own.items() if n.startswith((TEXT, "logit_", *roots))]
+        model, learned = self.model, named_grafts(self.model)
+        roots = {p for p, _ in learned if "." not in p.rstrip(".")}
+        inside = (TEXT, "logit_", *roots)
+        found = [t for n, t in model.named_parameters(remove_duplicate=False) if n.startswith(inside)]
         if any(t.requires_grad for t in found) and not torch.is_inference_mode_enabled():
             return ()  # a pass that is watched must be seen to run it
+        found += [t for n, t in model.named_buffers() if n.startswith(inside)]
+        drops = any(p.startswith(inside) and child.training for p, child in learned)
+        kind = self.ids.device.type
+        cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         made = (*(getattr(self, name) for name in self.held), self.ids)
-        return tuple((id(t), -1 if t.is_inference() else t._version) for t in (*found, *made))
+        return drops, cast, *(_Seen(t) for t in (*found, *made))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": ()}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with torch.no_grad():
             self.layer()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+class _Seen:
+    """A tensor as it was: equal while it is that very one, and nothing was written into it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.own, self.version = ref(tensor), -1 if tensor.is_inference() else tensor._version
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Seen) and self.version == other.version and self.own() is other.own() is not None
 
 
 def _mean(texts: Tensor) -> Tensor:

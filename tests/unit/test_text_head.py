@@ -1,12 +1,14 @@
 """The classifier that a text tower makes: made once while nothing changes, and the same wherever it is asked for."""
 
 import copy
+import math
 import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from tests import families
@@ -105,6 +107,53 @@ def test_copies_follow_their_own_tower(model: Any) -> None:
             made.text.ln_final.weight.mul_(-1.5)
         assert not torch.allclose(made(x), before)
     assert torch.equal(model(x), before)
+
+
+def stale(model: Any) -> float:
+    """How far what it answers with is from what the tower says."""
+    with torch.inference_mode():
+        return float((model.clip_head.layer()[0] - model.clip_head.computed()[0]).abs().max())
+
+
+def test_other_tensors_in_the_same_memory_are_seen(model: Any) -> None:
+    """What stands in for parameters for one pass is freed after it; what comes next in its place is another."""
+    own = {n: p.detach() for n, p in model.named_parameters()}
+    x = families.batch("dual")
+
+    def scaled(by: float) -> Tensor:
+        return functional_call(model, {**own, "logit_scale": own["logit_scale"] + by}, (x,))
+
+    found = [scaled(by) for by in (0.0, 1.0, 2.0)]
+    for by, logits in enumerate(found):
+        assert torch.allclose(logits, found[0] * math.exp(by), rtol=1e-9)
+
+
+def test_what_was_made_for_answers_alone_serves_training(model: Any) -> None:
+    """W that a pass in inference mode made takes part in one with gradients."""
+    model.requires_grad_(False)
+    with torch.inference_mode():
+        model(families.batch("dual"))
+    x = families.batch("dual").requires_grad_()
+    model(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_lower_precision_is_not_kept(model: Any) -> None:
+    """W that was made under autocast is none for a pass without it, nor for a file."""
+    model.float().requires_grad_(False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(families.batch("dual").float())
+    assert stale(model) == 0
+
+
+def test_dropout_is_not_kept(model: Any) -> None:
+    """W of a training pass, in which text grafts drop numbers, is none for evaluation."""
+    inject(model, "lora[targets=text.qkv,dropout=0.5]")
+    families.perturb(tensors_of(model))
+    with torch.inference_mode():
+        model.train()(families.batch("dual"))
+    model.eval()
+    assert stale(model) == 0
 
 
 def test_without_a_text_tower_nothing_is_said() -> None:
