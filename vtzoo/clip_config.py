@@ -39,6 +39,11 @@ RESNETS: dict[tuple[int, ...], tuple[str, int]] = {
 """timm's twin of a ModifiedResNet, and its width, by blocks per stage."""
 ELASTIC = frozenset(name for name, _ in RESNETS.values())
 """Trunks that fit their position table to each image by themselves, and are built for one size all the same."""
+_TOKENIZERS = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+_TOKENIZER_ARGS: Mapping[str, Any] = {
+    "clean": ("whitespace", "lower", "canonicalize"), "strip_sep_token": (False, True), "tokenizer_mode": ("", "clips"),
+}  # fmt: skip
+"""What a tokenizer may be told, and what of it: anything else could name a file that is read, or code of the hub that is run."""
 _STEM_WIDTH = 64  # that timm's width_factor multiplies
 _HEAD_WIDTH = 64  # of timm's attention pool
 _ARCH = re.compile(r"[a-z0-9_]+")
@@ -157,7 +162,26 @@ def read(model_cfg: Mapping[str, Any]) -> dict[str, Any]:
     args = {"embed_dim": dim, **_image(vision, quick=quick), "text": _text(text, quick=quick)}
     args |= {"tokenizer": text.hf_tokenizer_name or "", "bias": model.init_logit_bias is not None}
     mode = {"tokenizer_mode": text.tokenizer_mode} if text.hf_tokenizer_name and text.tokenizer_mode else {}
-    return args | {"tokenizer_args": {**mode, **(text.tokenizer_kwargs or {})}}
+    said = {**mode, **(text.tokenizer_kwargs or {})}
+    check_tokenizer(text.hf_tokenizer_name or "", said)
+    return args | {"tokenizer_args": said}
+
+
+def check_tokenizer(name: str, args: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer that is none of the hub's by name, or is told what no open_clip model's is.
+
+    Args:
+        name: on the hub; "" for open_clip's own.
+        args: of it.
+
+    Raises:
+        UsageError: says which.
+    """
+    if name and not _TOKENIZERS.fullmatch(name):
+        raise _refused(f"{shown(name)} is no name of a tokenizer")
+    for key, value in args.items():
+        if key not in _TOKENIZER_ARGS or value not in _TOKENIZER_ARGS[key] or not (name or key == "clean"):
+            raise _refused(f"its tokenizer takes {shown({key: value})}")
 
 
 def image_size(model_cfg: Mapping[str, Any]) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from timm.models import is_model, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtzoo.clip_config import ARCH
+from vtzoo.clip_config import ARCH, check_tokenizer
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.lineage import WEIGHTS
 from vtzoo.refs import shown
@@ -175,6 +175,7 @@ def clip(
         more: further arguments of the image tower.
     """
     _check(trunk, trunk_args or {})
+    check_tokenizer(tokenizer, tokenizer_args or {})
     more.pop("cache_dir", None)
     stored = _stored(pretrained_cfg, pretrained_cfg_overlay) if pretrained else None
     own = {n: t for n, t in (stored or {}).items() if n.startswith(OWN)}

@@ -120,16 +120,16 @@ def tokens(tokenize: Any, texts: Sequence[str], context: int) -> Tensor:
     Raises:
         UsageError: a text is longer than that.
     """
-    whole: Tensor = tokenize(list(texts), context_length=2 * context)
-    rest = tokenize([""], context_length=2 * context)[0, -1]
-    for text, ids in zip(texts, whole, strict=True):
-        if bool((ids[context:] != rest).any()):
-            count = int((ids != rest).nonzero().max()) + 1
+    found: Tensor = tokenize(list(texts), context_length=context)
+    rest = int(tokenize([""], context_length=2 * context)[0, -2])  # the last may be a mark
+    whole = (tokenize(list(texts), context_length=2 * context) != rest).sum(1)
+    for text, own, count in zip(texts, (found != rest).sum(1), whole, strict=True):
+        if own != count:
             raise UsageError(
-                f"{shown(text)} has {count} tokens or more, and the text tower reads {context}",
+                f"{shown(text)} has {int(count)} tokens or more, and the text tower reads {context}",
                 "shorten the class's name",
             )
-    return whole[:, :context]
+    return found
 
 
 def sets() -> dict[str, tuple[str, ...]]:
@@ -203,7 +203,8 @@ def said(tokenize: Any, text: str, context: int) -> Tensor:
     mark = _mark(tokenize, context)
     one, more = (tokenize([t], context_length=context)[0] for t in ("X", f"X {text}"))
     at = int((one == mark).nonzero()[0])
-    grown = int((more != one[-1]).sum()) - int((one != one[-1]).sum())
+    rest = tokenize([""], context_length=context)[0, -2]  # the last may be a mark
+    grown = int((more != rest).sum()) - int((one != rest).sum())
     return more[at + 1 : at + 1 + grown]
 
 

@@ -159,7 +159,7 @@ class TextHead(Spoken):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
-class _Seen:
+class _Seen:  # noqa: PLW1641 - what is equal today may not be tomorrow
     """A tensor as it was: equal while it is that very one, and nothing was written into it."""
 
     def __init__(self, tensor: Tensor) -> None:

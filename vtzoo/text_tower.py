@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vtzoo.clip_config import check_tokenizer
 from vtzoo.errors import Mismatch, UsageError
 
 EMBEDDING, BLOCKS = "text.token_embedding", "text.transformer.resblocks"
@@ -82,17 +83,23 @@ def tokenizer(model_args: Mapping[str, Any]) -> Any:
     """Texts -> token ids [n, length], as open_clip's tokenizers do it; called with `context_length`.
 
     Raises:
-        UsageError: open_clip, or transformers where the tokenizer is a hub's, is not installed.
+        Mismatch: the hub's can't be fetched.
+        UsageError: open_clip, or what a hub's tokenizer needs, is not installed.
     """
-    clip, name = _open_clip(), str(model_args.get("tokenizer", ""))
-    more: dict[str, Any] = dict(model_args.get("tokenizer_args", {}))
+    _open_clip()
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    name, context = str(model_args.get("tokenizer", "")), model_args["text"].get("context_length", 77)
+    more = dict(model_args.get("tokenizer_args", {}))
+    check_tokenizer(name, more)
     if not name:
-        return clip.SimpleTokenizer(context_length=model_args["text"].get("context_length", 77), **more)
+        return SimpleTokenizer(context_length=context, **more)
     try:
-        return clip.HFTokenizer(name, context_length=model_args["text"].get("context_length", 77), **more)
-    except ImportError as error:
+        return HFTokenizer(name, context_length=context, **more)
+    except (ImportError, ValueError) as error:  # transformers says by the latter, too, what it lacks
+        why = str(error).strip().splitlines()[:1]
         raise UsageError(
-            f"the tokenizer {name} needs transformers", "pip install transformers sentencepiece"
+            f"the tokenizer {name} can't be made: {' '.join(why)}", "pip install transformers sentencepiece"
         ) from error
     except OSError as error:
         why = str(error).splitlines()[0]

@@ -1,14 +1,18 @@
 """What a dual encoder is told: names and templates as token ids, and the places for learned vectors among them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from tests import families
+from tests.unit.spoken import VIT
 from vtzoo.errors import Corrupt, UsageError
 from vtzoo.spec import Task
 from vtzoo.speech import named, prompts, said, sets, slotted, spelled, tokens
+from vtzoo.text_tower import tokenizer
 
 CONTEXT = 20
 
@@ -72,6 +76,69 @@ def test_said_is_the_text_alone(tokenize: Any) -> None:
     """The ids between start and end."""
     ids = tokenize(["a photo of a"], context_length=CONTEXT)[0].tolist()
     assert said(tokenize, "a photo of a", CONTEXT).tolist() == ids[1 : ids.index(49407)]
+
+
+KINDS = {
+    "siglip": ({"clean": "canonicalize"}, True),
+    "bert": ({}, False),
+    "clips": ({"tokenizer_mode": "clips"}, False),
+}
+"""Tokenizers of the hub as their texts are: their arguments, and whether what fills up is what ends a text, and nothing starts it."""
+
+
+@pytest.fixture(params=KINDS)
+def other(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small tokenizer as the hub has them, by open_clip's wrapper."""
+    transformers, made = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    args, alone = KINDS[request.param]
+    special = ["[PAD]", "[END]", "[CLS]", "[UNK]"]
+    words = [*special, "a", "photo", "of", "cat", "x", "ray", "."]
+    own = made.Tokenizer(made.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    own.normalizer, own.pre_tokenizer = made.normalizers.Lowercase(), made.pre_tokenizers.Whitespace()
+    ends = [("[CLS]", 2), ("[END]", 1)]
+    single = "$A [END]" if alone else "[CLS] $A [END]"
+    own.post_processor = made.processors.TemplateProcessing(single=single, special_tokens=ends)
+    whole = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own, pad_token="[END]" if alone else "[PAD]", eos_token="[END]", bos_token="[CLS]", cls_token="[CLS]",
+        unk_token="[UNK]",
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    whole.save_pretrained("org/name")
+    return tokenizer({"text": {"context_length": CONTEXT}, "tokenizer": "org/name", "tokenizer_args": args})
+
+
+def test_other_tokenizers_are_read_as_well(other: Any) -> None:
+    """With another start, end and filling than open_clip's own: ids, what is said, places, and where a text is too long."""
+    ids = prompts(other, ["cat", "ray"], ["a photo of a {}."], CONTEXT)[:, 0]
+    assert torch.equal(ids, other(["a photo of a cat.", "a photo of a ray."], context_length=CONTEXT))
+    assert said(other, "a photo of a", CONTEXT).tolist() == [4, 5, 6, 4]
+    (row,) = slotted(other, ["x ray"], 3, "middle", CONTEXT)[0].tolist()
+    at = row.index(-1)
+    assert row[at : at + 5] == [-1, 8, 9, -2, -3]
+    most = CONTEXT - int((other([""], context_length=CONTEXT)[0] != other([""], context_length=CONTEXT)[0, -2]).sum())
+    longest = most - (len(set(other([""], context_length=CONTEXT)[0].tolist())) == 1)
+    tokens(other, ["cat " * longest], CONTEXT)
+    with pytest.raises(UsageError, match="tokens or more"):
+        tokens(other, ["cat " * (longest + 1)], CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("org/name", {"trust_remote_code": True}),
+        ("org/name", {"cache_dir": "/tmp"}),
+        ("org/name", {"clean": "all"}),
+        ("/etc/passwd", {}),
+        ("../name", {}),
+        ("", {"bpe_path": "/etc/passwd"}),
+    ],
+)
+def test_tokenizers_that_could_do_more_are_refused(name: str, args: dict[str, Any]) -> None:
+    """What runs code of the hub or names a file, in a card from elsewhere or in a model's config."""
+    with pytest.raises(UsageError, match=r"its tokenizer takes|is no name of a tokenizer"):
+        timm.create_model("clip", **VIT, tokenizer=name, tokenizer_args=args)
+    with pytest.raises(UsageError, match=r"its tokenizer takes|is no name of a tokenizer"):
+        tokenizer({"text": {}, "tokenizer": name, "tokenizer_args": args})
 
 
 def test_sets_of_templates_go_by_name() -> None:
