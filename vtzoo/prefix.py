@@ -59,7 +59,11 @@ class Prefix:
     @property
     def facts(self) -> dict[str, Any]:
         """What the features depend on beside the network."""
-        return {"cut": self.cut, "size": self.size}
+        return {
+            "cut": self.cut,
+            "size": self.size,
+            "shape": self.shape,
+        }  # of one cut, too, classifiers may be given other things
 
     @property
     def told(self) -> str:

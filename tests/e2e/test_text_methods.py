@@ -106,6 +106,13 @@ def test_a_loss_of_its_own_is_resumed(zoo: Zoo, data: str, monkeypatch: pytest.M
     assert all((mine[n] == theirs[n.replace("whole", "again")]).all() for n in mine)
 
 
+def test_kept_features_of_one_method_are_not_anothers(zoo: Zoo, data: str) -> None:
+    """coop's are embeddings, plot's the places of an image, both of what comes into the classifier."""
+    for method in ("coop", "plot[context=3]", "coop"):
+        made = run(zoo, data, method, f"kept-{len(zoo.entries('deltas'))}/one", epochs=2, augment="none")
+        assert 0 <= made.metrics["val"]["top1"] <= 1
+
+
 def test_a_stack_of_two_losses_is_refused(zoo: Zoo, data: str) -> None:
     """Both would build the head, which is said first; there is no head to train alone either."""
     with pytest.raises(UsageError, match="kgcoop and prograd"):
