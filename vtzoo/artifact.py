@@ -20,7 +20,7 @@ from vtzoo.formats import beside, opened
 from vtzoo.installed import head_state
 from vtzoo.lineage import CONFIG, WEIGHTS
 from vtzoo.live import attach
-from vtzoo.merges._checks import complete
+from vtzoo.merges._checks import complete, told
 from vtzoo.objects import workroom
 from vtzoo.onnx.run import open_onnx
 from vtzoo.refs import EXPORTS, is_path
@@ -231,6 +231,7 @@ def _live_delta(
         model = plain_model(delta, folded, len(chosen.classes) if chosen else 0, model_args)
         card = replace(card, model_args={**card.model_args, **folded.all_args, **model_args})
     else:
+        told(delta, "the delta")  # before anything is made of such sizes
         known = bool(card.fingerprint)  # then building has compared it with the weights already
         silent = known and not whole and bool(card.model_args.get("text")) and _said(delta, chosen)
         args: dict[str, Any] = {**model_args, **({"text": False} if silent else {})}

@@ -20,7 +20,7 @@ from vtzoo.errors import NotFound, UsageError, did_you_mean
 from vtzoo.fingerprint import base_state, fingerprint_of
 from vtzoo.identity import CARD, LOADED, RESIZED
 from vtzoo.probing import probe
-from vtzoo.spec import LOADING, BackboneCard, Preprocess
+from vtzoo.spec import LOADING, BackboneCard, Preprocess, one_line
 from vtzoo.speech import TEXT
 from vtzoo.zoo import Zoo
 
@@ -183,9 +183,9 @@ def create(arch: str, **args: Any) -> nn.Module:
     refuse_loading({k: v for k, v in args.items() if k not in ("pretrained", "pretrained_cfg_overlay")})
     try:
         return timm.create_model(arch, **args)
-    except (AssertionError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UsageError(
-            f"{arch} does not take these arguments: {error}", "see timm.create_model's arguments for it"
+            f"{arch} does not take these arguments: {one_line(error)[:200]}", "see timm.create_model's arguments for it"
         ) from error
 
 

@@ -11,8 +11,8 @@ from vtzoo.classifier import head_names
 from vtzoo.delta import Delta, Part
 from vtzoo.errors import UsageError
 from vtzoo.masks import is_masked
+from vtzoo.methods._protocol import check, resized
 from vtzoo.methods._protocol import head as build_head
-from vtzoo.methods._protocol import resized
 from vtzoo.spec import Task
 from vtzoo.speech import can_speak, speaks
 from vtzoo.tensors import fill, prefixed, shape_of
@@ -48,6 +48,7 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
     """Give the model one task's classifier (the delta must be attached).
 
     Raises:
+        Corrupt: the head holds numbers that mean nothing to it.
         ShapeMismatch: the head does not fit the backbone's features.
         UsageError: no delta is attached, or each task has a network of its own.
     """
@@ -70,6 +71,8 @@ def set_head(model: nn.Module, delta: Delta, task: str) -> None:
         head = resized(model.get_submodule(name), {n: shape_of(own, n) for n in own})
         head.to(like.device if like is not None else None)
     fill(head_state(model), dict(tensors))
+    for name in names:
+        check(model.get_submodule(name))
 
 
 def say(model: Any, parts: Sequence[Part], words: Sequence[str], templates: Sequence[str]) -> None:

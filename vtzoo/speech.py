@@ -160,7 +160,7 @@ def prompts(tokenize: Any, words: Sequence[str], templates: Sequence[str], conte
     check_templates(templates)
     if empty := [i for i, word in enumerate(words) if not word.strip()]:
         raise UsageError(f"class {empty[0] + 1} has an empty name", "give it words: --words FILE")
-    ids = tokens(tokenize, [t.format(w) for w in words for t in templates], context)
+    ids = tokens(tokenize, [t.replace("{}", w) for w in words for t in templates], context)
     ids = ids.reshape(len(words), len(templates), context)
     rows = [tuple(row) for row in ids[:, 0].tolist()]
     if twice := [i for i, count in ((rows.index(r), c) for r, c in Counter(rows).items()) if count > 1]:

@@ -21,6 +21,10 @@ ENDS = ("argmax", "eos")
 ACTS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "silu": nn.SiLU, "relu": nn.ReLU}
 
 
+MOST = {"context_length": 1 << 12, "layers": 1 << 9, "width": 1 << 14}
+"""What no text tower has more of: a card may come from elsewhere, and a mask has as many numbers as the context's square."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, called as open_clip calls `nn.MultiheadAttention`."""
 
@@ -60,6 +64,8 @@ def build_text(config: Mapping[str, Any], embed_dim: int) -> nn.Module:
         UsageError: open_clip is not installed, or doesn't take this.
     """
     own = dict(config)
+    if large := [k for k, most in MOST.items() if isinstance(own.get(k), int) and own[k] > most]:
+        raise UsageError(f"there is no text tower with {large[0]}={own[large[0]]}", f"{MOST[large[0]]} at most")
     act, eps = own.pop("act", "gelu"), own.pop("eps", 1e-5)
     made = _open_clip().transformer.TextTransformer
     try:

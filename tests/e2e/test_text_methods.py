@@ -1,5 +1,6 @@
 """Methods of a text tower from images to exported files, on a small random dual encoder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.unit.spoken import VIT, spoken
-from vtzoo.artifact import open_ref, simplest
+from tests.unit.spoken import TEXT, VIT, spoken
+from vtzoo.artifact import go_live, open_ref, simplest
+from vtzoo.backbone import create
 from vtzoo.delta import Delta
-from vtzoo.errors import UsageError
+from vtzoo.errors import Corrupt, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state, fingerprint
+from vtzoo.keep import kept
+from vtzoo.live import extract, inject
 from vtzoo.results import Trained
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
@@ -20,6 +24,7 @@ from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
 from vtzoo.verbs.export.program import export_program
 from vtzoo.verbs.train import train
+from vtzoo.verbs.zero_shot import zero_shot
 from vtzoo.zoo import Zoo
 
 METHODS = ("kgcoop", "prograd", "cocoop", "plot[context=3]")
@@ -111,6 +116,46 @@ def test_kept_features_of_one_method_are_not_anothers(zoo: Zoo, data: str) -> No
     for method in ("coop", "plot[context=3]", "coop"):
         made = run(zoo, data, method, f"kept-{len(zoo.entries('deltas'))}/one", epochs=2, augment="none")
         assert 0 <= made.metrics["val"]["top1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("width", -1),
+        ("width", 10**9),
+        ("width", "x"),
+        ("count", 10**9),
+        ("count", None),
+        ("classes", 10**9),
+        ("init", None),
+    ],
+)
+def test_a_header_of_other_sizes_is_refused(zoo: Zoo, fact: str, value: Any) -> None:
+    """What a header tells of the learned words is compared with its tensors, before anything of that size is made."""
+    if not [e for e in zoo.entries("deltas") if e.name == "told/coop"]:
+        zero_shot(backbone="dual", name="zero/shot", classes=["cat", "dog"], zoo=zoo)
+        model = spoken().float()
+        inject(model, "coop")
+        card = open_ref("zero/shot", zoo).delta.backbone  # type: ignore[union-attr] - it is a delta
+        kept(extract(model, task="told", backbone=card), zoo, "told/coop", {})
+    artifact = open_ref("told/coop", zoo)
+    assert artifact.delta is not None
+    (part,) = artifact.delta.parts
+    (site,) = part.sites
+    garbled = replace(part, sites=(replace(site, facts={**site.facts, fact: value}),))
+    with pytest.raises((Corrupt, ShapeMismatch)):
+        go_live(replace(artifact, delta=artifact.delta.with_(parts=(garbled,))), whole=True)
+
+
+@pytest.mark.parametrize(
+    "text", [{"context_length": 60_000}, {"layers": 10**4}, {"width": -8}, {"width": "x"}, {"heads": 0}, {"evil": 1}]
+)
+def test_a_card_of_no_text_tower_is_refused(text: dict[str, Any]) -> None:
+    """Sizes that none has, before anything of that size is made, and arguments that none takes."""
+    with pytest.raises(UsageError):
+        create("clip", **{**VIT, "text": {**TEXT, **text}})
+    with pytest.raises(UsageError, match="does not take"):
+        create("clip", **{**VIT, "embed_dim": -1})
 
 
 def test_a_stack_of_two_losses_is_refused(zoo: Zoo, data: str) -> None:

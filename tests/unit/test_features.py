@@ -13,10 +13,10 @@ from tests import families
 from tests.contract.cases import bare, logits, relative
 from vtzoo import knobs
 from vtzoo.delta import Delta, is_linear
-from vtzoo.errors import NotFoldable, ShapeMismatch, UsageError
+from vtzoo.errors import Corrupt, NotFoldable, ShapeMismatch, UsageError
 from vtzoo.folding import fold
 from vtzoo.heads import classifier
-from vtzoo.installed import head_state, set_head
+from vtzoo.installed import head_state, installed, set_head
 from vtzoo.live import attach, extract, inject, trainable
 from vtzoo.methods import _cache, ape
 from vtzoo.spec import Task
@@ -125,6 +125,26 @@ def test_a_file_whose_rows_differ_is_refused() -> None:
     tensors["@head/t/clip_head.keys"] = torch.zeros(9, E, dtype=torch.float64)
     with pytest.raises(ShapeMismatch, match="keys"):
         attach(bare("dual"), delta.with_(tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "value", "why"),
+    [
+        ("tip-adapter", "labels", -1, "an image is of class -1"),
+        ("tip-adapter-f", "labels", 5, "an image is of class 5"),
+        ("ape", "channels", 20, "it compares channel 20"),
+        ("ape[train=true]", "channels", -3, "it compares channel -3"),
+    ],
+)
+def test_a_file_of_places_that_there_are_not_is_refused(spec: str, name: str, value: int, why: str) -> None:
+    """Images of other classes than the classifier's, channels that features have not; the network is left bare."""
+    _, delta = moved(spec)
+    tensors = dict(delta.tensors)
+    tensors[f"@head/t/clip_head.{name}"] = torch.full_like(tensors[f"@head/t/clip_head.{name}"], value)
+    model = bare("dual")
+    with pytest.raises(Corrupt, match=why):
+        attach(model, delta.with_(tensors=tensors))
+    assert installed(model) is None
 
 
 def test_a_task_residual_folds_into_one_layer() -> None:

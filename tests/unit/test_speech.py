@@ -54,6 +54,12 @@ def test_the_longest_text_that_fits_is_taken(tokenize: Any) -> None:
         tokens(tokenize, ["cat " * (CONTEXT - 1)], CONTEXT)
 
 
+def test_other_braces_are_text(tokenize: Any) -> None:
+    """Of a template, which may come with a file from elsewhere, the place for the name is all that is filled in."""
+    found = prompts(tokenize, ["cat {0}"], ["{} {:>9999999999} {"], CONTEXT)[0]
+    assert torch.equal(found, tokenize(["cat {0} {:>9999999999} {"], context_length=CONTEXT))
+
+
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_places_stand_around_the_name(tokenize: Any, position: Any) -> None:
     """Vectors are numbered from the left: all before the name, half of them, or none; a name may hold the mark itself."""

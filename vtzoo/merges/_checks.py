@@ -72,25 +72,35 @@ def same_backbone(deltas: Sequence[Delta]) -> None:
 
 
 def complete(delta: Delta, who: str, ground: Folded) -> None:
-    """Every tensor of every graft is there in its shape, none is left over, and what they act on is in the base.
+    """What `told` says, and what the grafts act on is in the base.
 
     Raises:
-        ShapeMismatch: the first that isn't, or is.
+        ShapeMismatch: the first that isn't, or is left over.
         Corrupt: the header garbles where a graft sits.
     """
-    own = {n: shape_of(delta.tensors, n) for n in delta.tensors}
+    told(delta, who)
     there = {n: ground.shape(n) for n in ground.base}
-    wanted = {name: shape for part in delta.parts for name, shape in _wanted(part, who)}
-    for name, shape in wanted.items():
-        _fits(own, name, shape, who)
-    if spare := sorted(n for n in own if n not in wanted and not n.startswith("@")):
-        raise ShapeMismatch(f"{who} holds {spare[0]}, which none of its parts knows", "is the file from this version?")
     for part in delta.parts:
         for site in (s for s in part.sites if not s.name.startswith(TEXT)):
             for name, shape in site.facts.get("params", {}).items():
                 _fits(there, site.key(name), shape, f"the base of {who}")
             if site.kind in ("linear", "conv", "norm"):
                 _fits(there, site.key("weight"), site.shape, f"the base of {who}")
+
+
+def told(delta: Delta, who: str) -> None:
+    """Every tensor of every graft is there in the shape that the header tells, and none is left over; nothing is built for it.
+
+    Raises:
+        ShapeMismatch: the first that isn't, or is.
+        Corrupt: the header garbles where a graft sits.
+    """
+    own = {n: shape_of(delta.tensors, n) for n in delta.tensors}
+    wanted = {name: shape for part in delta.parts for name, shape in _wanted(part, who)}
+    for name, shape in wanted.items():
+        _fits(own, name, shape, who)
+    if spare := sorted(n for n in own if n not in wanted and not n.startswith("@")):
+        raise ShapeMismatch(f"{who} holds {spare[0]}, which none of its parts knows", "is the file from this version?")
 
 
 def _wanted(part: Part, who: str) -> Iterator[tuple[str, Sequence[int]]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo import talk
+from vtzoo.errors import Corrupt
 from vtzoo.heads import classifier
 from vtzoo.methods._features import layer
 from vtzoo.text_head import TextHead
@@ -88,6 +89,14 @@ class Cache(nn.Module):
             made = old.new_zeros((*shapes.get("labels", ())[:1], *old.shape[1:]))
             setattr(self, name, nn.Parameter(made) if isinstance(old, nn.Parameter) else made)
 
+    def check(self) -> None:
+        """Refuse images of classes that there are not.
+
+        Raises:
+            Corrupt: the first such.
+        """
+        within(self.labels, len(self.weight), "an image is of class")
+
     def base(self, features: Tensor) -> Tensor:
         """What the classifier says of normalised features, without the images [n, classes]."""
         return F.linear(features, self.weight, self.bias)
@@ -109,6 +118,17 @@ class Cache(nn.Module):
         features = F.normalize(x, dim=-1)
         near = torch.exp(-self.beta * (1 - self.likeness(features)))
         return self.base(features) + self.alpha * (near @ self.values())
+
+
+def within(places: Tensor, count: int, what: str) -> None:
+    """Refuse places, of a file, of which there are no such.
+
+    Raises:
+        Corrupt: says which.
+    """
+    odd = places[(places < 0) | (places >= count)]
+    if len(odd):
+        raise Corrupt(f"{what} {int(odd[0])}, and there are {count}", "fetch it or make it again")
 
 
 @torch.no_grad()

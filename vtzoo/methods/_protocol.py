@@ -21,7 +21,8 @@
     tune(head, config, features, labels)        optional, with a knob `search`: what it chooses by the validation images, after training
     fold(base, delta, sites, config) -> Folded      optional: where folding is more than `Graft.read` per site
 
-A classifier whose file's shapes depend on the images has a method `resize(shapes)`, which makes room for tensors of these shapes, by name.
+A classifier whose file's shapes depend on the images has a method `resize(shapes)`, which makes room for tensors of these shapes, by name;
+`check()`, where it has that, refuses what a file has put into it.
 
 A graft whose `edits` is empty does not fold; the docstring's "Folds:" line is the reason that people read.
 
@@ -96,3 +97,13 @@ def resized(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Modu
     if hasattr(module, "resize"):
         module.resize(shapes)  # type: ignore[operator] - the protocol's
     return module
+
+
+def check(module: nn.Module) -> None:
+    """Let a classifier refuse what a file has put into it.
+
+    Raises:
+        Corrupt: it is no such classifier's.
+    """
+    if hasattr(module, "check"):
+        module.check()  # type: ignore[operator] - the protocol's

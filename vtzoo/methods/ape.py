@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo.graft import Graft
-from vtzoo.methods._cache import Cache, Knobs, grid, remembered, tune
+from vtzoo.methods._cache import Cache, Knobs, grid, remembered, tune, within
 from vtzoo.methods._features import sites
 from vtzoo.text_head import TextHead
 
@@ -76,6 +76,15 @@ class Refined(Cache):
         self.register_buffer("apart", self.weight.new_zeros(0))
         self.register_buffer("gamma", self.weight.new_full((), config.gamma))
 
+    def check(self) -> None:
+        """Refuse channels, too, that there are not.
+
+        Raises:
+            Corrupt: the first such.
+        """
+        super().check()
+        within(self.channels, self.weight.shape[1], "it compares channel")
+
     def likeness(self, features: Tensor) -> Tensor:
         """In the kept channels [n, images]."""
         return F.normalize(features[:, self.channels.long()], dim=-1) @ self.keys.mT
@@ -104,6 +113,15 @@ class Moved(Cache):
         self.register_buffer("scale", self.weight.new_ones(()))
         self.residual = nn.Parameter(self.weight.new_zeros(len(self.weight), width))
         self.worth = nn.Parameter(self.weight.new_ones(0))
+
+    def check(self) -> None:
+        """Refuse channels, too, that there are not.
+
+        Raises:
+            Corrupt: the first such.
+        """
+        super().check()
+        within(self.channels, self.weight.shape[1], "it compares channel")
 
     def base(self, features: Tensor) -> Tensor:
         """The classifier, its texts moved [n, classes]."""
