@@ -318,13 +318,18 @@ def _prepare(model: nn.Module, part: Part, config: Any, heads: Sequence[str], ba
     """Let a method make its classifiers of all images' features.
 
     Raises:
-        UsageError: there is no classifier, or there are no images.
+        UsageError: there is no classifier, there are no images, or these are of no one class that it knows.
     """
     if not heads:
         raise UsageError(f"{part.method} makes a classifier, and this model has none", "build it with num_classes=N")
     if batches is None:
         raise UsageError(f"{part.method} keeps features of the training images", "give them: inject(…, batches=…)")
     features, labels = gathered(model, heads, batches)
+    if labels.ndim > 1:
+        raise UsageError(f"{part.method} is for images of one class each, and an image here has several", "use linear")
+    count = int(getattr(model, "num_classes", 0))
+    if odd := [n for n in labels.tolist() if not 0 <= n < count]:
+        raise UsageError(f"an image is of class {odd[0]}, and this model has {count}", "build it with num_classes=N")
     for head in heads:
         part.module.prepare(model.get_submodule(head), config, features[head], labels)
 

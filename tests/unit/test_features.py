@@ -270,6 +270,17 @@ def test_a_cache_without_images_or_classes_is_refused(build: dict[str, int], bat
     assert list(model.state_dict()) == before
 
 
+@pytest.mark.parametrize("spec", ["tip-adapter", "ape", "tip-adapter-f[head=linear]"])
+def test_images_of_no_one_class_are_refused(spec: str) -> None:
+    """Several labels of an image, or a class that the classifier has not; the network is left bare."""
+    x, model = families.batch("dual", 2), bare("dual")
+    with pytest.raises(UsageError, match="is for images of one class each"):
+        inject(model, spec, batches=[(x, torch.eye(C)[:2])])
+    with pytest.raises(UsageError, match=f"an image is of class {C}, and this model has {C}"):
+        inject(model, spec, batches=[(x, torch.tensor([0, C]))])
+    assert installed(model) is None
+
+
 def test_images_are_looked_at_in_a_stack_after_all_is_hung() -> None:
     """The keys are what the network says with everything on it, whatever the order of the stack."""
     for spec in ("tip-adapter+ssf[init_std=0.5]", "ssf[init_std=0.5]+tip-adapter"):
