@@ -1,6 +1,6 @@
 """Few images of each class on a dual encoder: what each way to tune it makes of 1 to 16 of them, beside zero-shot.
 
-    python benchmarks/bench_few_shot.py CLIP TASK [TASK …] [--seeds 0,1,2] [--shots 1,2,4,8,16] [--methods NAME,…]
+    python benchmarks/bench_few_shot.py CLIP TASK [TASK …] [--seeds 0,1,2] [--shots 1,2,4,8,16] [--methods 'NAME;…']
 
 CLIP is an open_clip folder such as `scripts/make_clip.py` makes, the tasks are folders of held-out categories beside it. Each cell is the
 mean over seeds, which choose the images and the first values; the test images are looked at once. Writes results/few_shot.json and
@@ -11,14 +11,14 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from _results import keep
 
-from vtzoo.verbs.add import add_backbone
+from vtzoo.verbs.add import add_published
 from vtzoo.verbs.train import train
 from vtzoo.verbs.zero_shot import zero_shot
 from vtzoo.zoo import Zoo
@@ -29,23 +29,27 @@ TEMPLATE = "a drawing of a {}."
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A stack of methods, and how it is trained; `images` says whether the image tower changes."""
+    """A stack of methods and its recipe; `epochs` gives the passes over so many images of each class."""
 
     spec: str
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    epochs: Callable[[int], int]
 
 
-WAYS = {
-    "coop": Way(spec="coop[init=a drawing of a]", recipe={"preset": "coop"}),
-    "clip-adapter": Way(spec="clip-adapter"),
-    "tip-adapter-f": Way(spec="tip-adapter-f"),
-    "lora": Way(spec="lora[rank=2]"),
-}
-
-
-def epochs(shots: int) -> int:
+def coops(shots: int) -> int:
     """CoOp's: 50 for one image of a class, 100 for two and four, 200 for more."""
     return 50 if shots == 1 else 100 if shots <= 4 else 200
+
+
+PLAIN = {"augment": "flip"}  # two views of an image, so that the image tower runs twice for each and no more
+WAYS = {
+    "coop": Way(spec="coop[init=a drawing of a]", recipe={"preset": "coop", **PLAIN}, epochs=coops),
+    "clip-adapter": Way(spec="clip-adapter", recipe={"preset": "coop", **PLAIN}, epochs=coops),
+    "task-residual": Way(spec="task-residual", recipe={"preset": "task-residual", **PLAIN}, epochs=coops),
+    "tip-adapter-f": Way(spec="tip-adapter-f", recipe={"preset": "tip-adapter", **PLAIN}, epochs=lambda _: 20),
+    "lora": Way(spec="lora[rank=2]", recipe=PLAIN, epochs=lambda _: 30),
+    "lora, both towers": Way(spec="lora[rank=2,targets=auto|text.auto]", recipe=PLAIN, epochs=lambda _: 30),
+}
 
 
 def main() -> None:
@@ -55,15 +59,15 @@ def main() -> None:
     parser.add_argument("tasks", type=Path, nargs="+")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--shots", default="1,2,4,8,16")
-    parser.add_argument("--methods", default=",".join(WAYS))
+    parser.add_argument("--methods", default=";".join(WAYS), help="with ; between them")
     asked = parser.parse_args()
     seeds, shots = ([int(n) for n in text.split(",")] for text in (asked.seeds, asked.shots))
     raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo.init(Path(folder) / "zoo")
-        add_backbone(name="clip", source=str(asked.clip), zoo=zoo)
+        add_published(name="clip", source=str(asked.clip), zoo=zoo)
         for task in asked.tasks:
-            raw[task.name] = measured(zoo, task, asked.methods.split(","), shots, seeds)
+            raw[task.name] = measured(zoo, task, asked.methods.split(";"), shots, seeds)
     rows = [row for task, found in raw.items() for row in table(task, found, shots)]
     head = (
         "task",
@@ -97,8 +101,8 @@ def once(zoo: Zoo, task: Path, name: str, shots: int, seed: int) -> float:
     """Top-1 of one training on the test images."""
     way = WAYS[name]
     made = train(
-        backbone="clip", data=str(task), method=way.spec, name=f"{task.name}/{name}-{shots}-{seed}", zoo=zoo, templates=[TEMPLATE],
-        recipe={"epochs": epochs(shots), **way.recipe, "shots": shots, "seed": seed, "eval_on": "test", "views": 8},
+        backbone="clip", data=str(task), method=way.spec, name=f"{task.name}/{name.replace(', ', '-').replace(' ', '-')}-{shots}-{seed}", zoo=zoo, templates=[TEMPLATE],
+        recipe={**way.recipe, "epochs": way.epochs(shots), "shots": shots, "seed": seed, "eval_on": "test"},
     )  # fmt: skip
     return float(made.metrics["test"]["top1"])
 

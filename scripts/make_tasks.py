@@ -13,6 +13,7 @@ import logging
 import random
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,7 +45,9 @@ ABOUT = {
     ),
     "clipart": ("what a drawing shows", 96, "Open Clip Art Library, public domain; Debian package `openclipart-png`"),
 }
+SPLITS = ("train", "val", "test")
 Labelled = Iterator[tuple[str, str, Image.Image]]
+Numbered = tuple[str, str, int, Image.Image]
 
 
 def idx(path: Path, offset: int) -> Pixels:
@@ -80,7 +83,11 @@ def clipart(tmp: Path) -> Labelled:
     fetched = registries.deb("openclipart-png", tmp)
     if fetched is None:
         raise SystemExit("openclipart-png can't be downloaded")
-    root = next(fetched.folder.rglob("openclipart/png"))
+    yield from drawings(next(fetched.folder.rglob("openclipart/png")), 96)
+
+
+def drawings(root: Path, side: int) -> Labelled:
+    """(split, category, image) of the chosen categories of Open Clip Art, shuffled, at most `side` px wide and high."""
     for category in CLIPART:
         paths = sorted((root / category).rglob("*.png"))
         random.Random(category).shuffle(paths)
@@ -89,30 +96,37 @@ def clipart(tmp: Path) -> Labelled:
                 image = flat(Image.open(path))
             except (OSError, SyntaxError, ValueError):
                 continue
-            image.thumbnail((96, 96), Image.Resampling.BICUBIC)
+            image.thumbnail((side, side), Image.Resampling.BICUBIC)
             yield registries.side(path.name), category.split("/")[1], image
+
+
+def chosen(images: Iterable[tuple[str, str, Image.Image]], sizes: tuple[int, int, int]) -> Iterator[Numbered]:
+    """At most so many of each class for train, val and test, none nearly equal to one before; numbers by class."""
+    limit = dict(zip(SPLITS, sizes, strict=True))
+    taken = Counter[tuple[str, str]]()
+    seen = Known()
+    for split, label, image in images:
+        number = taken[split, label]
+        if number < limit[split] and not seen.has(image):
+            seen.add(image)
+            taken[split, label] += 1
+            yield split, label, number, image
 
 
 def pack(name: str, images: Iterable[tuple[str, str, Image.Image]]) -> dict[str, int]:
     """Write NAME.zip with at most SIZES images of each class and split; give the counts by split."""
-    limit = dict(zip(("train", "val", "test"), SIZES[name], strict=True))
-    taken: dict[tuple[str, str], int] = {}
-    seen = Known()
+    counts, classes = dict.fromkeys(SPLITS, 0), set[str]()
     OUT.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(OUT / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
-        for split, label, image in images:
-            number = taken.get((split, label), 0)
-            if number >= limit[split] or seen.has(image):
-                continue
-            seen.add(image)
-            taken[split, label] = number + 1
+        for split, label, number, image in chosen(images, SIZES[name]):
+            counts[split] += 1
+            classes.add(label)
             kind, options = ("png", {"optimize": True}) if image.mode == "L" else ("webp", {"quality": 85, "method": 6})
             buffer = io.BytesIO()
             image.save(buffer, kind, **options)
             entry = zipfile.ZipInfo(f"{split}/{label}/{number:03d}.{kind}", (1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, buffer.getvalue())
-    counts = {split: sum(n for (s, _), n in taken.items() if s == split) for split in limit}
-    return counts | {"classes": len({c for _, c in taken})}
+    return counts | {"classes": len(classes)}
 
 
 def readme(counts: dict[str, dict[str, int]]) -> str:

@@ -20,7 +20,7 @@ from vtzoo.zoo import Zoo
 
 MANY = ("", "sweep", "demo")
 """Those that make many, and no command at all."""
-MAKERS = ("train", "merge", "distill", "fold", "add delta", "import peft", "import lycoris", "export onnx", "export pt2", "export openvino", "export executorch")  # fmt: skip
+MAKERS = ("train", "zero-shot", "merge", "distill", "fold", "add delta", "import peft", "import lycoris", "export onnx", "export pt2", "export openvino", "export executorch")  # fmt: skip
 """The commands that make a delta or a model."""
 REFS = ("ref", "refs", "teachers", "more")
 """Their options that name what the artifact was made from, in the order in which it is recorded."""

@@ -27,7 +27,7 @@ from vtzoo.folding import Folded, fold_part, reason
 from vtzoo.installed import head_state
 from vtzoo.lean import counting
 from vtzoo.live import trainable
-from vtzoo.methods._protocol import composes
+from vtzoo.methods._protocol import composes, prepares
 from vtzoo.methods._protocol import head as build_head
 from vtzoo.rebuilt import rebuild, rebuild_shared
 from vtzoo.spec import plain
@@ -72,6 +72,11 @@ def planned(anatomy: Anatomy, name: str, values: Mapping[str, Any]) -> Planned:
         raise UsageError(
             f"{name} finds a stack of other methods by training on labelled images, so its cost can't be told beforehand",
             f"set its own budget: vtzoo train --method {name}[budget=0.1M]",
+        )
+    if prepares(module):
+        raise UsageError(
+            f"{name} keeps the features of every training image, so its cost can't be told beforehand",
+            f"see what it takes: vtzoo train --method {name} --dry-run",
         )
     config = knobs.decode(module.Config, values, name)
     sites = tuple(module.sites(anatomy, config))

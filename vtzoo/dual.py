@@ -35,6 +35,8 @@ from vtzoo.text_tower import build_text, tokenizer
 PROJECTIONS = ("none", "linear", "linear-bias", "mlp", "mlp-bias")
 BESIDE = (TEXT, *SCALES)
 """What is not of the image tower."""
+OTHERS = ("license", "hf_hub_id", "url", "tag", "origin_url", "paper_ids", "paper_name", "notes")
+"""What timm's config of an image tower says of weights that are not these."""
 OWN = ("image_proj.", "clip_head.", *BESIDE)
 
 
@@ -193,7 +195,8 @@ def clip(
     model.model_args = {"text": text, "tokenizer": tokenizer, "tokenizer_args": tokenizer_args or {}}
     model.clip_head = nn.Identity()
     model.reset_classifier(int(_facts(pretrained_cfg).get("num_classes") or 0) if num_classes is None else num_classes)
-    model.pretrained_cfg = {**model.pretrained_cfg, "architecture": ARCH, "classifier": "clip_head"}
+    of_trunk = {k: v for k, v in model.pretrained_cfg.items() if k not in OTHERS}
+    model.pretrained_cfg = {**of_trunk, "architecture": ARCH, "classifier": "clip_head"}
     if stored is not None:
         _load(model, own, speaks=bool(text))
     return model

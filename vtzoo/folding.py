@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtzoo import registry
-from vtzoo.delta import Delta, Part, is_linear
+from vtzoo.delta import HEAD, Delta, Part, is_linear
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
@@ -144,6 +144,19 @@ def plain_head(delta: Delta, task: str) -> Mapping[str, Tensor]:
                 "fold --headless, or export onnx, which keeps the head as it is",
             )
     return head
+
+
+def with_plain_heads(delta: Delta) -> Delta:
+    """The same delta, its heads written as one linear layer each where a method that has nothing else knows how."""
+    gone = tuple(p for p in delta.parts if hasattr(p.module, "fold_head") and not p.sites)
+    if not gone:
+        return delta
+    own, heads = delta.tensors, {t.name: plain_head(delta, t.name) for t in delta.tasks}
+    made = {f"{HEAD}{task}/{n}": value for task, head in heads.items() for n, value in head.items()}
+    kept = [n for n in own if not n.startswith(HEAD)]
+    shapes = {n: shape_of(own, n) for n in kept} | {n: tuple(t.shape) for n, t in made.items()}
+    makers = {n: (lambda n=n: own[n]) for n in kept} | {n: (lambda t=t: t) for n, t in made.items()}
+    return delta.with_(parts=tuple(p for p in delta.parts if p not in gone), tensors=Lazy(makers, shapes))
 
 
 def check_base(base: Mapping[str, Tensor], delta: Delta) -> None:

@@ -12,6 +12,7 @@ from vtzoo import talk
 from vtzoo.bases import checked_path, tensors_of, weights_path, without_head
 from vtzoo.delta import Delta
 from vtzoo.errors import Resources, VtzooError
+from vtzoo.folding import with_plain_heads
 from vtzoo.keeping import LORA, Kept, low_rank, rank_asked
 from vtzoo.machine import free_bytes, told
 from vtzoo.merge_inputs import Wanted, images_of, open_deltas, refuse_contrary, refuse_twice
@@ -70,7 +71,7 @@ def job_of(
 ) -> Job:  # fmt: skip
     """Find and check everything that isn't tensors."""
     found = open_deltas(refs, zoo)
-    digests, deltas = [d for d, _ in found], [d for _, d in found]
+    digests, deltas = [d for d, _ in found], [with_plain_heads(d) for _, d in found]
     refuse_twice(refs, digests)
     chain = steps(method)
     refuse_contrary(chain, wanted)

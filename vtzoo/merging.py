@@ -18,7 +18,7 @@ from torch import Tensor
 from vtzoo.anatomy import Site
 from vtzoo.delta import BASE, HEAD, Delta, Part, head_parts
 from vtzoo.errors import NotFoldable, UsageError
-from vtzoo.folding import Folded, check_base, grounded, task_vector
+from vtzoo.folding import Folded, check_base, grounded, task_vector, with_plain_heads
 from vtzoo.keeping import Kept
 from vtzoo.lineage import record
 from vtzoo.masks import MASK, SCALE, packed
@@ -205,7 +205,7 @@ def plan(
     evidence: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> Plan:
     """Refuse what `merge` refuses (see there); tensors are read last, and only those that two deltas must share."""
-    deltas, chain = tuple(deltas), steps(method)
+    deltas, chain = tuple(map(with_plain_heads, deltas)), steps(method)
     weights = weights_of(coef, len(deltas))
     checks(chain, weights)
     _check_masks(chain, deltas)

@@ -22,6 +22,7 @@ from vtzoo.merges._chain import Step
 from vtzoo.merges._scene import Scene
 from vtzoo.merging import Plan
 from vtzoo.methods._protocol import head as build_head
+from vtzoo.methods._protocol import resized
 from vtzoo.recipe import Recipe
 from vtzoo.tensors import Lazy, dtype_of, fill, one_thread, prefixed, shape_of
 
@@ -177,9 +178,10 @@ def logits(merged: Delta, task: str, features: Tensor) -> Tensor:
         return F.linear(features, *linear_head(merged.head(task), task))
     head = build_head(built.module, nn.Linear(features.shape[1], len(merged.task(task).classes)), built.config)
     assert head is not None
-    places, tensors = head.state_dict(), merged.head(task)
-    first = next(iter(places))
-    fill(places, prefixed(tensors, next(n for n in tensors if n.endswith(f".{first}")).removesuffix(first)))
+    tensors, first = merged.head(task), next(iter(head.state_dict()))
+    place = min((n for n in tensors if n.endswith(f".{first}")), key=len).removesuffix(first)
+    own = prefixed(tensors, place)
+    fill(resized(head, {n: shape_of(own, n) for n in own}).state_dict(), own)
     with torch.no_grad():
         return head(features)
 

@@ -4,9 +4,10 @@ import json
 import shlex
 from collections.abc import Sequence
 
+from vtzoo.clip_config import ARCH
 from vtzoo.lineage import CONFIG
 from vtzoo.spec import Preprocess, as_map
-from vtzoo.subject import Subject, folds, shape_of, tasks_of
+from vtzoo.subject import Subject, backbone_of, folds, shape_of, tasks_of
 
 
 def use(about: Subject) -> list[str]:
@@ -34,12 +35,18 @@ def _with_timm(about: Subject, tasks: Sequence[str]) -> list[str]:
     else:
         return []
     return [
-        "", "With plain timm:", "", "```console", f"$ {first}", "```", "", "```python", "import timm", "from PIL import Image", "",
+        "", "With plain timm:", "", "```console", f"$ {first}", "```", "", "```python", "import timm", *_knowing(about), "from PIL import Image", "",
         'model = timm.create_model("local-dir:folder", pretrained=True).eval()',
         "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
         'logits = model(transform(Image.open("image.png").convert("RGB"))[None])',
         'print(model.pretrained_cfg["label_names"][logits.argmax()])', "```",
     ]  # fmt: skip
+
+
+def _knowing(about: Subject) -> list[str]:
+    """What plain timm must be told of first."""
+    arch = about.origin.facts.get("arch") or backbone_of(about).get("arch")
+    return ["import vtzoo.dual  # the architecture `clip`"] if arch == ARCH else []
 
 
 def _with_onnx(about: Subject, tasks: Sequence[str]) -> list[str]:

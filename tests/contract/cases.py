@@ -35,6 +35,7 @@ METHODS = [
     for m in registry.names("methods")
     if not composes(registry.load("methods", m)) and learns(registry.load("methods", m))
 ]  # those others are made of, and that hold something
+STILL = ("ape", "tip-adapter")  # keep images, and train nothing unless told to
 FAMILIES = families.names()
 
 VARIANTS = {

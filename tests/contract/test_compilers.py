@@ -11,6 +11,7 @@ from tests.contract.cases import (
     A_FEW,
     FAMILIES,
     METHODS,
+    STILL,
     SUPPORT,
     WORKS,
     bare,
@@ -61,7 +62,7 @@ def test_export_gives_the_same(spec: str, family: str) -> None:
         assert relative(made.live, program.module()(made.x)) <= 1e-12
 
 
-@pytest.mark.parametrize(("spec", "family"), [p for p in PAIRS if p.values[0] not in ALONG] + AGAIN)
+@pytest.mark.parametrize(("spec", "family"), [p for p in PAIRS if p.values[0] not in (*ALONG, *STILL)] + AGAIN)
 def test_recomputed_blocks_have_the_same_gradients(spec: str, family: str) -> None:
     """With activation checkpointing every tensor's gradient is the same, dropout included."""
     grads = []

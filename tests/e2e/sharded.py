@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from tests import families
-from tests.contract.cases import METHODS, works
+from tests.contract.cases import METHODS, STILL, works
 from tests.e2e.curves import watched
 from vtzoo import parallel
 from vtzoo.devices import accelerator
@@ -53,7 +53,7 @@ def losses(method: str, family: str, how: str) -> list[float]:
 def main(family: str, out: Path) -> None:
     """Every method that works there, both ways; the first process writes."""
     accelerator(Recipe())
-    names = [m for m in METHODS if works(m, family)]
+    names = [m for m in METHODS if works(m, family) and m not in STILL]
     found = {m: [losses(m, family, how) for how in ("ddp", "fsdp")] for m in names}
     if parallel.rank() == 0:
         out.write_text(json.dumps(found), encoding="utf-8")

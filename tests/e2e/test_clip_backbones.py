@@ -23,6 +23,7 @@ from vtzoo.identity import CARD
 from vtzoo.live import extract, inject
 from vtzoo.spec import BackboneCard
 from vtzoo.verbs.add import add_backbone, add_delta, add_published
+from vtzoo.verbs.fold import fold_ref
 from vtzoo.zoo import Zoo
 from vtzoo_cli._main import main
 
@@ -87,6 +88,41 @@ def test_a_folder_of_open_clip(folder: Path, theirs: nn.Module, zoo: Zoo) -> Non
     base = open_base(BackboneCard.of("tiny", facts), zoo)
     assert facts["fingerprint"] == fingerprint(base) == getattr(model, CARD).fingerprint
     assert torch.equal(base["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight)
+
+
+@pytest.fixture
+def folded(folder: Path, zoo: Zoo, tmp_path: Path) -> Path:
+    """A delta on it, folded: an image classifier in a timm folder."""
+    add_published(name="tiny", source=str(folder), zoo=zoo)
+    model = build("tiny", zoo=zoo)
+    inject(model, "lora[rank=2]")
+    extract(model).save(tmp_path / "delta.safetensors")
+    fold_ref(ref=str(tmp_path / "delta.safetensors"), out=tmp_path / "folded", headless=True, zoo=zoo)
+    return tmp_path / "folded"
+
+
+def test_the_licence_is_not_that_of_its_image_towers_twin(folded: Path, zoo: Zoo) -> None:
+    """timm states one for its own weights of the same network; where none was told, a folded model says none."""
+    said = json.loads((folded / "config.json").read_text())
+    assert "license" not in said["pretrained_cfg"]
+    add_published(name="again", source=str(folded), zoo=zoo)
+    assert (zoo.resolve("again").facts["license"], zoo.resolve("again").facts["features"]) == ("", 20)
+    assert torch.equal(build("again", zoo=zoo).pos_embed, build("tiny", zoo=zoo).pos_embed)
+
+
+def test_a_folded_one_of_the_hub(hub: Hub, folded: Path, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timm folder of an image classifier is fetched by timm's names, offline from the cache; one with a text tower is no such."""
+    files = {p.name: p.read_bytes() for p in folded.iterdir()}
+    hub.add("lab/folded", files)
+    add_published(name="again", source="lab/folded", zoo=zoo)
+    monkeypatch.setenv("VTZOO_OFFLINE", "1")
+    assert torch.equal(build("again", zoo=zoo).pos_embed, build("tiny", zoo=zoo).pos_embed)
+    monkeypatch.delenv("VTZOO_OFFLINE")
+    said = json.loads(files["config.json"])
+    said["model_args"] = zoo.resolve("tiny").facts["model_args"]
+    hub.add("lab/whole", {**files, "config.json": json.dumps(said).encode()})
+    with pytest.raises(Mismatch, match="a dual encoder as a timm folder"):
+        add_published(name="whole", source="lab/whole", zoo=zoo)
 
 
 def test_a_delta_on_it(folder: Path, zoo: Zoo) -> None:

@@ -186,3 +186,28 @@ def test_names_are_of_no_use_to_other_backbones(zoo: Zoo, data: str) -> None:
     """They are refused where no text tower hears them."""
     with pytest.raises(UsageError, match="no text tower to tell names"):
         train(backbone="vit_embedded_64", data=data, name="t/x", zoo=zoo, templates=["a {}."], recipe=RECIPE)
+
+
+@pytest.mark.parametrize("method", ["clip-adapter", "task-residual", "tip-adapter-f", "ape"])
+def test_classifiers_on_features_need_no_text_tower(zoo: Zoo, data: str, method: str, tmp_path: Path) -> None:
+    """What the texts said is in the delta's head: without the tower, and in onnxruntime, it says the same; a task residual as one layer."""
+    artifact, x = open_ref(str(trained(zoo, data, method)), zoo), torch.randn(4, 3, 32, 32)
+    plain, whole = go_live(artifact), go_live(artifact, whole=True)
+    assert plain.model.text is None
+    with torch.no_grad():
+        assert torch.allclose(plain.model(x), whole.model(x), rtol=1e-5, atol=1e-5)
+    report = export_onnx(ref="t/m", out=tmp_path / "m.onnx", zoo=zoo).report
+    assert report["folded"] == (method == "task-residual")
+    assert report["max_rel"] < 1e-5
+
+
+def test_a_task_residual_starts_as_zero_shot(zoo: Zoo, data: str) -> None:
+    """Before the first step it measures what zero-shot does; trained, it is merged with a zero-shot classifier, each a plain layer."""
+    kept = zero_shot(backbone="dual", name="zs/a", data=data, zoo=zoo).metrics["test"]
+    trained(zoo, data, "task-residual", "start/a", epochs=0)
+    assert evaluate(ref="start/a", data=data, zoo=zoo).metrics["start"]["loss"] == pytest.approx(kept["loss"], abs=1e-4)
+    trained(zoo, data, "task-residual", "residual/a")
+    found = evaluate(ref="residual/a", data=data, zoo=zoo).metrics["residual"]
+    merge_refs(refs=["zs/a", "residual/a"], method="linear", name="both", zoo=zoo)
+    again = evaluate(ref="both", data=data, task="residual", zoo=zoo).metrics["residual"]
+    assert again["loss"] == pytest.approx(found["loss"], abs=1e-4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import families
-from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, home, marked, perturbed
+from tests.contract.cases import FAMILIES, METHODS, STILL, SUPPORT, WORKS, home, marked, perturbed
 from vtzoo.attention import PlainAttention
 from vtzoo.blocks import manner
 from vtzoo.errors import UsageError, VtzooError
@@ -19,8 +19,15 @@ QUICK = ("vit", "beit", "eva02", "convnext", "resnet", "swinv2")
 ALONG = ("dtl", "lst", "vit-adapter")  # side networks that blocks hand on: a block alone can't be computed again
 PAIRS = [marked("lora[rank=2]", f, f in QUICK) for f in FAMILIES if SUPPORT["lora"][f] in WORKS]
 PAIRS += [marked("lora[rank=2,dropout=0.3]+adapter+ssf", f) for f in QUICK[:4]]
-PAIRS += [marked(m, home(m), False) for m in METHODS if m not in (*ALONG, "lora")]
-OUTSIDE = ("linear", "mlp-head", "side-tuning")  # no gradient passes their blocks, and nothing is kept there
+PAIRS += [marked(m, home(m), False) for m in METHODS if m not in (*ALONG, *STILL, "lora")]
+OUTSIDE = (
+    "clip-adapter",
+    "linear",
+    "mlp-head",
+    "side-tuning",
+    "task-residual",
+    "tip-adapter-f",
+)  # no gradient passes their blocks, and nothing is kept there
 Grads = dict[str, Tensor]
 
 

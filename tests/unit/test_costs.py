@@ -9,20 +9,32 @@ from torch.nn import functional as F
 
 from tests import families
 from tests.contract.cases import METHODS, SUPPORT, TASK, works
+from vtzoo import registry
 from vtzoo.anatomy import survey
 from vtzoo.costs import folds, memory_bytes, planned
 from vtzoo.delta import Delta
+from vtzoo.errors import UsageError
 from vtzoo.installed import head_state
 from vtzoo.live import extract, inject, trainable
+from vtzoo.methods._protocol import prepares
 from vtzoo.sensitivity import scores
 from vtzoo.verbs.suggest import FARTHEST, largest
 
-PAIRS = [(m, f) for m in METHODS for f in ("vit", "resnet") if works(m, f)]
+KEEPING = [m for m in METHODS if prepares(registry.load("methods", m))]
+PAIRS = [(m, f) for m in METHODS for f in ("vit", "resnet") if works(m, f) and m not in KEEPING]
 
 
 def _anatomy(family: str):
     model, batches = families.build(family, dtype=torch.float32), families.labelled(family, dtype=torch.float32)
     return survey(model, rate=lambda: scores(model, batches), batches=batches)
+
+
+@pytest.mark.parametrize("method", KEEPING)
+def test_what_keeps_images_costs_as_many_as_there_are(method: str) -> None:
+    """Nobody knows how many beforehand, so it is refused, with what tells it."""
+    with pytest.raises(UsageError, match="every training image") as refusal:
+        planned(_anatomy("vit"), method, {})
+    assert "--dry-run" in str(refusal.value.hint)
 
 
 @pytest.mark.parametrize(("method", "family"), PAIRS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import families
-from tests.contract.cases import FAMILIES, METHODS, SUPPORT, WORKS, home, marked
+from tests.contract.cases import FAMILIES, METHODS, STILL, SUPPORT, WORKS, home, marked
 from vtzoo import fit as loop
 from vtzoo import machine
 from vtzoo.attention import PlainAttention
@@ -23,7 +23,7 @@ from vtzoo.recipe import Recipe
 
 QUICK = ("vit", "beit", "convnext", "resnet", "nfnet")
 PAIRS = [marked("lora[rank=2]", f, f in QUICK) for f in FAMILIES if SUPPORT["lora"][f] in WORKS]
-PAIRS += [marked(m, home(m), m in ("ssf", "vpt-deep")) for m in METHODS]
+PAIRS += [marked(m, home(m), m in ("ssf", "vpt-deep")) for m in METHODS if m not in STILL]
 PAIRS += [marked("bitfit+lora[rank=2]", "vit"), marked("lora[dora=true,targets=qkv]+adapter", "vit")]
 
 

@@ -13,7 +13,7 @@ Shapes: K_q [images, channels], D [images]; with train=true K [images, features]
 Folds: no: the images are compared one by one (a headless fold leaves it out).
 Identity at init: yes (of the features; the logits have the images' word at once).
 Parameters: none is trained; with train=true classes * channels + images, in the head.
-Departs from the paper: half of the channels are kept unless told otherwise (the paper: 500 of 1024 on ImageNet); natural logarithms are base 2, and a
+Departs from the paper: half of the channels are kept unless told otherwise (the paper: 500 of 1024 on ImageNet); logarithms are base 2, and a
 millionth is added, as in the authors' code (github.com/yangyangyang127/APE), where also S_d is of texts alone with train=true; an image's key is that of
 one view, not the mean of ten; alpha, beta and gamma are searched only with search=true.
 """
