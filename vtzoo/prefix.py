@@ -58,8 +58,8 @@ class Prefix:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the features depend on beside the network."""
-        return {"cut": self.cut, "size": self.size}
+        """What the features depend on beside the network; their shape tells what the classifier is given, of a cut right before it."""
+        return {"cut": self.cut, "size": self.size, "shape": self.shape}
 
     @property
     def told(self) -> str:
