@@ -56,6 +56,11 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 -
     return ()
 
 
+def fold_head(tensors: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:  # noqa: ARG001 - every head takes both
+    """As they are: the classifier is the backbone's own, whatever that is made of."""
+    return tensors
+
+
 def head(old: nn.Module, config: Config) -> nn.Module | None:  # noqa: ARG001 - every head takes both
     """What a text tower makes of class names, as a layer to be trained; timm's own elsewhere."""
     return old.linear() if isinstance(old, TextHead) else None
