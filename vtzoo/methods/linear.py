@@ -64,8 +64,3 @@ def fold_head(tensors: Mapping[str, Tensor], config: Config) -> Mapping[str, Ten
 def head(old: nn.Module, config: Config) -> nn.Module | None:  # noqa: ARG001 - every head takes both
     """What a text tower makes of class names, as a layer to be trained; timm's own elsewhere."""
     return old.linear() if isinstance(old, TextHead) else None
-
-
-def fold_head(tensors: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:  # noqa: ARG001 - every fold of a head takes both
-    """As it is: one linear layer, or the two of a distilled network."""
-    return tensors
