@@ -1,6 +1,6 @@
 """Few images of each class on a dual encoder: what each way to tune it makes of 1 to 16 of them, beside zero-shot.
 
-    python benchmarks/bench_few_shot.py CLIP TASK [TASK …] [--seeds 0,1,2] [--shots 1,2,4,8,16] [--methods 'NAME;…']
+    python benchmarks/bench_few_shot.py CLIP TASK [TASK …] [--seeds 0,1,2] [--shots 1,2,4,8,16] [--methods NAME,…]
 
 CLIP is an open_clip folder such as `scripts/make_clip.py` makes, the tasks are folders of held-out categories beside it. Each cell is the
 mean over seeds, which choose the images and the first values; the test images are looked at once. Writes results/few_shot.json and
@@ -47,8 +47,7 @@ WAYS = {
     "clip-adapter": Way(spec="clip-adapter", recipe={"preset": "coop", **PLAIN}, epochs=coops),
     "task-residual": Way(spec="task-residual", recipe={"preset": "task-residual", **PLAIN}, epochs=coops),
     "tip-adapter-f": Way(spec="tip-adapter-f", recipe={"preset": "tip-adapter", **PLAIN}, epochs=lambda _: 20),
-    "lora": Way(spec="lora[rank=2]", recipe=PLAIN, epochs=lambda _: 30),
-    "lora, both towers": Way(spec="lora[rank=2,targets=auto|text.auto]", recipe=PLAIN, epochs=lambda _: 30),
+    "lora": Way(spec="lora[rank=2,targets=auto|text.auto]", recipe=PLAIN, epochs=lambda _: 20),
 }
 
 
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("tasks", type=Path, nargs="+")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--shots", default="1,2,4,8,16")
-    parser.add_argument("--methods", default=";".join(WAYS), help="with ; between them")
+    parser.add_argument("--methods", default=",".join(WAYS))
     asked = parser.parse_args()
     seeds, shots = ([int(n) for n in text.split(",")] for text in (asked.seeds, asked.shots))
     raw: dict[str, Any] = {}
@@ -67,7 +66,7 @@ def main() -> None:
         zoo = Zoo.init(Path(folder) / "zoo")
         add_published(name="clip", source=str(asked.clip), zoo=zoo)
         for task in asked.tasks:
-            raw[task.name] = measured(zoo, task, asked.methods.split(";"), shots, seeds)
+            raw[task.name] = measured(zoo, task, asked.methods.split(","), shots, seeds)
     rows = [row for task, found in raw.items() for row in table(task, found, shots)]
     head = (
         "task",
@@ -101,7 +100,7 @@ def once(zoo: Zoo, task: Path, name: str, shots: int, seed: int) -> float:
     """Top-1 of one training on the test images."""
     way = WAYS[name]
     made = train(
-        backbone="clip", data=str(task), method=way.spec, name=f"{task.name}/{name.replace(', ', '-').replace(' ', '-')}-{shots}-{seed}", zoo=zoo, templates=[TEMPLATE],
+        backbone="clip", data=str(task), method=way.spec, name=f"{task.name}/{name}-{shots}-{seed}", zoo=zoo, templates=[TEMPLATE],
         recipe={**way.recipe, "epochs": way.epochs(shots), "shots": shots, "seed": seed, "eval_on": "test"},
     )  # fmt: skip
     return float(made.metrics["test"]["top1"])

@@ -28,6 +28,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def teach_words(
     rng = random.Random("text")
     more = different([*rng.sample(lemmas, LEMMAS), *rng.sample(glosses, GLOSSES)])
     phrases = [*spoken, *(text for text in more if text not in set(spoken))]
+    LOG.info("text tower: %d phrases", len(phrases))
     embeddings = sentences(phrases)
     where = {phrase: i for i, phrase in enumerate(phrases)}
     mean = torch.stack([embeddings[[where[t] for t in texts]].mean(0) for texts in captions]).mean(0)
@@ -117,7 +119,7 @@ def teach_words(
         rows += [where[part[i]] for i in of]
     speak = tokenizer()
     text_tower.start_from(model.text, sentences, speak)
-    LOG.info("text tower: %d phrases, %d texts", len(phrases), len(texts))
+    LOG.info("text tower: %d texts", len(texts))
     return text_tower.distil(model.text, speak(texts), targets[rows], epochs=3, lr=2e-3)
 
 
@@ -200,6 +202,8 @@ def make(out: Path) -> dict[str, Any]:
         tasks = _gather.lay_out(found, out / "tasks", known)
         rows = list(_gather.to_align(found, known))
         captions, images = [said(pair) for pair, _ in rows], [image for _, image in rows]
+        counts = Counter(pair.kind.split("/", 1)[0] for pair, _ in rows)
+        LOG.info("%d drawings: %s", len(rows), dict(counts))
         words = sorted({name for task in tasks.values() for name in task["classes"]})
         sentences = text_tower.Sentences(next(found.folder(_gather.WHEEL[0]).rglob("model.safetensors")).parent)
         cosine = teach_words(model, sentences, captions, words, found.share("wordnet-base", "wordnet"))
@@ -208,7 +212,7 @@ def make(out: Path) -> dict[str, Any]:
     store(model, out / "clip")
     return {
         "sources": sources,
-        "pairs": len(rows),
+        "pairs": dict(sorted(counts.items())),
         "phrases": len({text for texts in captions for text in texts}),
         "held_out": tasks,
         "text_cosine": round(cosine, 4),

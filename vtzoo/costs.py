@@ -92,7 +92,8 @@ def planned(anatomy: Anatomy, name: str, values: Mapping[str, Any]) -> Planned:
 
 def folds(plan: Planned, model: nn.Module) -> tuple[bool, str]:
     """Whether a plan folds into this backbone; if not, why."""
-    if not is_linear(plan.head):
+    own = hasattr(plan.part.module, "head") and not hasattr(plan.part.module, "fold_head")
+    if own and not is_linear(plan.head):
         return False, reason(plan.part.method)
     base = base_state(model)
     try:

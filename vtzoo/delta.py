@@ -164,9 +164,10 @@ def is_linear(head: Mapping[str, Any]) -> bool:
 
 
 def head_parts(delta: Delta) -> tuple[Part, ...]:
-    """The methods that build a delta's heads, where these are more than one layer each."""
+    """The methods that build a delta's heads, where these are more than one layer each and can't be written as the backbone's own."""
     plain = all(is_linear(delta.head(task.name)) for task in delta.tasks)
-    return () if plain else tuple(p for p in delta.parts if hasattr(p.module, "head"))
+    own = (p for p in delta.parts if hasattr(p.module, "head") and not hasattr(p.module, "fold_head"))
+    return () if plain else tuple(own)
 
 
 def renamed(delta: Delta, old: str, new: str) -> Delta:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vtzoo.anatomy import survey
 from vtzoo.errors import Mismatch, UsageError, VtzooError
 from vtzoo.graft import grafts
+from vtzoo.speech import SCALES, TEXT
 
 T = TypeVar("T")
 
@@ -161,7 +162,7 @@ def spread(tensors: Iterable[Tensor]) -> None:
 
 
 def sharded(model: nn.Module, device: torch.device) -> nn.Module:
-    """Leave each process a part of every frozen parameter (FSDP2); blocks are gathered while they run. What is trained stays whole.
+    """Leave each process a part of every frozen parameter (FSDP2); blocks are gathered while they run. What is trained stays whole, and so does a text tower.
 
     Args:
         model: grafted; nothing may be grafted or taken off afterwards.
@@ -176,7 +177,8 @@ def sharded(model: nn.Module, device: torch.device) -> nn.Module:
     if isinstance(model, FSDPModule):
         return model
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    whole = {p for p in model.parameters() if p.requires_grad or owners[id(p)] > 1}
+    beside = (TEXT, *SCALES)  # a text tower is asked outside of a pass over images, too
+    whole = {p for n, p in model.named_parameters() if p.requires_grad or owners[id(p)] > 1 or n.startswith(beside)}
     for p in whole:
         p.data = p.data.to(device)
     if "ignored_params" not in signature(fully_shard).parameters:

@@ -58,12 +58,8 @@ class Prefix:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the features depend on beside the network."""
-        return {
-            "cut": self.cut,
-            "size": self.size,
-            "shape": self.shape,
-        }  # of one cut, too, classifiers may be given other things
+        """What the features depend on beside the network; their shape tells what the classifier is given, of a cut right before it."""
+        return {"cut": self.cut, "size": self.size, "shape": self.shape}
 
     @property
     def told(self) -> str:

@@ -143,17 +143,25 @@ def _knobs(tree: ast.Module, name: str, folder: Path) -> list[Knob]:
 
 
 def _fields(made: ast.ClassDef, tree: ast.Module, folder: Path) -> dict[str, Knob]:
-    """A class's fields by name, first those of a class of the folder's helpers that it extends."""
+    """A class's fields by name, first those of the class that it extends."""
     found: dict[str, Knob] = {}
-    for base in (b.id for b in made.bases if isinstance(b, ast.Name)):
-        for node in (n for n in tree.body if isinstance(n, ast.ImportFrom) and base in {a.name for a in n.names}):
-            path = folder / f"{(node.module or '').rpartition('.')[2]}.py"
-            below = ast.parse(path.read_text(encoding="utf-8"))
-            own = next(n for n in below.body if isinstance(n, ast.ClassDef) and n.name == base)
-            found |= _fields(own, below, folder)
-    fields = [f for f in made.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
-    return found | {
-        f.target.id: Knob(f.target.id, ast.unparse(f.annotation), ast.unparse(f.value) if f.value else "")
-        for f in fields
-        if isinstance(f.target, ast.Name)
-    }
+    for base in made.bases:
+        if (extended := _extended(base, tree, folder)) is not None:
+            found |= _fields(*extended, folder)
+    for field in made.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            default = ast.unparse(field.value) if field.value else ""
+            found[field.target.id] = Knob(field.target.id, ast.unparse(field.annotation), default)
+    return found
+
+
+def _extended(base: ast.expr, tree: ast.Module, folder: Path) -> tuple[ast.ClassDef, ast.Module] | None:
+    """The class that an expression names, and the file around it: this one, or a helper of the folder that it imports."""
+    said, _, inside = ast.unparse(base).partition(".")
+    around = tree
+    for node in (n for n in tree.body if isinstance(n, ast.ImportFrom)):
+        for name in (alias.name for alias in node.names if said == (alias.asname or alias.name)):
+            path = folder / f"{(name if inside else node.module or '').rpartition('.')[2]}.py"
+            around = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else tree
+    named = (n for n in around.body if isinstance(n, ast.ClassDef) and n.name == (inside or said))
+    return next(((n, around) for n in named), None)

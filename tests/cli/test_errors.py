@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from vtzoo.errors import Conflict, Corrupt, Interrupted, Mismatch, Network, NotFound, Resources, UsageError, VtzooError
+from vtzoo.presets import PRESETS
 from vtzoo_cli import _cards
 from vtzoo_cli._errors import explain
 
@@ -178,7 +179,7 @@ def test_a_recipe_that_there_is_not(vtzoo) -> None:
             vtzoo(*line, *words),
             3,
             "no recipe is called 'vtb'",
-            "did you mean vtab? known: default, few-shot, fgvc, vtab",
+            f"did you mean vtab? known: {', '.join(sorted(PRESETS))}",
         )
 
 

@@ -1,24 +1,22 @@
-"""Classifiers that keep images, through the verbs: made without an epoch, searched, measured, shipped and asked."""
+"""Classifiers that keep images, through the verbs: made without an epoch, searched and measured."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from vtzoo.artifact import go_live, open_ref
 from vtzoo.delta import Delta
 from vtzoo.errors import UsageError
 from vtzoo.methods._cache import SEARCHED, grid
 from vtzoo.verbs.evaluate import evaluate
-from vtzoo.verbs.export.onnx import export_onnx
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo
 
 RECIPE = {"shots": 3, "eval_limit": 40, "batch_size": 20, "image_size": 64, "epochs": 2}
 
 
-def test_nothing_is_trained_and_all_is_kept(zoo: Zoo, said: list[str], tmp_path: Path) -> None:
-    """No epoch is run, every training image is a key, eval says what train measured, and the ONNX file answers as the delta does."""
+def test_nothing_is_trained_and_all_is_kept(zoo: Zoo, said: list[str]) -> None:
+    """No epoch is run, every training image is a key, and eval says what train measured."""
     made = train(
         backbone="tiny",
         data="vtzoo:fashion",
@@ -33,10 +31,6 @@ def test_nothing_is_trained_and_all_is_kept(zoo: Zoo, said: list[str], tmp_path:
     assert torch.bincount(dict(delta.head("fashion"))["head.labels"]).tolist() == [3] * 10
     seen = evaluate(ref="fashion/ape", data="vtzoo:fashion", zoo=zoo).metrics["fashion"]
     assert seen["top1"] == pytest.approx(made.metrics["test"]["top1"])
-    exported = export_onnx(ref="fashion/ape", out=tmp_path / "ape.onnx", zoo=zoo)
-    assert "one by one" in " ".join(said)
-    assert max(row["max_rel"] for row in exported.report["batches"]) < 1e-4
-    assert not go_live(open_ref("fashion/ape", zoo)).model.training
 
 
 def test_the_search_is_by_the_validation_images(zoo: Zoo, said: list[str]) -> None:

@@ -188,7 +188,10 @@ def test_names_are_of_no_use_to_other_backbones(zoo: Zoo, data: str) -> None:
         train(backbone="vit_embedded_64", data=data, name="t/x", zoo=zoo, templates=["a {}."], recipe=RECIPE)
 
 
-@pytest.mark.parametrize("method", ["clip-adapter", "task-residual", "tip-adapter-f", "ape"])
+@pytest.mark.parametrize(
+    "method",
+    ["task-residual", "ape", *(pytest.param(m, marks=pytest.mark.slow) for m in ("clip-adapter", "tip-adapter-f"))],
+)
 def test_classifiers_on_features_need_no_text_tower(zoo: Zoo, data: str, method: str, tmp_path: Path) -> None:
     """What the texts said is in the delta's head: without the tower, and in onnxruntime, it says the same; a task residual as one layer."""
     artifact, x = open_ref(str(trained(zoo, data, method)), zoo), torch.randn(4, 3, 32, 32)

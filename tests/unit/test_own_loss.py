@@ -132,6 +132,15 @@ def test_features_computed_once_give_the_same(spec: str) -> None:
     assert torch.allclose(own, wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_places_are_not_kept_as_features() -> None:
+    """PLOT is cut at the same module as the others, and given places there: what is kept of both is told apart."""
+    pooled, placed = (find(inject(spoken(), spec)) for spec in ("kgcoop", "plot"))
+    assert pooled is not None
+    assert placed is not None
+    assert (pooled.cut, pooled.size) == (placed.cut, placed.size)
+    assert pooled.facts != placed.facts
+
+
 def test_bf16_and_checkpointing_go_with_it() -> None:
     """Under autocast the gradient is near that of float32; blocks that are computed again change nothing, although it goes back twice."""
     from vtzoo import blocks

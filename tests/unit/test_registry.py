@@ -41,6 +41,15 @@ def test_card_says_what_the_file_says() -> None:
     assert [k.name for k in card.knobs] == list(module.Config.__dataclass_fields__)
 
 
+def test_cards_have_the_knobs_that_methods_share() -> None:
+    """Of every method the knobs are its Config's own, also those that it takes over from a helper, with the defaults that hold."""
+    for card in registry.cards("methods"):
+        fields = registry.load("methods", card.name).Config.__dataclass_fields__
+        assert [k.name for k in card.knobs] == list(fields), card.name
+    defaults = {k.name: k.default for k in registry.card("methods", "ape").knobs}
+    assert (defaults["alpha"], defaults["scale"]) == ("2.0", "100.0")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

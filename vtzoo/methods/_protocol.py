@@ -15,7 +15,7 @@
                      the recipe makes, given that and what passed the classifier; see vtzoo.own_loss
     ONE_LABEL        optional, True where that loss is for images of one class each
     TELLS_ALL        optional, True where a text tower's classifier, though not linear, holds all that is needed without the tower
-    fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of one linear layer, where they are more
+    fold_head(tensors, config) -> {…weight, …bias}      optional: a classifier's tensors as those of the one that it stands in for, where they are more
     prepare(head, config, features, labels)     optional: what that classifier takes of all training images before any training: the
                      features [n, width] that come into it, and labels [n]. Alone such a method may have nothing to train
     tune(head, config, features, labels)        optional, with a knob `search`: what it chooses by the validation images, after training

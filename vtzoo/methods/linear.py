@@ -10,12 +10,12 @@ Shapes: W [classes, features], b [classes].  Folds: exactly (it is the head).  I
 Parameters: (features + 1) * classes, all in the head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
@@ -25,7 +25,7 @@ from vtzoo.text_head import TextHead
 GROUP = "fine-tuning/head"
 PAPER = "arXiv:2111.06377"
 RECIPE = {"tokens": {"lr": 1e-2, "weight_decay": 0.0}, "maps": {"lr": 3e-3, "weight_decay": 0.0}}
-__all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "head", "sites"]
+__all__ = ["GROUP", "PAPER", "RECIPE", "Config", "Graft", "fold_head", "head", "sites"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,11 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:  # noqa: ARG001 -
     if config != Config():
         raise UsageError("linear[lr=…] are many probes, and a network has one head", "vtzoo train trains them")
     return ()
+
+
+def fold_head(tensors: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:  # noqa: ARG001 - every head takes both
+    """As they are: the classifier is the backbone's own, whatever that is made of."""
+    return tensors
 
 
 def head(old: nn.Module, config: Config) -> nn.Module | None:  # noqa: ARG001 - every head takes both
