@@ -111,13 +111,6 @@ def test_a_loss_of_its_own_is_resumed(zoo: Zoo, data: str, monkeypatch: pytest.M
     assert all((mine[n] == theirs[n.replace("whole", "again")]).all() for n in mine)
 
 
-def test_kept_features_of_one_method_are_not_anothers(zoo: Zoo, data: str) -> None:
-    """coop's are embeddings, plot's the places of an image, both of what comes into the classifier."""
-    for method in ("coop", "plot[context=3]", "coop"):
-        made = run(zoo, data, method, f"kept-{len(zoo.entries('deltas'))}/one", epochs=2, augment="none")
-        assert 0 <= made.metrics["val"]["top1"] <= 1
-
-
 @pytest.mark.parametrize(
     ("fact", "value"),
     [
