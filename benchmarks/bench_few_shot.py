@@ -8,6 +8,7 @@ docs/reference/few-shot.svg.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _results import keep
+from _results import FOLDER, keep
 
 from vtzoo.verbs.add import add_published
 from vtzoo.verbs.train import train
@@ -45,6 +46,7 @@ PLAIN = {"augment": "flip"}  # two views of an image, so that the image tower ru
 WAYS = {
     "coop": Way(spec="coop[init=a drawing of a]", recipe={"preset": "coop", **PLAIN}, epochs=coops),
     "clip-adapter": Way(spec="clip-adapter", recipe={"preset": "coop", **PLAIN}, epochs=coops),
+    "clip-adapter-adamw": Way(spec="clip-adapter", recipe=PLAIN, epochs=coops),
     "task-residual": Way(spec="task-residual", recipe={"preset": "task-residual", **PLAIN}, epochs=coops),
     "tip-adapter-f": Way(spec="tip-adapter-f", recipe={"preset": "tip-adapter", **PLAIN}, epochs=lambda _: 20),
     "lora": Way(spec="lora[rank=2,targets=auto|text.auto]", recipe=PLAIN, epochs=lambda _: 20),
@@ -59,14 +61,19 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--shots", default="1,2,4,8,16")
     parser.add_argument("--methods", default=",".join(WAYS))
+    parser.add_argument("--add", action="store_true", help="to what an earlier run of these tasks and seeds has found")
     asked = parser.parse_args()
     seeds, shots = ([int(n) for n in text.split(",")] for text in (asked.seeds, asked.shots))
-    raw: dict[str, Any] = {}
+    run = f"{', '.join(t.name for t in asked.tasks)}, seeds {asked.seeds}"
+    raw: dict[str, Any] = known(run) if asked.add else {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo.init(Path(folder) / "zoo")
         add_published(name="clip", source=str(asked.clip), zoo=zoo)
         for task in asked.tasks:
-            raw[task.name] = measured(zoo, task, asked.methods.split(","), shots, seeds)
+            found = measured(zoo, task, asked.methods.split(","), shots, seeds)
+            for what in ("scores", "seconds"):
+                found[what] = {**raw.get(task.name, {}).get(what, {}), **found[what]}
+            raw[task.name] = found
     rows = [row for task, found in raw.items() for row in table(task, found, shots)]
     head = (
         "task",
@@ -75,8 +82,13 @@ def main() -> None:
         "beats zero-shot at the most",
         "s a training",
     )
-    keep(__doc__ or "", f"{', '.join(raw)}, seeds {asked.seeds}", head, rows, raw)
+    keep(__doc__ or "", run, head, rows, raw)
     draw(raw, shots, ROOT / "docs" / "reference" / "few-shot.svg")
+
+
+def known(run: str) -> dict[str, Any]:
+    """What an earlier run of this name has found."""
+    return json.loads((FOLDER / "few_shot.json").read_text())["runs"][run]["raw"]
 
 
 def measured(zoo: Zoo, task: Path, names: Sequence[str], shots: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
