@@ -67,7 +67,7 @@ def heard(model: Any, delta: "Delta") -> "Delta":
 
 
 def spoken(
-    model: Any, labels: Sequence[str], words: Mapping[str, str], templates: Sequence[str]
+    model: Any, labels: Sequence[str], words: Mapping[str, str], templates: Sequence[str], every: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell a dual encoder its classes; gives the names and templates that it was told, none where it has no text tower.
 
@@ -76,6 +76,7 @@ def spoken(
         labels: of the classes.
         words: names by label, of those that are not the label with spaces.
         templates: "a photo of a {}." where there are none.
+        every: labels that `words` may be of, where there are more than these.
 
     Raises:
         UsageError: names or templates that are no good, or are of no use to this network.
@@ -84,19 +85,19 @@ def spoken(
         if words or templates:
             raise UsageError("this backbone has no text tower to tell names", "leave --words and --template out")
         return (), ()
-    said = named(labels, words)
+    said = named(labels, words, every)
     model.speak(said, templates)
     return said, model.clip_head.templates
 
 
-def named(labels: Sequence[str], words: Mapping[str, str]) -> tuple[str, ...]:
-    """Each class's name: its label with spaces, or what is said of it.
+def named(labels: Sequence[str], words: Mapping[str, str], every: Sequence[str] = ()) -> tuple[str, ...]:
+    """Each class's name: its label with spaces, or what is said of it; of `every` class something may be said.
 
     Raises:
         UsageError: something is said of a class that there isn't.
     """
-    if unknown := sorted(set(words) - set(labels)):
-        raise UsageError(f"'{unknown[0]}' has a name, and is no class here", did_you_mean(unknown[0], labels))
+    if unknown := sorted(set(words) - set(every or labels)):
+        raise UsageError(f"'{unknown[0]}' has a name, and is no class here", did_you_mean(unknown[0], every or labels))
     return tuple(words.get(label, saying(label)) for label in labels)
 
 
@@ -160,7 +161,7 @@ def prompts(tokenize: Any, words: Sequence[str], templates: Sequence[str], conte
     check_templates(templates)
     if empty := [i for i, word in enumerate(words) if not word.strip()]:
         raise UsageError(f"class {empty[0] + 1} has an empty name", "give it words: --words FILE")
-    ids = tokens(tokenize, [t.format(w) for w in words for t in templates], context)
+    ids = tokens(tokenize, [t.replace("{}", w) for w in words for t in templates], context)
     ids = ids.reshape(len(words), len(templates), context)
     rows = [tuple(row) for row in ids[:, 0].tolist()]
     if twice := [i for i, count in ((rows.index(r), c) for r, c in Counter(rows).items()) if count > 1]:

@@ -16,7 +16,7 @@ from vtzoo.artifact import go_live, open_ref
 from vtzoo.bases import file_fingerprint
 from vtzoo.delta import Delta
 from vtzoo.dual import ARCH
-from vtzoo.errors import Mismatch, UsageError
+from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.verbs.evaluate import evaluate
@@ -211,3 +211,52 @@ def test_a_task_residual_starts_as_zero_shot(zoo: Zoo, data: str) -> None:
     merge_refs(refs=["zs/a", "residual/a"], method="linear", name="both", zoo=zoo)
     again = evaluate(ref="both", data=data, task="residual", zoo=zoo).metrics["residual"]
     assert again["loss"] == pytest.approx(found["loss"], abs=1e-4)
+
+
+def test_names_of_all_classes_serve_each_half(zoo: Zoo, data: str) -> None:
+    """One list of names is good for a training on half of the classes and for measuring both; names and templates are said of each half."""
+    words = {"dark_red": "maroon", "yellow": "lemon"}
+    train(
+        backbone="dual",
+        data=data,
+        method="coop",
+        name="t/m",
+        zoo=zoo,
+        recipe={**RECIPE, "classes": "base"},
+        words=words,
+    )
+    assert Delta.open(open_ref("t/m", zoo).path or "").task().words == ("blue", "maroon")
+    plain = evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True).metrics
+    told = evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True, naming=Naming(words)).metrics
+    assert told["t"]["loss"] == pytest.approx(plain["t"]["loss"], abs=1e-4)
+    assert told["new classes"]["loss"] != pytest.approx(plain["new classes"]["loss"], abs=1e-4)
+    odd = Naming(words, ["{} stuff {x}"])
+    both = evaluate(ref="dual", data=data, zoo=zoo, base_to_new=True, naming=odd).metrics["new classes"]
+    new = evaluate(ref="dual", data=data, zoo=zoo, classes="new", naming=odd).metrics["zero-shot"]
+    assert both["loss"] == pytest.approx(new["loss"], abs=1e-4)
+    with pytest.raises(UsageError, match="'red' has a name, and is no class here"):
+        evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True, naming=Naming({"red": "red"}))
+
+
+def test_an_open_vocabulary_has_the_deltas_own_names(zoo: Zoo, data: str) -> None:
+    """Of a class that a delta knows its names are said again, and those of the task that is meant."""
+    zero_shot(backbone="dual", name="a/zs", data=data, words={"blue": "sea"}, zoo=zoo)
+    zero_shot(backbone="dual", name="b/zs", data=data, templates=["a drawing of a {}."], zoo=zoo)
+    merge_refs(refs=["a/zs", "b/zs"], method="linear", name="both", zoo=zoo)
+    for task in ("a", "b"):
+        alone = evaluate(ref=f"{task}/zs", data=data, zoo=zoo).metrics[task]["loss"]
+        found = evaluate(ref="both", data=data, task=task, zoo=zoo, naming=Naming()).metrics
+        assert {name: m["loss"] for name, m in found.items()} == {
+            name: pytest.approx(alone, abs=1e-4) for name in (task, f"{task}/zs (alone)")
+        }
+    with pytest.raises(NotFound, match="has 2 tasks"):
+        evaluate(ref="both", data=data, zoo=zoo, naming=Naming())
+
+
+def test_a_merge_has_no_learned_words_for_other_classes(zoo: Zoo, data: str) -> None:
+    """Of a context a merge has the classifier alone, and refuses other classes rather than to name them without it."""
+    trained(zoo, data, "coop", "t/coop")
+    zero_shot(backbone="dual", name="zs/a", data=data, zoo=zoo)
+    merge_refs(refs=["t/coop", "zs/a"], method="linear", name="both", zoo=zoo)
+    with pytest.raises(UsageError, match="'both' has learned its own classes"):
+        evaluate(ref="both", data=data, task="t", zoo=zoo, naming=Naming())
