@@ -232,7 +232,7 @@ def _live_delta(
         card = replace(card, model_args={**card.model_args, **folded.all_args, **model_args})
     else:
         known = bool(card.fingerprint)  # then building has compared it with the weights already
-        silent = known and not whole and bool(card.model_args.get("text")) and _said(delta, chosen)
+        silent = known and not (whole and chosen) and bool(card.model_args.get("text")) and _said(delta, chosen)
         args: dict[str, Any] = {**model_args, **({"text": False} if silent else {})}
         model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0, **args)
         card = replace(card, model_args={**card.model_args, "text": False}) if silent else card

@@ -41,20 +41,29 @@ def tells_all(part: "Part") -> bool:
     return getattr(part.module, "TELLS_ALL", False)
 
 
-def heard(model: Any, delta: "Delta") -> "Delta":
+def heard(model: Any, delta: "Delta", *, headless: bool = False) -> "Delta":
     """A delta as far as it concerns a network: all of it, or without what acts on the text tower where there is none.
+
+    Args:
+        model: any network.
+        delta: of it.
+        headless: no classifier is wanted, so that the text tower, where there is one, is not asked either.
 
     Raises:
         UsageError: its classifier runs the text tower.
     """
-    if can_speak(model) or not any(map(speaks, delta.parts)):
+    if (can_speak(model) and not headless) or not any(map(speaks, delta.parts)):
         return delta
     parts = list["Part"]()
     for whole in delta.parts:
         part = replace(whole, sites=tuple(s for s in whole.sites if not s.name.startswith(TEXT)))
         if part.sites or not whole.sites or tells_all(whole):
             parts.append(part)
-        elif hasattr(whole.module, "head") and not all(is_linear(delta.head(t.name)) for t in delta.tasks):
+        elif (
+            not headless
+            and hasattr(whole.module, "head")
+            and not all(is_linear(delta.head(t.name)) for t in delta.tasks)
+        ):
             raise UsageError(
                 f"{whole.method} runs the text tower for each image, and this network has none",
                 "attach it to the whole dual encoder",

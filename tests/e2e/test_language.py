@@ -13,10 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vtzoo.artifact import go_live, open_ref
+from vtzoo.backbone import build
 from vtzoo.bases import file_fingerprint
 from vtzoo.delta import Delta
 from vtzoo.dual import ARCH
 from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.live import attach
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
 from vtzoo.verbs.evaluate import evaluate
@@ -260,3 +262,15 @@ def test_a_merge_has_no_learned_words_for_other_classes(zoo: Zoo, data: str) -> 
     merge_refs(refs=["t/coop", "zs/a"], method="linear", name="both", zoo=zoo)
     with pytest.raises(UsageError, match="'both' has learned its own classes"):
         evaluate(ref="both", data=data, task="t", zoo=zoo, naming=Naming())
+
+
+@pytest.mark.parametrize("method", ["cocoop", "lora[rank=2,targets=qkv|text.qkv]+coop"])
+def test_without_a_classifier_nobody_asks_the_text_tower(zoo: Zoo, data: str, method: str, tmp_path: Path) -> None:
+    """A headless fold gives the normalised features of the image tower as it is tuned, whatever the texts were taught."""
+    path = trained(zoo, data, method)
+    assert fold_ref(ref="t/m", out=tmp_path / "plain", headless=True, zoo=zoo).report["max_rel"] < 1e-6
+    model, x = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True).eval(), torch.randn(2, 3, 32, 32)
+    whole = build("dual", zoo=zoo, num_classes=3)
+    attach(whole, path, task="")
+    with torch.no_grad():
+        assert torch.allclose(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True), atol=1e-6)
