@@ -21,6 +21,7 @@ from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.live import attach
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
+from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
 from vtzoo.verbs.fold import fold_ref
@@ -274,3 +275,24 @@ def test_without_a_classifier_nobody_asks_the_text_tower(zoo: Zoo, data: str, me
     attach(whole, path, task="")
     with torch.no_grad():
         assert torch.allclose(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"method": "adamerging[steps=2]"}, {"method": "ties", "refit_heads": "expert"}])
+def test_merges_that_look_at_images(zoo: Zoo, data: str, how: dict[str, Any]) -> None:
+    """What a merge learns of images, or fits heads to, it learns of the image tower."""
+    for name in ("a/m", "b/m"):
+        trained(zoo, data, "lora[rank=2,targets=qkv|text.qkv]+coop", name)
+    merge_refs(refs=["a/m", "b/m"], name="both", data=[data, data], zoo=zoo, **how)
+    assert evaluate(ref="both", data=data, task="a", zoo=zoo).metrics["a"]["images"] == 16
+
+
+def test_a_student_has_no_text_tower(zoo: Zoo, data: str) -> None:
+    """A dual encoder as a student starts from its image tower's weights, and is kept as an image classifier."""
+    trained(zoo, data, "coop")
+    distill(teachers=["t/m"], student="dual", data=data, name="s", zoo=zoo, recipe={**RECIPE, "epochs": 1, "lr": 1e-9})
+    student = open_ref("s", zoo)
+    assert not [n for n in TensorFile(student.path or Path()) if n.startswith(("text.", "logit_"))]
+    x, base = torch.randn(2, 3, 32, 32), build("dual", zoo=zoo)
+    live = go_live(student).model
+    with torch.no_grad():
+        assert torch.allclose(live.forward_head(live.forward_features(x), pre_logits=True), base(x), atol=1e-4)
