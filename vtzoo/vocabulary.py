@@ -47,14 +47,9 @@ def of_names(artifact: Artifact, labels: Sequence[str], naming: Naming | None = 
     record = installed(live.model)
     say(live.model, record.parts if record else (), said, around)
     around = live.model.get_classifier().templates  # type: ignore[operator,union-attr] - a TextHead
-    task = Task(
-        name=known.name if known else "zero-shot",
-        classes=tuple(labels),
-        preprocess=live.preprocess,
-        words=said,
-        templates=around,
-    )
-    return Live(model=live.model, card=live.card, task=task, preprocess=live.preprocess)
+    name = known.name if known else "zero-shot"
+    told = Task(name=name, classes=tuple(labels), preprocess=live.preprocess, words=said, templates=around)
+    return Live(model=live.model, card=live.card, task=told, preprocess=live.preprocess)
 
 
 def _check_wordy(live: Live, ref: str) -> None:

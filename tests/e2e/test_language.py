@@ -1,6 +1,7 @@
 """Dual encoders through the verbs: zero-shot, learned contexts, classes beyond those trained on, folds, merges and files without a text tower."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from vtzoo.apart import apart
 from vtzoo.artifact import go_live, open_ref
 from vtzoo.backbone import build
 from vtzoo.bases import file_fingerprint
@@ -26,6 +28,7 @@ from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs
+from vtzoo.verbs.sensitivity import sensitivity_of
 from vtzoo.verbs.train import train
 from vtzoo.verbs.zero_shot import zero_shot
 from vtzoo.vocabulary import Naming
@@ -296,3 +299,40 @@ def test_a_student_has_no_text_tower(zoo: Zoo, data: str) -> None:
     live = go_live(student).model
     with torch.no_grad():
         assert torch.allclose(live.forward_head(live.forward_features(x), pre_logits=True), base(x), atol=1e-4)
+
+
+def test_layers_of_the_text_tower_depend_on_no_image(zoo: Zoo, data: str) -> None:
+    """`sensitivity` tells of the image tower, the only one that images run through."""
+    report = sensitivity_of(ref="dual", data=data, zoo=zoo).report
+    assert report["sites"]
+    assert all(s["score"] > 0 and not s["site"].startswith("text.") for s in report["sites"])
+
+
+def test_several_labels_are_known_of_a_bare_dual_encoder(zoo: Zoo, data: str) -> None:
+    """Nothing is tuned on images that may bear several labels, whether a delta says so or the images do."""
+    for split in ("train", "val", "test"):
+        rows = [f"{p.parent.name}/{p.name},{p.parent.name}|green" for p in sorted(Path(data, split).glob("*/*.png"))]
+        Path(data, split, "metadata.csv").write_text("\n".join(["file_name,labels", *rows]), encoding="utf-8")
+    with pytest.raises(UsageError, match="an image here has several"):
+        evaluate(ref="dual", data=data, zoo=zoo, test_time="tpt[views=2]")
+
+
+def test_a_fold_without_learned_words_builds_no_text_tower(
+    zoo: Zoo, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing acts on the text tower it has nothing to prove, and open_clip is not needed."""
+    zero_shot(backbone="dual", name="t/zs", data=data, zoo=zoo)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert fold_ref(ref="t/zs", out=tmp_path / "plain", zoo=zoo).report["max_rel"] < 1e-6
+    with pytest.raises(UsageError, match="a text tower needs open_clip"):
+        evaluate(ref="dual", data=data, zoo=zoo)
+
+
+def test_contexts_are_compared_as_they_are_kept(zoo: Zoo, data: str) -> None:
+    """`diff` of two contexts tells how far apart their vectors are, though neither changes the image tower."""
+    for seed in (0, 1):
+        trained(zoo, data, "coop", f"t/{seed}", seed=seed)
+    found = apart(open_ref("t/0", zoo), open_ref("t/1", zoo))
+    assert found.by == "tensors of the files"
+    row = next(r for r in found.rows if r["tensor"] == "text.token_embedding.coop.context")
+    assert row["difference"] > 0

@@ -1,6 +1,6 @@
 """Measure any ref on labelled images; a merge beside the deltas it was made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -83,7 +83,8 @@ def _named(
     """Of the data's classes, by their names."""
     live = of_names(artifact, images.classes, naming, task)
     assert live.task is not None
-    return live.task.name, _measured(live, images, way)
+    told = replace(live.task, multilabel=bool(images.several))
+    return told.name, _measured(replace(live, task=told), images, way)
 
 
 def _beyond(
