@@ -23,6 +23,7 @@ from vtzoo.delta import HEAD, Delta
 from vtzoo.errors import NotFoldable
 from vtzoo.folding import grounded, task_vector
 from vtzoo.merges._checks import complete
+from vtzoo.speech import speaks
 from vtzoo.tensors import WORKERS, Lazy, TensorFile, ahead, shape_of
 
 Row = dict[str, Any]
@@ -92,6 +93,9 @@ def _views(a: Artifact, b: Artifact) -> tuple[str, str, Tensors, Tensors]:
         return "weights", "", _weights(a), _weights(b)
     try:
         left, right = (_vector(d, one) for d, one in ((a.delta, a), (b.delta, b)))
+        if not (len(left) and len(right)) and any(speaks(p) for d in (a.delta, b.delta) for p in d.parts):
+            because = "what a text tower learns is no change of the image tower"
+            return "tensors of the files", because, a.delta.tensors, b.delta.tensors
         return "task vectors", "", _with_heads(left, a.delta), _with_heads(right, b.delta)
     except NotFoldable as error:
         return "tensors of the files", error.message, a.delta.tensors, b.delta.tensors

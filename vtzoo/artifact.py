@@ -15,7 +15,7 @@ from vtzoo.documents import document
 from vtzoo.errors import Corrupt, NotFoldable, NotFound, ShapeMismatch, UsageError
 from vtzoo.files import sha256
 from vtzoo.fingerprint import COUNTER, base_state
-from vtzoo.folding import Folded, fold, grounded
+from vtzoo.folding import Folded, fold, grounded, imaging
 from vtzoo.formats import beside, opened
 from vtzoo.installed import head_state
 from vtzoo.lineage import CONFIG, WEIGHTS
@@ -195,8 +195,8 @@ def fold_artifact(delta: Delta, zoo: Zoo, task: str | None, factor: float = 1.0)
 
 
 def plain_model(delta: Delta, folded: Folded, classes: int, model_args: Mapping[str, Any] | None = None) -> nn.Module:
-    """A stock timm model holding folded weights."""
-    args = {**delta.backbone.model_args, **folded.all_args, **(model_args or {})}
+    """A stock timm model holding folded weights, or the backbone's own; of a dual encoder its image tower."""
+    args = {**delta.backbone.model_args, **imaging(delta.backbone), **folded.all_args, **(model_args or {})}
     model = create(delta.backbone.arch, pretrained=False, num_classes=classes, **args)
     return load_plain(model, folded)
 
@@ -233,7 +233,7 @@ def _live_delta(
     else:
         told(delta, "the delta")  # before anything is made of such sizes
         known = bool(card.fingerprint)  # then building has compared it with the weights already
-        silent = known and not whole and bool(card.model_args.get("text")) and _said(delta, chosen)
+        silent = known and not (whole and chosen) and bool(card.model_args.get("text")) and _said(delta, chosen)
         args: dict[str, Any] = {**model_args, **({"text": False} if silent else {})}
         model = build_card(card, zoo=zoo, num_classes=len(chosen.classes) if chosen else 0, **args)
         card = replace(card, model_args={**card.model_args, "text": False}) if silent else card

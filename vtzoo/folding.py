@@ -121,7 +121,7 @@ def fold(
     folded = _fold_parts(ground, delta)
     if factor != 1.0:
         folded = _between(ground, folded, factor, delta.method)
-    args = {"text": False} if delta.backbone.model_args.get("text") else {}
+    args = imaging(delta.backbone)
     if task == "" or (task is None and len(delta.tasks) != 1):
         return Folded(folded, model_args=args) if args else folded
     head = plain_head(delta, delta.task(task).name)
@@ -180,6 +180,11 @@ def grounded(base: Mapping[str, Tensor], delta: Delta) -> Folded:
     """The base at the delta's input size: resized tensors come from the delta. Of a dual encoder it is the image tower."""
     resized, base = delta.overrides, images_of(base, delta.backbone)
     return Folded(base, {n: (lambda n=n: resized[n]) for n in resized}, {n: shape_of(resized, n) for n in resized})
+
+
+def imaging(card: BackboneCard) -> dict[str, Any]:
+    """The `model_args` that leave a dual encoder's image tower alone; none of any other backbone."""
+    return {"text": False} if card.model_args.get("text") else {}
 
 
 def images_of(base: Mapping[str, Tensor], card: BackboneCard) -> Mapping[str, Tensor]:

@@ -121,7 +121,7 @@ def attach(model: nn.Module, delta: "Delta | str | Path", *, task: str | None = 
     delta = delta if isinstance(delta, Delta) else Delta.open(delta)
     if check:
         check_backbone(model, delta)
-    delta = heard(model, of_task(delta, base_state(model), task))
+    delta = heard(model, of_task(delta, base_state(model), task), headless=task == "")
     anatomy = survey(model)
     check_places(model, delta, anatomy)
     record = _begin(model, delta.method)

@@ -41,20 +41,29 @@ def tells_all(part: "Part") -> bool:
     return getattr(part.module, "TELLS_ALL", False)
 
 
-def heard(model: Any, delta: "Delta") -> "Delta":
+def heard(model: Any, delta: "Delta", *, headless: bool = False) -> "Delta":
     """A delta as far as it concerns a network: all of it, or without what acts on the text tower where there is none.
+
+    Args:
+        model: any network.
+        delta: of it.
+        headless: no classifier is wanted, so that the text tower, where there is one, is not asked either.
 
     Raises:
         UsageError: its classifier runs the text tower.
     """
-    if can_speak(model) or not any(map(speaks, delta.parts)):
+    if (can_speak(model) and not headless) or not any(map(speaks, delta.parts)):
         return delta
     parts = list["Part"]()
     for whole in delta.parts:
         part = replace(whole, sites=tuple(s for s in whole.sites if not s.name.startswith(TEXT)))
         if part.sites or not whole.sites or tells_all(whole):
             parts.append(part)
-        elif hasattr(whole.module, "head") and not all(is_linear(delta.head(t.name)) for t in delta.tasks):
+        elif (
+            not headless
+            and hasattr(whole.module, "head")
+            and not all(is_linear(delta.head(t.name)) for t in delta.tasks)
+        ):
             raise UsageError(
                 f"{whole.method} runs the text tower for each image, and this network has none",
                 "attach it to the whole dual encoder",
@@ -67,7 +76,7 @@ def heard(model: Any, delta: "Delta") -> "Delta":
 
 
 def spoken(
-    model: Any, labels: Sequence[str], words: Mapping[str, str], templates: Sequence[str]
+    model: Any, labels: Sequence[str], words: Mapping[str, str], templates: Sequence[str], every: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell a dual encoder its classes; gives the names and templates that it was told, none where it has no text tower.
 
@@ -76,6 +85,7 @@ def spoken(
         labels: of the classes.
         words: names by label, of those that are not the label with spaces.
         templates: "a photo of a {}." where there are none.
+        every: labels that `words` may be of, where there are more than these.
 
     Raises:
         UsageError: names or templates that are no good, or are of no use to this network.
@@ -84,19 +94,19 @@ def spoken(
         if words or templates:
             raise UsageError("this backbone has no text tower to tell names", "leave --words and --template out")
         return (), ()
-    said = named(labels, words)
+    said = named(labels, words, every)
     model.speak(said, templates)
     return said, model.clip_head.templates
 
 
-def named(labels: Sequence[str], words: Mapping[str, str]) -> tuple[str, ...]:
-    """Each class's name: its label with spaces, or what is said of it.
+def named(labels: Sequence[str], words: Mapping[str, str], every: Sequence[str] = ()) -> tuple[str, ...]:
+    """Each class's name: its label with spaces, or what is said of it; of `every` class something may be said.
 
     Raises:
         UsageError: something is said of a class that there isn't.
     """
-    if unknown := sorted(set(words) - set(labels)):
-        raise UsageError(f"'{unknown[0]}' has a name, and is no class here", did_you_mean(unknown[0], labels))
+    if unknown := sorted(set(words) - set(every or labels)):
+        raise UsageError(f"'{unknown[0]}' has a name, and is no class here", did_you_mean(unknown[0], every or labels))
     return tuple(words.get(label, saying(label)) for label in labels)
 
 

@@ -16,6 +16,7 @@ from vtzoo.classifier import head_names
 from vtzoo.delta import HEAD
 from vtzoo.errors import NotFound, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state
+from vtzoo.folding import imaging
 from vtzoo.refs import is_path
 from vtzoo.spec import BackboneCard, plain
 from vtzoo.tensors import TensorFile, prefixed
@@ -45,7 +46,7 @@ class Student:
 
 
 def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Student:
-    """Build it at its input size.
+    """Build it at its input size; of a dual encoder the image tower.
 
     Args:
         text: a name, or a name with arguments: "vit_tiny_patch16_224[depth=8,pretrained=false]".
@@ -73,7 +74,7 @@ def build_student(text: str, zoo: Zoo, classes: int, pixels: int | None) -> Stud
     if side is not None and (not isinstance(side, int) or pixels not in (None, side)):
         raise UsageError(f"the student's img_size is {side}, --image-size {pixels}", "give one of them, one number of pixels")  # fmt: skip
     card, sizing = sized(card, side)
-    args = {**card.model_args, **sizing, **args}
+    args = {**card.model_args, **imaging(card), **sizing, **args}
     start = "pretrained" if pretrained else "random"
     talk.say(f"student {part.name} starts from {start} weights")
     if not pretrained:
@@ -109,8 +110,9 @@ def _pretrained(card: BackboneCard, args: dict[str, Any], zoo: Zoo, weights: Pat
         model = build_card(card, zoo=zoo, weights=weights, num_classes=classes, **args)
     except RuntimeError as error:
         raise refusal from error
-    if args != card.model_args:  # timm loads what has a name on both sides, and only logs the rest
-        own = create(card.arch, pretrained=False, num_classes=0, **card.model_args)
+    own_args = {**card.model_args, **imaging(card)}
+    if args != own_args:  # timm loads what has a name on both sides, and only logs the rest
+        own = create(card.arch, pretrained=False, num_classes=0, **own_args)
         if set(base_state(model)) != set(base_state(own)):
             raise refusal
     return model

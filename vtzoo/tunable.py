@@ -34,30 +34,25 @@ def tunable(model: Any, task: Task) -> tuple[list[nn.Parameter], bool]:
     Raises:
         UsageError: the classifier is not what the text tower makes of the names, or no template has words in front of the name.
     """
-    if type(model.get_classifier()) is not TextHead:
-        _speak(model, task)
+    if type(model.get_classifier()) is not TextHead and not says_words(model, task):
+        raise UsageError(
+            f"the classifier of '{task.name}' has learned more than words, and only words are tuned here",
+            "use a delta of coop, maple or zero-shot",
+        )
     prompts, deep = _learned(model)
     return prompts or [_words(model)], deep
 
 
-def _speak(model: Any, task: Task) -> None:
-    """Give the network the classifier that the text tower makes, where that is what it has as a plain layer.
-
-    Raises:
-        UsageError: it is another one.
-    """
+def says_words(model: Any, task: Task) -> bool:
+    """Whether a dual encoder's plain classifier is what its text tower makes of the task's names; then that one takes its place."""
     stored = {n: t.detach() for n, t in head_state(model).items()}
     weight = next((t for n, t in stored.items() if n.endswith(".weight")), None)
     if can_speak(model) and weight is not None and is_linear(stored):
         model.speak(task.spoken, task.templates)
         with torch.no_grad():
             made = model.get_classifier().layer()[0]
-        if (weight.to(made) - made).abs().max() <= ALIKE * made.abs().max():
-            return
-    raise UsageError(
-        f"the classifier of '{task.name}' has learned more than words, and only words are tuned here",
-        "use a delta of coop, maple or zero-shot",
-    )
+        return bool((weight.to(made) - made).abs().max() <= ALIKE * made.abs().max())
+    return False
 
 
 def _learned(model: nn.Module) -> tuple[list[nn.Parameter], bool]:

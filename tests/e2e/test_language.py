@@ -1,6 +1,7 @@
 """Dual encoders through the verbs: zero-shot, learned contexts, classes beyond those trained on, folds, merges and files without a text tower."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,22 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from vtzoo.apart import apart
 from vtzoo.artifact import go_live, open_ref
+from vtzoo.backbone import build
 from vtzoo.bases import file_fingerprint
 from vtzoo.delta import Delta
 from vtzoo.dual import ARCH
-from vtzoo.errors import Mismatch, UsageError
+from vtzoo.errors import Mismatch, NotFound, UsageError
+from vtzoo.live import attach
 from vtzoo.spec import BackboneCard, Preprocess
 from vtzoo.tensors import TensorFile
+from vtzoo.verbs.distill import distill
 from vtzoo.verbs.evaluate import evaluate
 from vtzoo.verbs.export.onnx import export_onnx
 from vtzoo.verbs.fold import fold_ref
 from vtzoo.verbs.merge import merge_refs
+from vtzoo.verbs.sensitivity import sensitivity_of
 from vtzoo.verbs.train import train
 from vtzoo.verbs.zero_shot import zero_shot
 from vtzoo.vocabulary import Naming
@@ -214,3 +220,122 @@ def test_a_task_residual_starts_as_zero_shot(zoo: Zoo, data: str) -> None:
     merge_refs(refs=["zs/a", "residual/a"], method="linear", name="both", zoo=zoo)
     again = evaluate(ref="both", data=data, task="residual", zoo=zoo).metrics["residual"]
     assert again["loss"] == pytest.approx(found["loss"], abs=1e-4)
+
+
+def test_names_of_all_classes_serve_each_half(zoo: Zoo, data: str) -> None:
+    """One list of names is good for a training on half of the classes and for measuring both; names and templates are said of each half."""
+    words = {"dark_red": "maroon", "yellow": "lemon"}
+    train(
+        backbone="dual",
+        data=data,
+        method="coop",
+        name="t/m",
+        zoo=zoo,
+        recipe={**RECIPE, "classes": "base"},
+        words=words,
+    )
+    assert Delta.open(open_ref("t/m", zoo).path or "").task().words == ("blue", "maroon")
+    plain = evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True).metrics
+    told = evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True, naming=Naming(words)).metrics
+    assert told["t"]["loss"] == pytest.approx(plain["t"]["loss"], abs=1e-4)
+    assert told["new classes"]["loss"] != pytest.approx(plain["new classes"]["loss"], abs=1e-4)
+    odd = Naming(words, ["{} stuff {x}"])
+    both = evaluate(ref="dual", data=data, zoo=zoo, base_to_new=True, naming=odd).metrics["new classes"]
+    new = evaluate(ref="dual", data=data, zoo=zoo, classes="new", naming=odd).metrics["zero-shot"]
+    assert both["loss"] == pytest.approx(new["loss"], abs=1e-4)
+    with pytest.raises(UsageError, match="'red' has a name, and is no class here"):
+        evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True, naming=Naming({"red": "red"}))
+
+
+def test_an_open_vocabulary_has_the_deltas_own_names(zoo: Zoo, data: str) -> None:
+    """Of a class that a delta knows its names are said again, and those of the task that is meant."""
+    zero_shot(backbone="dual", name="a/zs", data=data, words={"blue": "sea"}, zoo=zoo)
+    zero_shot(backbone="dual", name="b/zs", data=data, templates=["a drawing of a {}."], zoo=zoo)
+    merge_refs(refs=["a/zs", "b/zs"], method="linear", name="both", zoo=zoo)
+    for task in ("a", "b"):
+        alone = evaluate(ref=f"{task}/zs", data=data, zoo=zoo).metrics[task]["loss"]
+        found = evaluate(ref="both", data=data, task=task, zoo=zoo, naming=Naming()).metrics
+        assert {name: m["loss"] for name, m in found.items()} == {
+            name: pytest.approx(alone, abs=1e-4) for name in (task, f"{task}/zs (alone)")
+        }
+    with pytest.raises(NotFound, match="has 2 tasks"):
+        evaluate(ref="both", data=data, zoo=zoo, naming=Naming())
+
+
+def test_a_merge_has_no_learned_words_for_other_classes(zoo: Zoo, data: str) -> None:
+    """Of a context a merge has the classifier alone, and refuses other classes rather than to name them without it."""
+    trained(zoo, data, "coop", "t/coop")
+    zero_shot(backbone="dual", name="zs/a", data=data, zoo=zoo)
+    merge_refs(refs=["t/coop", "zs/a"], method="linear", name="both", zoo=zoo)
+    with pytest.raises(UsageError, match="'both' has learned its own classes"):
+        evaluate(ref="both", data=data, task="t", zoo=zoo, naming=Naming())
+
+
+@pytest.mark.parametrize("method", ["cocoop", "lora[rank=2,targets=qkv|text.qkv]+coop"])
+def test_without_a_classifier_nobody_asks_the_text_tower(zoo: Zoo, data: str, method: str, tmp_path: Path) -> None:
+    """A headless fold gives the normalised features of the image tower as it is tuned, whatever the texts were taught."""
+    path = trained(zoo, data, method)
+    assert fold_ref(ref="t/m", out=tmp_path / "plain", headless=True, zoo=zoo).report["max_rel"] < 1e-6
+    model, x = timm.create_model(f"local-dir:{tmp_path / 'plain'}", pretrained=True).eval(), torch.randn(2, 3, 32, 32)
+    whole = build("dual", zoo=zoo, num_classes=3)
+    attach(whole, path, task="")
+    with torch.no_grad():
+        assert torch.allclose(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"method": "adamerging[steps=2]"}, {"method": "ties", "refit_heads": "expert"}])
+def test_merges_that_look_at_images(zoo: Zoo, data: str, how: dict[str, Any]) -> None:
+    """What a merge learns of images, or fits heads to, it learns of the image tower."""
+    for name in ("a/m", "b/m"):
+        trained(zoo, data, "lora[rank=2,targets=qkv|text.qkv]+coop", name)
+    merge_refs(refs=["a/m", "b/m"], name="both", data=[data, data], zoo=zoo, **how)
+    assert evaluate(ref="both", data=data, task="a", zoo=zoo).metrics["a"]["images"] == 16
+
+
+def test_a_student_has_no_text_tower(zoo: Zoo, data: str) -> None:
+    """A dual encoder as a student starts from its image tower's weights, and is kept as an image classifier."""
+    trained(zoo, data, "coop")
+    distill(teachers=["t/m"], student="dual", data=data, name="s", zoo=zoo, recipe={**RECIPE, "epochs": 1, "lr": 1e-9})
+    student = open_ref("s", zoo)
+    assert not [n for n in TensorFile(student.path or Path()) if n.startswith(("text.", "logit_"))]
+    x, base = torch.randn(2, 3, 32, 32), build("dual", zoo=zoo)
+    live = go_live(student).model
+    with torch.no_grad():
+        assert torch.allclose(live.forward_head(live.forward_features(x), pre_logits=True), base(x), atol=1e-4)
+
+
+def test_layers_of_the_text_tower_depend_on_no_image(zoo: Zoo, data: str) -> None:
+    """`sensitivity` tells of the image tower, the only one that images run through."""
+    report = sensitivity_of(ref="dual", data=data, zoo=zoo).report
+    assert report["sites"]
+    assert all(s["score"] > 0 and not s["site"].startswith("text.") for s in report["sites"])
+
+
+def test_several_labels_are_known_of_a_bare_dual_encoder(zoo: Zoo, data: str) -> None:
+    """Nothing is tuned on images that may bear several labels, whether a delta says so or the images do."""
+    for split in ("train", "val", "test"):
+        rows = [f"{p.parent.name}/{p.name},{p.parent.name}|green" for p in sorted(Path(data, split).glob("*/*.png"))]
+        Path(data, split, "metadata.csv").write_text("\n".join(["file_name,labels", *rows]), encoding="utf-8")
+    with pytest.raises(UsageError, match="an image here has several"):
+        evaluate(ref="dual", data=data, zoo=zoo, test_time="tpt[views=2]")
+
+
+def test_a_fold_without_learned_words_builds_no_text_tower(
+    zoo: Zoo, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing acts on the text tower it has nothing to prove, and open_clip is not needed."""
+    zero_shot(backbone="dual", name="t/zs", data=data, zoo=zoo)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert fold_ref(ref="t/zs", out=tmp_path / "plain", zoo=zoo).report["max_rel"] < 1e-6
+    with pytest.raises(UsageError, match="a text tower needs open_clip"):
+        evaluate(ref="dual", data=data, zoo=zoo)
+
+
+def test_contexts_are_compared_as_they_are_kept(zoo: Zoo, data: str) -> None:
+    """`diff` of two contexts tells how far apart their vectors are, though neither changes the image tower."""
+    for seed in (0, 1):
+        trained(zoo, data, "coop", f"t/{seed}", seed=seed)
+    found = apart(open_ref("t/0", zoo), open_ref("t/1", zoo))
+    assert found.by == "tensors of the files"
+    row = next(r for r in found.rows if r["tensor"] == "text.token_embedding.coop.context")
+    assert row["difference"] > 0

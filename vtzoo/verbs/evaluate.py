@@ -1,6 +1,7 @@
 """Measure any ref on labelled images; a merge beside the deltas it was made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from vtzoo import data as D
@@ -10,6 +11,7 @@ from vtzoo.errors import Mismatch, NotFound, UsageError
 from vtzoo.portions import Which, harmonic, portion
 from vtzoo.results import Evaluated
 from vtzoo.score import logits_of, measure
+from vtzoo.speech import named
 from vtzoo.test_time import Config, asked, speaking, tuner
 from vtzoo.vocabulary import Naming, of_names
 from vtzoo.zoo import Zoo
@@ -61,34 +63,41 @@ def evaluate(
     whole, split = _images(data, split, skip_bad=skip_bad)
     images = portion(whole, "base" if base_to_new else classes)
     talk.say(f"{artifact.ref}: {len(images)} images of the {split} split{_chosen(images)}")
-    if naming is not None or artifact.card is not None:
-        name, found = _named(artifact, images, naming or Naming(), way)
-    else:
-        name, found = _one(artifact, images, task, way)
+    if naming is not None:
+        named(whole.classes, naming.words)
+    by_names, naming = naming is not None or artifact.card is not None, naming or Naming()
+    look = partial(_named, naming=naming) if by_names else _one
+    name, found = look(artifact, images, task, way)
     metrics = {name: {**({"test_time": test_time} if test_time else {}), **found}}
     if base_to_new:
-        metrics |= _beyond(artifact, portion(whole, "new"), found, way)
+        metrics |= _beyond(artifact, portion(whole, "new"), task, way, naming, found["top1"])
     if parent := _parent(artifact, name):
-        metrics[f"{parent.ref} (alone)"] = _one(parent, images, name, way)[1]
+        metrics[f"{parent.ref} (alone)"] = look(parent, images, name, way)[1]
     shown = {k: {"split": split, **m} for k, m in metrics.items()}
-    return Evaluated(ref=artifact.ref, path=str(artifact.path), metrics=shown)
+    return Evaluated(ref=artifact.ref, path=str(artifact.path or ""), metrics=shown)
 
 
-def _named(artifact: Artifact, images: D.Images, naming: Naming, way: _Way) -> tuple[str, dict[str, Any]]:
+def _named(
+    artifact: Artifact, images: D.Images, task: str | None, way: _Way, naming: Naming
+) -> tuple[str, dict[str, Any]]:
     """Of the data's classes, by their names."""
-    live = of_names(artifact, images.classes, naming.words, naming.templates)
+    live = of_names(artifact, images.classes, naming, task)
     assert live.task is not None
-    return live.task.name, _measured(live, images, way)
+    told = replace(live.task, multilabel=bool(images.several))
+    return told.name, _measured(replace(live, task=told), images, way)
 
 
-def _beyond(artifact: Artifact, images: D.Images, base: dict[str, Any], way: _Way) -> dict[str, dict[str, Any]]:
+def _beyond(
+    artifact: Artifact, images: D.Images, task: str | None, way: _Way, naming: Naming, base: float
+) -> dict[str, dict[str, Any]]:
     """The classes that were not trained on, and the harmonic mean of both halves' top-1."""
-    if artifact.delta is not None and set(images.classes) & set(artifact.delta.tasks[0].classes):
+    known = artifact.task(task)
+    if known is not None and set(images.classes) & set(known.classes):
         raise Mismatch(
             f"'{artifact.ref}' knows the classes that are to be new to it", "train it with --set classes=base"
         )
-    _, new = _named(artifact, images, Naming(), way)
-    return {"new classes": new, "harmonic mean": {"top1": harmonic(base["top1"], new["top1"])}}
+    _, new = _named(artifact, images, task, way, naming)
+    return {"new classes": new, "harmonic mean": {"top1": harmonic(base, new["top1"])}}
 
 
 def _images(data: str, split: D.Split, *, skip_bad: bool) -> tuple[D.Images, D.Split]:

@@ -12,6 +12,7 @@ from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
 from vtzoo.devices import accelerator
 from vtzoo.errors import UsageError
+from vtzoo.folding import imaging
 from vtzoo.recipe import Recipe
 from vtzoo.results import Sensed
 from vtzoo.sensitivity import IMAGES, scores
@@ -22,7 +23,7 @@ def sensitivity_of(
     *, ref: str, data: str, top: int | None = None, zoo: Zoo | None = None, batch_size: int = 32, image_size: int | None = None,
     seed: int = 0, skip_bad: bool = False,
 ) -> Sensed:  # fmt: skip
-    """Score every layer of a backbone on a task; see `vtzoo.sensitivity` for the loss.
+    """Score every layer of a backbone, of a dual encoder the image tower's, on a task; see `vtzoo.sensitivity` for the loss.
 
     Args:
         ref: a backbone of the zoo, or a timm name.
@@ -47,7 +48,7 @@ def sensitivity_of(
         raise UsageError(f"top={top}, batch_size={batch_size}", "give numbers from 1 on")
     bare = resolved_card(ref, zoo)
     images = D.open_data(data, split="train", skip_bad=skip_bad).limit(IMAGES, seed)
-    card, model = build_sized(bare, image_size, zoo=zoo)
+    card, model = build_sized(bare, image_size, zoo=zoo, **imaging(bare))
     model.to(accelerator(Recipe()).device)
     talk.say(f"{card.name}: gradients on {len(images)} images of {len(images.classes)} classes")
     plain = D.transforms(card.preprocess, train=False)

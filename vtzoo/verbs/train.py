@@ -173,7 +173,8 @@ def _prepare(
     probing = asked_for(parts, asked, user, resume=resume)
     accelerator(asked)
     bare = resolved_card(backbone, zoo)
-    images = portion(D.open_data(data, split="train", skip_bad=skip_bad, several=True), asked.classes)
+    whole = D.open_data(data, split="train", skip_bad=skip_bad, several=True)
+    images = portion(whole, asked.classes)
     val = portion(D.open_data(data, split="val", skip_bad=skip_bad, several=True), asked.classes).aligned(
         images.classes
     )
@@ -187,7 +188,7 @@ def _prepare(
     _check_batches(asked, len(limited))
     torch.manual_seed(asked.seed)
     card, model = _built(bare, asked, zoo, len(images.classes))
-    said, around = spoken(model, images.classes, words or {}, templates)
+    said, around = spoken(model, images.classes, words or {}, templates, whole.classes)
     plain = D.transforms(card.preprocess, train=False)
     every = any(prepares(m) for _, m in parts)
     seen = limited if every else limited.limit(IMAGES, asked.seed)
