@@ -183,7 +183,7 @@ def create(arch: str, **args: Any) -> nn.Module:
     refuse_loading({k: v for k, v in args.items() if k not in ("pretrained", "pretrained_cfg_overlay")})
     try:
         return timm.create_model(arch, **args)
-    except (AssertionError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UsageError(
             f"{arch} does not take these arguments: {one_line(error)[:200]}", "see timm.create_model's arguments for it"
         ) from error

@@ -26,7 +26,7 @@ from vtzoo.clip_config import ARCH, check_tokenizer
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.lineage import WEIGHTS
 from vtzoo.refs import shown
-from vtzoo.spec import LOADING
+from vtzoo.spec import LOADING, SIDE_LIMIT
 from vtzoo.speech import SCALES, TEXT, prompts, spelled
 from vtzoo.tensors import TensorFile
 from vtzoo.text_head import TextHead
@@ -175,6 +175,8 @@ def clip(
         more: further arguments of the image tower.
     """
     _check(trunk, trunk_args or {})
+    if not 0 < embed_dim <= SIDE_LIMIT:
+        raise UsageError(f"no embeddings are {shown(embed_dim)} wide", "take the arguments of an open_clip model")
     check_tokenizer(tokenizer, tokenizer_args or {})
     more.pop("cache_dir", None)
     stored = _stored(pretrained_cfg, pretrained_cfg_overlay) if pretrained else None

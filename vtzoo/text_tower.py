@@ -71,7 +71,7 @@ def build_text(config: Mapping[str, Any], embed_dim: int) -> nn.Module:
     try:
         layer = _quick_gelu() if act == "quick_gelu" else ACTS[act]
         tower = made(output_dim=embed_dim, act_layer=layer, norm_layer=partial(nn.LayerNorm, eps=eps), **own)
-    except (TypeError, AssertionError, KeyError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, AssertionError, KeyError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise UsageError(
             f"there is no text tower of {own}: {error}", "take the arguments of an open_clip model"
         ) from error
