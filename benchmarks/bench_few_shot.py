@@ -79,7 +79,7 @@ def main() -> None:
         "task",
         "method",
         *(f"{n} shot{'s' * (n > 1)}" for n in shots),
-        "beats zero-shot at the most",
+        "seeds above zero-shot, most shots",
         "s a training",
     )
     keep(__doc__ or "", run, head, rows, raw)
