@@ -71,6 +71,7 @@ def inject(model: nn.Module, spec: str, *, seed: int = 0, batches: Batches | Non
     spec, batches = _composed(model, spec, seed, batches)
     wanted = [_configured(p) for p in knobs.parse(spec)]
     _one_head(model, wanted)
+    _prompts_in_order(wanted)
     anatomy = survey(model, rate=None if batches is None else lambda: scores(model, batches), batches=batches)
     parts, shared = list[Part](), aliases(model)
     for name, module, config in wanted:
@@ -255,6 +256,20 @@ def _one_head(model: nn.Module, wanted: Sequence[tuple[str, Any, Any]]) -> None:
     if len(building) > 1:
         raise UsageError(
             f"{' and '.join(building)} would both build the head of this {type(model).__name__}", "name one"
+        )
+
+
+def _prompts_in_order(wanted: Sequence[tuple[str, Any, Any]]) -> None:
+    """Refuse prompts beside the patches behind those of both towers, whose places they would take."""
+    groups = [(name, module.GROUP) for name, module, _ in wanted]
+    first = next((i for i, (_, group) in enumerate(groups) if group == "prompt/vision-language"), len(groups))
+    later = [
+        name for name, group in groups[first + 1 :] if group.startswith("prompt/vision") and name != "pixel-prompt"
+    ]
+    if later:
+        raise UsageError(
+            f"{later[0]} would put its prompts in the places of {groups[first][0]}'s",
+            f"write {groups[first][0]} last: {later[0]}+{groups[first][0]}",
         )
 
 

@@ -141,3 +141,11 @@ def test_trunks_that_take_no_tokens(trunk: str, args: dict[str, int]) -> None:
     for method in ("maple", "upt", "vl-prompt"):
         with pytest.raises(UsageError, match=f"{method} puts tokens beside the patches"):
             inject(model, method)
+
+
+@pytest.mark.parametrize("second", ["vpt-deep", "gated-vpt", "vpt-shallow"])
+def test_prompts_behind_those_of_both_towers_are_refused(second: str) -> None:
+    """They would stand in the places of the others; the other way round each has its own."""
+    with pytest.raises(UsageError, match=f"{second} would put its prompts in the places of maple's"):
+        inject(bare("dual"), f"maple+{second}")
+    assert inject(bare("dual"), "vpt-deep+maple")(torch.zeros(1, 3, 24, 32, dtype=torch.float64)).shape == (1, 5)
