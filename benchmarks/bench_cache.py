@@ -27,9 +27,9 @@ from vtzoo import data as D
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
 from vtzoo.delta import Delta
+from vtzoo.devices import channels_last
 from vtzoo.live import trainable
 from vtzoo.recipe import Recipe
-from vtzoo.tensors import channels_last
 from vtzoo.verbs.add import add_backbone
 from vtzoo.verbs.train import train
 from vtzoo.zoo import Zoo

@@ -210,10 +210,8 @@ class Anatomy:
         own = own_parameters(self.model.get_submodule(name))
         if not shape or "weight" not in own:
             return False
-        parent, which = (
-            self.model.get_submodule(above),
-            own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads)),
-        )
+        parent = self.model.get_submodule(above)
+        which = own["weight"].new_zeros(heads, 3, own["weight"].shape[0] // (3 * heads))
         which[:, 2] = 1
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(own["weight"])
 
@@ -257,10 +255,8 @@ class Anatomy:
         Raises:
             UsageError: a target names nothing here.
         """
-        said = (
-            [t for t in targets if t.startswith("text.")] if sites is None and getattr(self.model, "text", None) else []
-        )
-        if said and not self.tower:
+        said = [t for t in targets if t.startswith("text.")]
+        if said and sites is None and not self.tower and getattr(self.model, "text", None) is not None:
             rest = [t for t in targets if t not in said]
             return [*(self.select(rest) if rest else ()), *self.text.select(said)]
         pool = [*self.linears, *self.convs] if sites is None else list(sites)

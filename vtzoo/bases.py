@@ -15,7 +15,7 @@ from vtzoo.errors import Network, NotFound, UsageError, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.refs import check_member, shown
 from vtzoo.spec import BackboneCard, plain
-from vtzoo.tensors import Lazy, TensorFile, dtype_of, pieces_of, shape_of
+from vtzoo.tensors import TensorFile, view
 from vtzoo.zoo import Zoo
 
 PLAIN = "model.safetensors"
@@ -123,7 +123,4 @@ def _file_fingerprint(path: Path, size: int, changed: int, head: tuple[str, ...]
 def without_head(source: Mapping[str, Tensor], head: tuple[str, ...]) -> Mapping[str, Tensor]:
     """A file's tensors, those of the head left out; `head` names modules or tensors."""
     inside = tuple(h + "." for h in head)
-    names = [n for n in source if n not in head and not (inside and n.startswith(inside))]
-    shapes, dtypes = {n: shape_of(source, n) for n in names}, {n: dtype_of(source, n) for n in names}
-    pieces = {n: piece for n in names if (piece := pieces_of(source, n)) is not None}
-    return Lazy({n: (lambda n=n: source[n]) for n in names}, shapes, dtypes, pieces)
+    return view(source, {n: n for n in source if n not in head and not (inside and n.startswith(inside))})

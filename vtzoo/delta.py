@@ -13,14 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from vtzoo import knobs, registry
+from vtzoo import knobs, machine, registry
 from vtzoo.anatomy import Site
 from vtzoo.errors import Conflict, Corrupt
 from vtzoo.headers import SCHEMA, read_header
 from vtzoo.objects import workroom
 from vtzoo.refs import shown
+from vtzoo.results import leading
 from vtzoo.spec import BackboneCard, Task, chosen, plain
-from vtzoo.tensors import Lazy, TensorFile, prefixed, shape_of, write
+from vtzoo.tensors import Lazy, TensorFile, prefixed, view, write
 from vtzoo.zoo import Zoo
 
 HEAD, BASE = "@head/", "@base/"
@@ -182,9 +183,18 @@ def renamed(delta: Delta, old: str, new: str) -> Delta:
         raise Conflict(f"this delta has a task '{new}' already", "choose another name")
     own, moved = delta.tensors, {f"{HEAD}{old}/{n}": f"{HEAD}{new}/{n}" for n in delta.head(old)}
     names = {moved.get(n, n): n for n in own}
-    tensors = Lazy({k: (lambda n=n: own[n]) for k, n in names.items()}, {k: shape_of(own, n) for k, n in names.items()})
     tasks = tuple(replace(t, name=new) if t is task else t for t in delta.tasks)
-    return delta.with_(tensors=tensors, tasks=tasks)
+    return delta.with_(tensors=view(own, names), tasks=tasks)
+
+
+def with_heads(delta: Delta, heads: Mapping[str, Tensor]) -> Delta:
+    """The same delta with other heads' tensors in place of all, by their full names."""
+    own = delta.tensors
+    rest = view(own, {n: n for n in own if not n.startswith(HEAD)})
+    makers = {n: (lambda n=n: rest[n]) for n in rest} | {n: (lambda t=t: t) for n, t in heads.items()}
+    shapes = {n: rest.shape(n) for n in rest} | {n: tuple(t.shape) for n, t in heads.items()}
+    dtypes = {n: d for n in rest if (d := rest.dtype(n))} | {n: t.dtype for n, t in heads.items()}
+    return delta.with_(tensors=Lazy(makers, shapes, dtypes))
 
 
 def stored(delta: Delta, zoo: Zoo) -> tuple[str, int]:
@@ -197,3 +207,29 @@ def stored(delta: Delta, zoo: Zoo) -> tuple[str, int]:
         path = folder / "delta.safetensors"
         delta.save(path)
         return zoo.add_object(path), path.stat().st_size
+
+
+def listed(delta: Delta, zoo: Zoo, name: str, cost: Mapping[str, float | None]) -> str:
+    """Store a delta that was made here, and list it with what its making took of this machine; gives its digest.
+
+    Args:
+        delta: with its metrics.
+        zoo: where.
+        name: of the entry.
+        cost: seconds and cpu_seconds.
+
+    Raises:
+        Conflict: the name exists.
+        Resources: the disk is full.
+    """
+    digest, size = stored(delta, zoo)
+    zoo.put(
+        "deltas", name,
+        {
+            "digest": digest, "size_bytes": size, "method": delta.method, "backbone": delta.backbone.name,
+            "fingerprint": delta.backbone.fingerprint, "license": delta.backbone.license, "tasks": [t.name for t in delta.tasks],
+            "metrics": leading(delta.metrics.get("test") or delta.metrics.get("val") or {}), **cost,
+            "peak_bytes": machine.peak_bytes(), "machine": machine.told(),
+        },
+    )  # fmt: skip
+    return digest

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from vtzoo.attention import PlainAttention
 from vtzoo.errors import UsageError
@@ -84,3 +85,11 @@ def computing(made: "Accelerator") -> Generator[None]:
     reduced = made.device.type == "cpu" and made.mixed_precision == "bf16"
     with made.autocast(), PlainAttention() if reduced else nullcontext():
         yield
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay every tensor of four dimensions out channels last; `Module.to` would ask it of those of five, too, which can't."""
+    for value in [*model.parameters(), *model.buffers()]:
+        if value.ndim == 4:
+            value.data = value.data.to(memory_format=torch.channels_last)
+    return model

@@ -191,7 +191,8 @@ def clip(
     model.image_proj = _projection(proj, width, embed_dim)
     model.logit_bias = None
     if text:
-        assert isinstance(text, Mapping)
+        if not isinstance(text, Mapping):
+            raise UsageError(f"no text tower is {shown(text)}", "give its sizes, as an open_clip config has them")
         model.text = build_text(text, embed_dim)
         model.logit_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
         model.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from vtzoo import blocks, files, parallel, talk
 from vtzoo.data import mixed
-from vtzoo.devices import accelerator, computing
+from vtzoo.devices import accelerator, channels_last, computing
 from vtzoo.errors import Interrupted, Mismatch, NotFound, UsageError, VtzooError
 from vtzoo.graft import has_statistics
 from vtzoo.narrow import narrow
 from vtzoo.recipe import Recipe
 from vtzoo.stopping import stoppable
-from vtzoo.tensors import TensorFile, channels_last, write
+from vtzoo.tensors import TensorFile, write
 
 Batch = tuple[Tensor, ...]
 DEFAULT_LR = 1e-3

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtzoo import registry
-from vtzoo.delta import HEAD, Delta, Part, is_linear
+from vtzoo.delta import HEAD, Delta, Part, is_linear, with_heads
 from vtzoo.errors import NotFoldable, ShapeMismatch, WrongBackbone
 from vtzoo.fingerprint import fingerprint
 from vtzoo.graft import Before, Graft
@@ -23,7 +23,7 @@ from vtzoo.masks import is_masked, of_task
 from vtzoo.rebuilt import Saved, saved_grafts
 from vtzoo.spec import BackboneCard
 from vtzoo.speech import SCALES, TEXT
-from vtzoo.tensors import Factors, Lazy, Piece, dtype_of, pieces_of, shape_of, working
+from vtzoo.tensors import Factors, Lazy, Piece, dtype_of, pieces_of, shape_of, view, working
 from vtzoo.tied import further
 
 Thin = Callable[[], Factors | None]
@@ -151,12 +151,8 @@ def with_plain_heads(delta: Delta) -> Delta:
     gone = tuple(p for p in delta.parts if hasattr(p.module, "fold_head") and not p.sites)
     if not gone:
         return delta
-    own, heads = delta.tensors, {t.name: plain_head(delta, t.name) for t in delta.tasks}
-    made = {f"{HEAD}{task}/{n}": value for task, head in heads.items() for n, value in head.items()}
-    kept = [n for n in own if not n.startswith(HEAD)]
-    shapes = {n: shape_of(own, n) for n in kept} | {n: tuple(t.shape) for n, t in made.items()}
-    makers = {n: (lambda n=n: own[n]) for n in kept} | {n: (lambda t=t: t) for n, t in made.items()}
-    return delta.with_(parts=tuple(p for p in delta.parts if p not in gone), tensors=Lazy(makers, shapes))
+    heads = {f"{HEAD}{t.name}/{n}": v for t in delta.tasks for n, v in plain_head(delta, t.name).items()}
+    return with_heads(delta, heads).with_(parts=tuple(p for p in delta.parts if p not in gone))
 
 
 def check_base(base: Mapping[str, Tensor], delta: Delta) -> None:
@@ -191,9 +187,7 @@ def images_of(base: Mapping[str, Tensor], card: BackboneCard) -> Mapping[str, Te
     """A dual encoder's tensors without the text tower's and the scale of its logits; of any other backbone all."""
     if not card.model_args.get("text"):
         return base
-    names = [n for n in base if not n.startswith((TEXT, *SCALES))]
-    shapes = {n: shape_of(base, n) for n in names}
-    return Lazy({n: (lambda n=n: base[n]) for n in names}, shapes, {n: dtype_of(base, n) for n in names})
+    return view(base, {n: n for n in base if not n.startswith((TEXT, *SCALES))})
 
 
 def _fold_parts(ground: Folded, delta: Delta) -> Folded:

@@ -261,15 +261,16 @@ def _one_head(model: nn.Module, wanted: Sequence[tuple[str, Any, Any]]) -> None:
 
 def _prompts_in_order(wanted: Sequence[tuple[str, Any, Any]]) -> None:
     """Refuse prompts beside the patches behind those of both towers, whose places they would take."""
-    groups = [(name, module.GROUP) for name, module, _ in wanted]
-    first = next((i for i, (_, group) in enumerate(groups) if group == "prompt/vision-language"), len(groups))
-    later = [
-        name for name, group in groups[first + 1 :] if group.startswith("prompt/vision") and name != "pixel-prompt"
+    tokens = [
+        (n, m.GROUP)
+        for n, m, _ in wanted
+        if m.GROUP.startswith("prompt/") and getattr(m, "FAMILIES", ()) == ("tokens",)
     ]
-    if later:
+    both = next((i for i, (_, group) in enumerate(tokens) if group == "prompt/vision-language"), len(tokens))
+    if later := tokens[both + 1 :]:
+        name, other = tokens[both][0], later[0][0]
         raise UsageError(
-            f"{later[0]} would put its prompts in the places of {groups[first][0]}'s",
-            f"write {groups[first][0]} last: {later[0]}+{groups[first][0]}",
+            f"{other} would put its prompts in the places of {name}'s", f"write {name} last: {other}+{name}"
         )
 
 

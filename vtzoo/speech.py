@@ -15,7 +15,7 @@ from vtzoo.delta import is_linear
 from vtzoo.errors import UsageError, did_you_mean
 from vtzoo.refs import shown
 from vtzoo.spec import saying
-from vtzoo.tensors import Lazy, shape_of
+from vtzoo.tensors import view
 
 if TYPE_CHECKING:
     from vtzoo.delta import Delta, Part
@@ -70,9 +70,7 @@ def heard(model: Any, delta: "Delta", *, headless: bool = False) -> "Delta":
             )
     gone = tuple(f"{p.graft}." for p in delta.parts if p.graft not in {left.graft for left in parts})
     names = [n for n in delta.tensors if not n.startswith((TEXT, *gone))]
-    own = delta.tensors
-    tensors = Lazy({n: (lambda n=n: own[n]) for n in names}, {n: shape_of(own, n) for n in names})
-    return delta.with_(parts=tuple(parts), tensors=tensors)
+    return delta.with_(parts=tuple(parts), tensors=view(delta.tensors, {n: n for n in names}))
 
 
 def spoken(
@@ -137,7 +135,7 @@ def tokens(tokenize: Any, texts: Sequence[str], context: int) -> Tensor:
         if own != count:
             raise UsageError(
                 f"{shown(text)} has {int(count)} tokens or more, and the text tower reads {context}",
-                "shorten the class's name",
+                "shorten the class's name, or the words around it",
             )
     return found
 

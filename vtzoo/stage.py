@@ -12,7 +12,7 @@ from vtzoo import talk
 from vtzoo._images import Images
 from vtzoo._layout import Split
 from vtzoo.artifact import plain_model
-from vtzoo.delta import HEAD, Delta, Part, head_parts
+from vtzoo.delta import HEAD, Delta, Part, head_parts, with_heads
 from vtzoo.devices import accelerator
 from vtzoo.errors import Mismatch, UsageError
 from vtzoo.folding import fold
@@ -24,7 +24,7 @@ from vtzoo.merging import Plan
 from vtzoo.methods._protocol import head as build_head
 from vtzoo.methods._protocol import resized
 from vtzoo.recipe import Recipe
-from vtzoo.tensors import Lazy, dtype_of, fill, one_thread, prefixed, shape_of
+from vtzoo.tensors import fill, one_thread, prefixed, shape_of
 
 BATCH = 64
 Refit = Literal["expert", "labels"]
@@ -164,11 +164,7 @@ def _corrected(stage: Scene, plan: Plan, merged: Delta, step: Step) -> Delta:
 
 def _with_heads(merged: Delta, heads: Mapping[str, Tensor], how: str) -> Delta:
     """Other heads' tensors in place of all, and how they came about."""
-    own = {n: (lambda n=n: merged.tensors[n]) for n in merged.tensors if not n.startswith(HEAD)}
-    shapes = {n: shape_of(merged.tensors, n) for n in own} | {n: tuple(t.shape) for n, t in heads.items()}
-    dtypes = {n: dtype_of(merged.tensors, n) for n in own} | {n: t.dtype for n, t in heads.items()}
-    makers = own | {n: (lambda t=t: t) for n, t in heads.items()}
-    return merged.with_(tensors=Lazy(makers, shapes, dtypes), lineage={**merged.lineage, "heads": how})
+    return with_heads(merged, heads).with_(lineage={**merged.lineage, "heads": how})
 
 
 def logits(merged: Delta, task: str, features: Tensor) -> Tensor:

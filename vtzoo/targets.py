@@ -21,12 +21,12 @@ from vtzoo import machine, talk
 from vtzoo._images import Images
 from vtzoo.artifact import Artifact, Live, go_live
 from vtzoo.crops import BATCH, Crops, Rendered, normalised, rendered
+from vtzoo.devices import channels_last
 from vtzoo.errors import Corrupt, Resources
 from vtzoo.kept import kept, place
 from vtzoo.losses._outputs import Outputs
 from vtzoo.outputs import LEVELS, outputs
 from vtzoo.spec import BackboneCard, Preprocess, Task, plain
-from vtzoo.tensors import channels_last
 
 BLOCK = 1024
 WHOLE, TOP, TAIL = 8192, 1024, 4.0

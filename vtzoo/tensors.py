@@ -14,7 +14,7 @@ from threading import Lock, local
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtzoo import files
 from vtzoo.errors import Corrupt, ShapeMismatch
@@ -253,10 +253,18 @@ def bytes_of(tensors: Mapping[str, Tensor], name: str) -> int:
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> Lazy:
     """The tensors below a prefix, with the prefix taken off; one that ends in "/" is a folder, whose subfolders are left out."""
     names = [n for n in tensors if n.startswith(prefix) and not (prefix.endswith("/") and "/" in n[len(prefix) :])]
-    return Lazy(
-        {n[len(prefix) :]: (lambda n=n: tensors[n]) for n in names},
-        {n[len(prefix) :]: shape_of(tensors, n) for n in names},
+    return view(tensors, {n[len(prefix) :]: n for n in names})
+
+
+def view(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Lazy:
+    """Some tensors by other names (new to old), with what the mapping knows of them without computing any."""
+    makers, shapes = (
+        {k: (lambda n=n: tensors[n]) for k, n in names.items()},
+        {k: shape_of(tensors, n) for k, n in names.items()},
     )
+    known = getattr(tensors, "dtype", None)
+    dtypes = {k: found for k, n in names.items() if known and (found := known(n)) is not None}
+    return Lazy(makers, shapes, dtypes, {k: p for k, n in names.items() if (p := pieces_of(tensors, n)) is not None})
 
 
 @contextmanager
@@ -365,14 +373,6 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor of which processes keep parts, put together; all processes must ask for it."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """Lay every tensor of four dimensions out channels last; `Module.to` would ask it of those of five, too, which can't."""
-    for value in [*model.parameters(), *model.buffers()]:
-        if value.ndim == 4:
-            value.data = value.data.to(memory_format=torch.channels_last)
-    return model
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vtzoo import beside, own_loss, parallel, talk
 from vtzoo import data as D
 from vtzoo.classifier import head_names
-from vtzoo.devices import accelerator, computing
+from vtzoo.devices import accelerator, channels_last, computing
 from vtzoo.errors import Resources, UsageError
 from vtzoo.feed import LEAST, Feed, Forward, Place, fits, of_features, of_images, pays, size_bytes, views_of
 from vtzoo.fit import Plan
@@ -33,7 +33,6 @@ from vtzoo.recipe import Recipe, facts_of
 from vtzoo.results import leading
 from vtzoo.score import logits_of, measure
 from vtzoo.spec import BackboneCard, Task, plain
-from vtzoo.tensors import channels_last
 from vtzoo.zoo import Zoo
 
 ENOUGH = 0.5

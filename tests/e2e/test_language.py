@@ -161,6 +161,8 @@ def test_base_to_new(zoo: Zoo, data: str) -> None:
     trained(zoo, data, "coop", "t/all")
     with pytest.raises(Mismatch, match="knows the classes that are to be new to it"):
         evaluate(ref="t/all", data=data, zoo=zoo, base_to_new=True)
+    with pytest.raises(UsageError, match="both halves are measured"):
+        evaluate(ref="t/m", data=data, zoo=zoo, base_to_new=True, classes="new")
 
 
 def test_other_classes_by_their_names(zoo: Zoo, data: str, tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from tests.unit.spoken import TEXT, VIT, spoken
 from vtzoo.artifact import go_live, open_ref, simplest
 from vtzoo.backbone import create
-from vtzoo.delta import Delta
+from vtzoo.delta import Delta, listed
 from vtzoo.errors import Corrupt, ShapeMismatch, UsageError
 from vtzoo.fingerprint import base_state, fingerprint
-from vtzoo.keep import kept
 from vtzoo.live import extract, inject
 from vtzoo.results import Trained
 from vtzoo.spec import BackboneCard, Preprocess
@@ -130,7 +129,7 @@ def test_a_header_of_other_sizes_is_refused(zoo: Zoo, fact: str, value: Any) -> 
         model = spoken().float()
         inject(model, "coop")
         card = open_ref("zero/shot", zoo).delta.backbone  # type: ignore[union-attr] - it is a delta
-        kept(extract(model, task="told", backbone=card), zoo, "told/coop", {})
+        listed(extract(model, task="told", backbone=card), zoo, "told/coop", {})
     artifact = open_ref("told/coop", zoo)
     assert artifact.delta is not None
     (part,) = artifact.delta.parts
@@ -147,6 +146,8 @@ def test_a_card_of_no_text_tower_is_refused(text: dict[str, Any]) -> None:
     """Sizes that none has, before anything of that size is made, and arguments that none takes."""
     with pytest.raises(UsageError):
         create("clip", **{**VIT, "text": {**TEXT, **text}})
+    with pytest.raises(UsageError, match="no text tower is True"):
+        create("clip", **{**VIT, "text": True})
     with pytest.raises(UsageError, match="no embeddings are -1 wide"):
         create("clip", **{**VIT, "embed_dim": -1})
 

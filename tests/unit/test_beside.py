@@ -6,8 +6,8 @@ import torch
 
 import vtzoo
 from vtzoo import beside
+from vtzoo.devices import channels_last
 from vtzoo.prefix import share
-from vtzoo.tensors import channels_last
 
 SIZES = {"test_vit": (3, 32, 32), "test_efficientnet": (3, 64, 64)}
 

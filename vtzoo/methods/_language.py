@@ -118,7 +118,7 @@ class Slots(graft.Graft):
 class Vectors(Slots):
     """Learned vectors [count, width], or [classes * count, width], in the places that negative ids name."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, config: object = None) -> None:  # noqa: ARG002 - the site says it all
         super().__init__()
         facts = site.facts
         self.init, self.repeats = list(facts["init"]), max(1, facts["classes"])

@@ -62,19 +62,10 @@ class Config(Knobs):
     train: bool = False
 
 
-class Refined(Cache):
-    """Images compared in some of their channels, and weighed."""
+class Few(Cache):
+    """Images beside some of the channels."""
 
-    rows = ("keys", "labels", "apart")
     channels: Tensor
-    apart: Tensor
-    gamma: Tensor
-
-    def __init__(self, old: nn.Linear | TextHead, config: Config) -> None:
-        super().__init__(old, config, width := count(old.in_features, config))
-        _choose(self, width)
-        self.register_buffer("apart", self.weight.new_zeros(0))
-        self.register_buffer("gamma", self.weight.new_full((), config.gamma))
 
     def check(self) -> None:
         """Refuse channels, too, that there are not.
@@ -84,6 +75,20 @@ class Refined(Cache):
         """
         super().check()
         within(self.channels, self.weight.shape[1], "it compares channel")
+
+
+class Refined(Few):
+    """Images compared in some of their channels, and weighed."""
+
+    rows = ("keys", "labels", "apart")
+    apart: Tensor
+    gamma: Tensor
+
+    def __init__(self, old: nn.Linear | TextHead, config: Config) -> None:
+        super().__init__(old, config, width := count(old.in_features, config))
+        _choose(self, width)
+        self.register_buffer("apart", self.weight.new_zeros(0))
+        self.register_buffer("gamma", self.weight.new_full((), config.gamma))
 
     def likeness(self, features: Tensor) -> Tensor:
         """In the kept channels [n, images]."""
@@ -99,11 +104,10 @@ class Refined(Cache):
             yield {"gamma": gamma}, super().values() * torch.exp(gamma * self.apart)[:, None]
 
 
-class Moved(Cache):
+class Moved(Few):
     """Texts and images of a class moved by one residual in some channels; images with weights."""
 
     rows = ("keys", "labels", "worth")
-    channels: Tensor
     scale: Tensor
 
     def __init__(self, old: nn.Linear | TextHead, config: Config) -> None:
@@ -113,15 +117,6 @@ class Moved(Cache):
         self.register_buffer("scale", self.weight.new_ones(()))
         self.residual = nn.Parameter(self.weight.new_zeros(len(self.weight), width))
         self.worth = nn.Parameter(self.weight.new_ones(0))
-
-    def check(self) -> None:
-        """Refuse channels, too, that there are not.
-
-        Raises:
-            Corrupt: the first such.
-        """
-        super().check()
-        within(self.channels, self.weight.shape[1], "it compares channel")
 
     def base(self, features: Tensor) -> Tensor:
         """The classifier, its texts moved [n, classes]."""

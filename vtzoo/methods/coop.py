@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from vtzoo.anatomy import Anatomy, Site
-from vtzoo.methods._language import Context, Vectors, place, prompted
+from vtzoo.methods._language import Context, place, prompted
+from vtzoo.methods._language import Vectors as Graft
 
 GROUP = "prompt/language-driven"
 PAPER = "arXiv:2109.01134"
 FAMILIES = ("tokens", "maps")
 RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 5e-4}, "maps": {"lr": 2e-3, "weight_decay": 5e-4}}
+__all__ = ["FAMILIES", "GROUP", "PAPER", "RECIPE", "Config", "Graft", "head", "sites"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +38,3 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
 def head(old: nn.Module, config: Config) -> nn.Module | None:
     """The text tower's classifier with the vectors in its prompts."""
     return prompted(old, config)
-
-
-class Graft(Vectors):
-    """The learned vectors."""
-
-    def __init__(self, site: Site, config: Config) -> None:  # noqa: ARG002 - the site says it all
-        super().__init__(site)

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtzoo.anatomy import Anatomy, Site
-from vtzoo.methods._language import Context, Vectors, place, prompted
+from vtzoo.methods._language import Context, place, prompted
+from vtzoo.methods._language import Vectors as Graft
 from vtzoo.own_loss import Own, Seen
 
 GROUP = "prompt/language-driven"
 PAPER = "arXiv:2303.13283"
 FAMILIES = ("tokens", "maps")
 RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 5e-4}, "maps": {"lr": 2e-3, "weight_decay": 5e-4}}
+__all__ = ["FAMILIES", "GROUP", "PAPER", "RECIPE", "Config", "Graft", "head", "loss", "sites"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,10 +61,3 @@ def loss(model: Any, config: Config) -> Own:
         return plain + config.weight * (1 - near.mean())
 
     return held
-
-
-class Graft(Vectors):
-    """The learned vectors."""
-
-    def __init__(self, site: Site, config: Config) -> None:  # noqa: ARG002 - the site says it all
-        super().__init__(site)

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.errors import UsageError
-from vtzoo.methods._language import RANDOM, Vectors, spoken
+from vtzoo.methods._language import RANDOM, spoken
+from vtzoo.methods._language import Vectors as Graft
 from vtzoo.speech import Position, slotted
 from vtzoo.text_head import TextHead
 from vtzoo.text_tower import EMBEDDING
@@ -34,6 +35,21 @@ PAPER = "arXiv:2210.01253"
 FAMILIES = ("tokens", "maps")
 RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 5e-4}, "maps": {"lr": 2e-3, "weight_decay": 5e-4}}
 TELLS_ALL = True
+__all__ = [
+    "FAMILIES",
+    "GROUP",
+    "PAPER",
+    "RECIPE",
+    "TELLS_ALL",
+    "Config",
+    "Graft",
+    "Told",
+    "Transport",
+    "head",
+    "matched",
+    "plan",
+    "sites",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,13 +95,6 @@ def sites(anatomy: Anatomy, config: Config) -> Sequence[Site]:
 def head(old: nn.Linear | TextHead, config: Config) -> nn.Module:
     """A classifier that looks at the places of an image; without a text tower, one that holds what it is to know."""
     return Told(old, config) if isinstance(old, TextHead) else Transport(old.in_features, old.out_features, config)
-
-
-class Graft(Vectors):
-    """The learned vectors."""
-
-    def __init__(self, site: Site, config: Config) -> None:  # noqa: ARG002 - the site says it all
-        super().__init__(site)
 
 
 class Transport(nn.Module):

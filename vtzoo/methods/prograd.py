@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from vtzoo import parallel
 from vtzoo.anatomy import Anatomy, Site
 from vtzoo.graft import named_grafts
-from vtzoo.methods._language import Context, Vectors, place, prompted
+from vtzoo.methods._language import Context, place, prompted
+from vtzoo.methods._language import Vectors as Graft
 from vtzoo.own_loss import Own, Seen
 
 GROUP = "prompt/language-driven"
@@ -33,6 +34,7 @@ PAPER = "arXiv:2205.14865"
 FAMILIES = ("tokens", "maps")
 RECIPE = {"tokens": {"lr": 2e-3, "weight_decay": 5e-4}, "maps": {"lr": 2e-3, "weight_decay": 5e-4}}
 ONE_LABEL = True
+__all__ = ["FAMILIES", "GROUP", "ONE_LABEL", "PAPER", "RECIPE", "Config", "Graft", "head", "loss", "sites", "without"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,10 +93,3 @@ def without(g: Tensor, h: Tensor, weight: float) -> Tensor:
     square = (h * h).sum()
     noise = torch.finfo(h.dtype).eps * (g * g).sum()
     return torch.where(square > noise, g - weight * ((g * h).sum() / square).clamp(max=0) * h, g)
-
-
-class Graft(Vectors):
-    """The learned vectors."""
-
-    def __init__(self, site: Site, config: Config) -> None:  # noqa: ARG002 - the site says it all
-        super().__init__(site)

@@ -60,6 +60,10 @@ def evaluate(
         raise UsageError(
             f"'{artifact.ref}' is a bare backbone without a task's head", "train one: vtzoo train --method linear …"
         )
+    if base_to_new and classes != "all":
+        raise UsageError(
+            f"both halves are measured, and classes={classes} names one", "leave --classes or --base-to-new out"
+        )
     whole, split = _images(data, split, skip_bad=skip_bad)
     images = portion(whole, "base" if base_to_new else classes)
     talk.say(f"{artifact.ref}: {len(images)} images of the {split} split{_chosen(images)}")

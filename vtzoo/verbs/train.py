@@ -16,14 +16,13 @@ from vtzoo import files, knobs, machine, own_loss, parallel, registry, talk, tra
 from vtzoo.anatomy import survey
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized, set_depth
-from vtzoo.delta import Delta
+from vtzoo.delta import Delta, listed
 from vtzoo.devices import accelerator, emulates
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.feed import Feed, mine
 from vtzoo.fit import checkpoint_path, fit, forget
 from vtzoo.identity import CARD
 from vtzoo.installed import installed
-from vtzoo.keep import kept
 from vtzoo.lineage import check_images, record
 from vtzoo.live import extract, inject, trainable
 from vtzoo.methods._protocol import composes, prepares, trial
@@ -385,7 +384,7 @@ def _keep(
     job: Job, delta: Delta, params: int, cost: Mapping[str, float | None], probes: Sequence[Mapping[str, Any]]
 ) -> Trained:
     """Put the delta in the zoo; what its training took of this machine stands in the index alone."""
-    digest = kept(delta, job.zoo, job.name, cost)
+    digest = listed(delta, job.zoo, job.name, cost)
     return Trained(
         method=job.spec,
         ref=job.name,

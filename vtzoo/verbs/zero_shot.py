@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from vtzoo import data as D
 from vtzoo import talk
 from vtzoo.artifact import resolved_card
 from vtzoo.backbone import build_sized
+from vtzoo.delta import listed
 from vtzoo.errors import NotFound, UsageError
 from vtzoo.identity import CARD
-from vtzoo.keep import kept
 from vtzoo.lineage import record
 from vtzoo.live import extract, inject
 from vtzoo.results import Trained
@@ -68,20 +67,21 @@ def zero_shot(
     metrics = {split: brief(measure(*logits_of(model, found))) for split, found in batches.items()}
     delta = extract(model, tasks=[task], backbone=getattr(model, CARD), metrics=metrics, lineage=record("zero-shot"))
     seconds, cpu = time.monotonic() - started[0], time.process_time() - started[1]
-    digest = kept(delta, zoo, name, {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)})
+    digest = listed(delta, zoo, name, {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)})
     return Trained(ref=name, path=str(zoo.object(digest)), metrics=metrics, digest=digest, method=delta.method)
 
 
 def _images(data: str, *, skip_bad: bool) -> dict[str, D.Images]:
-    """What there is of val and test images, by split."""
+    """What there is of val and test images, by split.
+
+    Raises:
+        NotFound: neither.
+    """
     found: dict[str, D.Images] = {}
     for split in D.SPLITS[1:]:
         try:
             found[split] = D.open_data(data, split=split, skip_bad=skip_bad, several=True)
         except NotFound:
-            if Path(data).exists() or found or split == D.SPLITS[1]:
-                continue
-            raise
-    if not found:
-        raise NotFound(f"no images at {data}", "give the folder above train, val and test, or --classes")
+            if split == D.SPLITS[-1] and not found:
+                raise
     return found
